@@ -30,7 +30,7 @@ class Pairs:
     def __init__(self, images: Tensor, tokens: Tensor, image_index: Tensor | None = None) -> None:
         _check_tensor("images", images)
         _check_tensor("tokens", tokens)
-        if tokens.ndim != 2 or tokens.is_floating_point():
+        if tokens.ndim != 2 or not _holds_integers(tokens):
             raise ValueError(
                 f"tokens: must be integers [captions, context], found {_describe(tokens)}; "
                 "pass what the tokenizer returns"
@@ -61,7 +61,7 @@ class Pairs:
 
     def _check_index(self) -> None:
         index = self.image_index
-        if index.shape != self.tokens.shape[:1] or index.is_floating_point() or index.dtype == torch.bool:
+        if index.shape != self.tokens.shape[:1] or not _holds_integers(index):
             raise ValueError(
                 f"image_index: must hold one integer per caption, found {_describe(index)} for {len(self.tokens)} "
                 "captions; pass the image of each caption"
@@ -157,6 +157,10 @@ class Pairs:
 
 def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _holds_integers(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _check_tensor(name: str, value: object) -> None:

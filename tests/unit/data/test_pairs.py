@@ -118,7 +118,7 @@ def test_fingerprint_takes_half_precision() -> None:
 
 def test_what_cannot_be_iterated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it; else beartype speaks first
-    with pytest.raises(TypeError, match="must be Pairs or an iterable of .* found int"):
+    with pytest.raises(TypeError, match=r"must be Pairs or an iterable of .* found int"):
         Pairs.coerce(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="images: must be a tensor, found list"):
         Pairs([1, 2], torch.ones(2, 5).long())  # type: ignore[arg-type]
