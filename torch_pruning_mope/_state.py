@@ -1,0 +1,67 @@
+"""Leaving the user's model exactly as it was, whatever happens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own training flag again afterwards.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+@contextmanager
+def trainable(model: nn.Module) -> Iterator[None]:
+    """``requires_grad`` on for all parameters and autograd on inside; the flags as they were afterwards.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            for parameter in flags:
+                parameter.requires_grad_(True)
+            yield
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def own_gradients(model: nn.Module) -> Iterator[None]:
+    """No gradients at first inside; the user's ``.grad`` tensors again afterwards.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    try:
+        for parameter in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient

@@ -1,0 +1,292 @@
+"""The one object a user holds: a dual encoder made prunable."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch_pruning as tp
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ._request import Counts, Layer, PruningRequest, Ratios
+from .data import Pairs
+from .errors import NonFiniteError
+from .surgery import build_graph, check_grouped, customized_pruners, swap_attention, tracing_forward
+from .towers import Tower, is_known, towers_of
+
+TowerName = Literal["image", "text"]
+
+
+class DualEncoder:
+    """Mutates ``model``: swaps its attention for a prunable one in place; outputs and state dicts stay the same.
+
+    Wrapping a model twice is harmless. Optimizers made before hold the old attention weights; make them after.
+
+    Args:
+        model: A CLIP-like model of a registered type, such as open_clip's ``CLIP`` or ``CustomTextCLIP``.
+
+    Raises:
+        UnsupportedModelError: If the model, or one of its parts, is of an unknown type. The model is then unchanged.
+        NonFiniteError: If a weight is NaN or infinite. The model is then unchanged.
+        ValueError: If the weights are on the ``meta`` device. The model is then unchanged.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if not is_known(model):
+            towers_of(model)  # raises with the list of what is known
+        _check_weights(model)
+        towers_of(model).image.blocks  # noqa: B018 (refuses unknown blocks before the swap)
+        towers_of(model).text.blocks  # noqa: B018
+        swap_attention(model)
+        self.model: Any = model
+        self._towers = towers_of(model)
+        self._original = self._unit_counts()
+
+    @property
+    def image(self) -> Tower:
+        """The image tower."""
+        return self._towers.image
+
+    @property
+    def text(self) -> Tower:
+        """The text tower."""
+        return self._towers.text
+
+    @property
+    def towers(self) -> dict[TowerName, Tower]:
+        """Both towers by name."""
+        return {"image": self.image, "text": self.text}
+
+    @property
+    def layers(self) -> list[Layer]:
+        """All blocks of both towers, the image tower's first, as they are now."""
+        return [Layer(name, i, block) for name, tower in self.towers.items() for i, block in enumerate(tower.blocks)]
+
+    @property
+    def logit_scale(self) -> Tensor | float:
+        """What similarities are multiplied with in the contrastive loss; 100, CLIP's ceiling, for a model without."""
+        scale = getattr(self.model, "logit_scale", None)
+        return scale.exp().squeeze() if isinstance(scale, Tensor) else 100.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def embed(self, tower: TowerName, inputs: Tensor) -> Float[Tensor, "N J"]:
+        """The model's own embeddings, not normalised; gradients and training mode are as the caller has set them.
+
+        Args:
+            tower: ``image`` or ``text``.
+            inputs: Images or token ids of that tower, on any device.
+
+        Returns:
+            The embeddings.
+        """
+        encode = self._towers.encode_image if tower == "image" else self._towers.encode_text
+        return encode(inputs.to(self.device))
+
+    @property
+    def removed(self) -> dict[str, list[int]]:
+        """Units removed since wrapping: ``{"image.heads": [per layer], "image.neurons": ..., "text.heads": ...}``.
+
+        Layers that were removed whole are counted as all of their units, at the end of the list.
+        """
+        now = self._unit_counts()
+        return {
+            key: [
+                before - after
+                for before, after in zip(counts, now[key] + [0] * (len(counts) - len(now[key])), strict=True)
+            ]
+            for key, counts in self._original.items()
+        }
+
+    def _unit_counts(self) -> dict[str, list[int]]:
+        counts: dict[str, list[int]] = {}
+        for name, tower in self.towers.items():
+            counts[f"{name}.heads"] = [block.attention.num_units for block in tower.blocks]
+            counts[f"{name}.neurons"] = [block.feed_forward.num_units for block in tower.blocks]
+        return counts
+
+    @property
+    def widths(self) -> dict[TowerName, int]:
+        """The residual width of each tower."""
+        return {name: tower.blocks[0].feed_forward.output.out_features for name, tower in self.towers.items()}
+
+    def counts(self) -> Counts:
+        """Heads, neurons and residual channels that the model has now, over both towers."""
+        units = self._unit_counts()
+        return Counts(
+            heads=sum(sum(values) for key, values in units.items() if key.endswith("heads")),
+            neurons=sum(sum(values) for key, values in units.items() if key.endswith("neurons")),
+            width=sum(self.widths.values()),
+        )
+
+    @property
+    def example_inputs(self) -> dict[str, Tensor]:
+        """One image and one caption of the right shapes, as Torch-Pruning's tracer and counters want them."""
+        weight = next(self.model.parameters())
+        return {
+            "images": torch.zeros(1, *self._towers.image_shape, device=weight.device, dtype=weight.dtype),
+            "tokens": torch.ones(1, self._towers.context_length, dtype=torch.long, device=weight.device),
+        }
+
+    def _graph_arguments(self) -> dict[str, Any]:
+        unwrapped = [pair for tower in self.towers.values() for pair in tower.joint_parameters]
+        # Torch-Pruning warns about every bare parameter it is not told of; these are in no graph.
+        unwrapped += [(parameter, 0) for parameter in self._left_alone()]
+        return {
+            "example_inputs": self.example_inputs,
+            "forward_fn": tracing_forward(self._towers.encode_image, self._towers.encode_text, self.model),
+            "unwrapped_parameters": unwrapped,
+        }
+
+    def _left_alone(self) -> list[nn.Parameter]:
+        """The temperature and its bias."""
+        found = [getattr(self.model, name, None) for name in ("logit_scale", "logit_bias")]
+        return [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
+
+    def dependency_graph(self) -> tp.DependencyGraph:
+        """Torch-Pruning's dependency graph of both towers, checked to cover every parameter.
+
+        Returns:
+            A fresh graph. It is stale once the model has been pruned by other means.
+
+        Raises:
+            UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
+        """
+        graph = build_graph(self.model, **self._graph_arguments())
+        check_grouped(graph, self.model, self._left_alone())
+        return graph
+
+    def request(self, *, towers: Sequence[TowerName] = ("image", "text"), **ratios: Any) -> PruningRequest:
+        """The checked form of :meth:`pruner_arguments`' arguments, which see.
+
+        Returns:
+            What is asked for, in ratios and in counts.
+
+        Raises:
+            ValueError: If ``towers`` names something else than ``image`` and ``text``.
+        """
+        if not towers or set(towers) - {"image", "text"}:
+            raise ValueError(f"towers must name 'image', 'text' or both; found {tuple(towers)!r}.")
+        layers = [layer for layer in self.layers if layer.tower in towers]
+        return PruningRequest(layers, {name: w for name, w in self.widths.items() if name in towers}, **ratios)
+
+    def pruner_arguments(
+        self,
+        *,
+        head_ratio: float = 0.0,
+        ffn_ratio: float = 0.0,
+        width_ratio: float = 0.0,
+        global_pruning: bool = False,
+        iterative_steps: int = 1,
+        round_to: int | None = None,
+        towers: Sequence[TowerName] = ("image", "text"),
+        ignored_layers: Sequence[nn.Module] = (),
+        pruning_ratio_dict: Ratios | None = None,
+    ) -> dict[str, Any]:
+        """Everything a ``tp.pruner.MetaPruner`` needs besides the model and the importance, fresh on every call.
+
+        Heads, FFN neurons and residual channels are ranked in scopes of their own. Each ratio removes the ceiling of its
+        share: per layer, or with ``global_pruning`` over all layers of the named towers (the residual width always per
+        tower).
+
+        Args:
+            head_ratio: Share of attention heads to remove, in [0, 1).
+            ffn_ratio: Share of FFN neurons to remove, in [0, 1).
+            width_ratio: Share of the residual width to remove, in [0, 1). MoPE does not score it: give the importance a
+                fallback.
+            global_pruning: Rank over all layers, so that layers keep different widths, instead of within each.
+            iterative_steps: ``pruner.step()`` calls over which the removal is spread.
+            round_to: Round what is left of neurons and residual channels down to a multiple of this.
+            towers: Which towers the ratios are for.
+            ignored_layers: Modules that Torch-Pruning must leave alone; the ratios do not count them.
+            pruning_ratio_dict: Ratios of their own for some modules, as in Torch-Pruning; the others do not count them.
+
+        Returns:
+            Keyword arguments for ``tp.pruner.MetaPruner``.
+
+        Raises:
+            ValueError: If a ratio is outside [0, 1) or would empty a layer.
+            RuntimeError: If autograd is off.
+            UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
+        """
+        request = self.request(
+            head_ratio=head_ratio,
+            ffn_ratio=ffn_ratio,
+            width_ratio=width_ratio,
+            global_pruning=global_pruning,
+            iterative_steps=iterative_steps,
+            round_to=round_to,
+            towers=towers,
+            ignored_layers=ignored_layers,
+            pruning_ratio_dict=pruning_ratio_dict or {},
+        )
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "pruner_arguments must be called with autograd on, because Torch-Pruning traces the model through it; found "
+                "torch.no_grad or inference_mode. Build the pruner outside of it."
+            )
+        self.dependency_graph()  # for its check of every parameter
+        return {
+            **request.arguments(),
+            **self._graph_arguments(),
+            "customized_pruners": customized_pruners(self.model),
+        }
+
+    def accumulate_gradients(
+        self,
+        pairs: "Pairs | Iterable[tuple[Tensor, Tensor]]",
+        *,
+        squared: bool = False,
+        batch_size: int = 64,
+    ) -> None:
+        """Mutates the model's ``.grad``: gradients of the contrastive loss over ``pairs``, for criteria that read them.
+
+        Args:
+            pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches.
+            squared: The mean of each pair's squared gradient instead of the mean gradient, which is what Torch-Pruning's
+                Hessian importance reads from ``.grad``. Its own ``accumulate_grad`` (1.6.1) keeps only the last sample,
+                because it looks parameters up by name and stores them by object; use this instead of it.
+            batch_size: Pairs that contrast with each other in one loss.
+
+        Raises:
+            NonFiniteError: If the loss is NaN or infinite; ``.grad`` is then what it was.
+        """
+        from ._gradients import accumulate_gradients  # it works on encoders: a cycle
+
+        accumulate_gradients(self, Pairs.coerce(pairs), squared=squared, batch_size=batch_size)
+
+    def remove_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
+        """Mutates the model: deletes whole Transformer layers of one tower.
+
+        Args:
+            tower: ``image`` or ``text``.
+            indices: Positions of the layers to delete, as they are now.
+
+        Raises:
+            ValueError: If an index is out of range or repeated, or no layer would be left.
+            NotImplementedError: If the tower has no list of blocks.
+        """
+        blocks = self.towers[tower].block_list
+        if blocks is None:
+            raise NotImplementedError(f"the {tower} tower must define block_list for its layers to be removable.")
+        chosen = set(indices)
+        if len(chosen) != len(indices) or not chosen <= set(range(len(blocks))) or len(chosen) == len(blocks):
+            raise ValueError(
+                f"indices must name some, not all, of the {len(blocks)} layers of the {tower} tower, each once; found "
+                f"{list(indices)}."
+            )
+        for index in sorted(chosen, reverse=True):
+            del blocks[index]
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raises if there is nothing to prune by: weights on ``meta``, NaN or infinite."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("model must have its weights; found some on the 'meta' device. Load a checkpoint first.")
+    bad = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    if bad:
+        raise NonFiniteError(f"model must have finite weights; found NaN or infinity in {bad[:5]} ({len(bad)} in all).")

@@ -1,0 +1,33 @@
+"""What can go wrong, by kind, so that callers can tell a wrong argument from a model that cannot be pruned."""
+
+
+class MopeError(Exception):
+    """Base of every error that this package raises on its own account."""
+
+
+class UnsupportedModelError(MopeError, TypeError):
+    """The model, or a part of it, is of a type that nobody registered."""
+
+
+class UngroupedParametersError(MopeError, RuntimeError):
+    """Parameters of the model are in no pruning group and not knowingly left alone."""
+
+
+class MissingGradientsError(MopeError, RuntimeError):
+    """A criterion that reads gradients met a parameter without one."""
+
+
+class NonFiniteError(MopeError, ValueError):
+    """NaN or infinity where a finite number is needed."""
+
+
+class MetricError(MopeError, TypeError):
+    """A metric is not usable: unknown, not callable, or not returning one finite number."""
+
+
+class WrongModelError(MopeError, ValueError):
+    """An object made for one model, or for other weights, was used with another."""
+
+
+class PruningMismatchError(MopeError, RuntimeError):
+    """What was removed is not what was asked for."""

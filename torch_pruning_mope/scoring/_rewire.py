@@ -1,0 +1,59 @@
+"""Rewiring: the order of an MLP's neurons before they are cut into groups (DynaBERT, arXiv 2004.04037)."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from .._state import own_gradients
+from ..data import Pairs
+from ..encoder import DualEncoder
+from ..errors import NonFiniteError
+from ._units import Orders
+
+Rewiring = Literal["taylor", "none"] | Callable[[Any], Tensor | None]
+"""``taylor``, ``none``, or any Torch-Pruning importance."""
+
+
+def neuron_orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring) -> Orders:
+    """Neurons of each MLP, least important first.
+
+    Args:
+        encoder: The dual encoder; left as it is.
+        pairs: What gradients are taken on, if the criterion needs them.
+        rewire: ``taylor``: first-order Taylor under the contrastive loss, the sum of ``|w * g|`` over a neuron's row of the
+            first layer, its bias and its column of the second; ``none``: contiguous groups; or a Torch-Pruning importance.
+
+    Returns:
+        An order per (tower, layer); none for ``none``.
+
+    Raises:
+        ValueError: If ``rewire`` is none of these, or the importance skips an MLP.
+        NonFiniteError: If it yields NaN or infinity.
+    """
+    if rewire == "none":
+        return {}
+    if rewire == "taylor":
+        rewire = tp.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, bias=True)
+    if not callable(rewire):
+        raise ValueError(f"rewire must be 'taylor', 'none' or a Torch-Pruning importance; found {rewire!r}.")
+    hessian = isinstance(rewire, tp.importance.GroupHessianImportance)
+    orders: dict[tuple[str, int], list[int]] = {}
+    with own_gradients(encoder.model):
+        if hessian or isinstance(rewire, tp.importance.GroupTaylorImportance):
+            encoder.accumulate_gradients(pairs, squared=hessian)
+        graph = encoder.dependency_graph()
+        for layer in encoder.layers:
+            feed_forward: Any = layer.block.feed_forward
+            first = next(m for m in feed_forward.first.modules() if isinstance(m, nn.Linear))
+            channels = list(range(first.out_features))
+            importance = rewire(graph.get_pruning_group(first, tp.prune_linear_out_channels, channels))
+            name = f"{layer.tower} layer {layer.index}"
+            if importance is None or importance.shape != (first.out_features,):
+                raise ValueError(f"rewire must score each neuron of {name}; found {importance!r}.")
+            if not torch.isfinite(importance).all():
+                raise NonFiniteError(f"rewire must yield finite scores; found NaN or infinity in {name}.")
+            orders[layer.tower, layer.index] = importance.argsort(stable=True).tolist()
+    return orders

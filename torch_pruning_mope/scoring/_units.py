@@ -1,0 +1,127 @@
+"""What MoPE removes: heads, groups of FFN neurons, and blocks.
+
+Channels are input channels of a sub-layer's output linear, as the model is now.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from ..encoder import DualEncoder, TowerName
+
+Kind = Literal["head", "neurons", "block"]
+KINDS: tuple[Kind, ...] = ("head", "neurons", "block")
+Orders = Mapping[tuple[str, int], Sequence[int]]
+"""Neurons of each (tower, layer), least important first."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One module that can be removed.
+
+    Attributes:
+        kind: ``head``, ``neurons`` (a group of FFN neurons) or ``block``.
+        tower: ``image`` or ``text``.
+        layer: Position of its block in the tower.
+        index: Head number; or rank of the neuron group, 0 the least important by the rewiring; or 0.
+        channels: What it owns of the output linear's input; empty for a block.
+    """
+
+    kind: Kind
+    tower: TowerName
+    layer: int
+    index: int
+    channels: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.tower} layer {self.layer} {self.kind} {self.index}"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Channels of one sub-layer, or a whole block, set to contribute nothing.
+
+    Attributes:
+        tower: ``image`` or ``text``.
+        layer: Position of the block.
+        kind: Which sub-layer: the attention for ``head``, the MLP for ``neurons``, both for ``block``.
+        channels: Input channels of its output linear; empty for a block.
+    """
+
+    tower: TowerName
+    layer: int
+    kind: Kind
+    channels: tuple[int, ...] = ()
+
+
+def enumerate_units(
+    encoder: DualEncoder, kinds: Collection[str], orders: Orders, groups: int, towers: Collection[str]
+) -> list[Unit]:
+    """All units of a model.
+
+    Args:
+        encoder: The dual encoder.
+        kinds: Which kinds.
+        orders: Neurons of each MLP, least important first; empty for their own order.
+        groups: Neuron groups per MLP, of sizes that differ by one at most; no more than it has neurons.
+        towers: Which towers.
+
+    Returns:
+        The units, in the order of the towers, layers, kinds and indices.
+    """
+    units = []
+    for layer in encoder.layers:
+        tower: TowerName = "image" if layer.tower == "image" else "text"
+        if tower not in towers:
+            continue
+        if "head" in kinds:
+            size = layer.block.attention.unit_size
+            units += [
+                Unit("head", tower, layer.index, head, tuple(range(head * size, (head + 1) * size)))
+                for head in range(layer.block.attention.num_units)
+            ]
+        if "neurons" in kinds:
+            count = layer.block.feed_forward.num_units
+            order = orders.get((tower, layer.index), range(count))
+            units += [
+                Unit("neurons", tower, layer.index, rank, tuple(order[start:stop]))
+                for rank, (start, stop) in enumerate(_cuts(count, min(groups, count)))
+            ]
+        if "block" in kinds:
+            units.append(Unit("block", tower, layer.index, 0))
+    return units
+
+
+def _cuts(total: int, parts: int) -> list[tuple[int, int]]:
+    """``total`` split into ``parts`` contiguous runs of nearly equal length."""
+    edges = [total * part // parts for part in range(parts + 1)]
+    return list(pairwise(edges))
+
+
+def single_ablation(unit: Unit) -> Ablation:
+    """The removal of this unit alone.
+
+    Args:
+        unit: The unit.
+
+    Returns:
+        The ablation.
+    """
+    return Ablation(unit.tower, unit.layer, unit.kind, unit.channels)
+
+
+def nested_ablations(groups: Sequence[Unit]) -> list[Ablation]:
+    """The removal of the first, the first two, … all neuron groups of one layer.
+
+    Args:
+        groups: The groups of one layer, least important first.
+
+    Returns:
+        One ablation per group.
+    """
+    ablations, channels = [], tuple[int, ...]()
+    for unit in groups:
+        channels += unit.channels
+        ablations.append(Ablation(unit.tower, unit.layer, unit.kind, channels))
+    return ablations

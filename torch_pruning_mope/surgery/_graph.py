@@ -1,0 +1,170 @@
+"""Torch-Pruning's dependency graph of a dual encoder, with what makes it right for one.
+
+Torch-Pruning 1.6.1 is used unmodified; every correction travels in the arguments of its own constructors.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning.pruner import function
+
+from .._state import trainable
+from ..errors import UngroupedParametersError
+
+UnwrappedParameters = list[tuple[nn.Parameter, int]]
+
+
+class _SortedLayerNormPruner(function.LayernormPruner):  # type: ignore[misc]
+    """LayerNorm surgery that keeps channels in order.
+
+    Torch-Pruning drops the result of ``keep_idxs.sort()``, so at large cuts the order of a Python set decides and weights
+    end up permuted (trap G).
+    """
+
+    def prune_out_channels(self, layer: nn.LayerNorm, idxs: Sequence[int]) -> nn.LayerNorm:
+        """Mutates ``layer``: removes the channels ``idxs``.
+
+        Args:
+            layer: A LayerNorm over its last dimension.
+            idxs: Channels to remove.
+
+        Returns:
+            The layer.
+        """
+        gone = set(idxs)
+        keep = [index for index in range(layer.normalized_shape[-1]) if index not in gone]
+        layer.normalized_shape = (*layer.normalized_shape[:-1], len(keep))
+        if layer.elementwise_affine:
+            layer.weight = self._prune_parameter_and_grad(layer.weight, keep, -1)
+            if layer.bias is not None:
+                layer.bias = self._prune_parameter_and_grad(layer.bias, keep, -1)
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+
+class _UnboundedOutputPruner(tp.ops.OutputPruner):  # type: ignore[misc]
+    """Graph outputs that claim no size.
+
+    Torch-Pruning takes dimension 1 of an output for the channels of whatever group reaches it, and silently drops groups
+    larger than that: all FFN groups wider than the joint embedding (trap C).
+    """
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:  # noqa: ARG002
+        """Nothing to prune in an output.
+
+        Args:
+            layer: The output node.
+            idxs: Ignored.
+
+        Returns:
+            The node.
+        """
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_in_channels(self, layer: nn.Module) -> None:
+        """No size."""
+
+    get_out_channels = get_in_channels
+
+
+def customized_pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
+    """Fresh pruners for the layer types whose own pruner in Torch-Pruning is wrong here.
+
+    Args:
+        model: The model, for the LayerNorm subclasses in it (Torch-Pruning looks up the exact class, trap N).
+
+    Returns:
+        What ``customized_pruners`` of a Torch-Pruning constructor takes.
+    """
+    norms = {type(module) for module in model.modules() if isinstance(module, nn.LayerNorm)}
+    pruners: dict[type[nn.Module], Any] = dict.fromkeys(norms, _SortedLayerNormPruner())
+    pruners[tp.ops._OutputOp] = _UnboundedOutputPruner()
+    return pruners
+
+
+def tracing_forward(
+    encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[Tensor], Tensor], model: nn.Module
+) -> Callable[[nn.Module, dict[str, Tensor]], list[Tensor]]:
+    """A ``forward_fn`` that keeps the towers apart and the model as it was.
+
+    It returns the two features rather than logits, which would couple the towers (trap L); it turns gradients on for the
+    trace, because frozen parameters vanish from the graph (trap M); and it gives back the training modes that the model has
+    *now*, because Torch-Pruning has already left it in eval mode when the function runs (trap V).
+
+    Args:
+        encode_image: The model's image encoder.
+        encode_text: The model's text encoder.
+        model: The model.
+
+    Returns:
+        The function.
+    """
+    flags = {module: module.training for module in model.modules()}
+
+    def forward(traced: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
+        try:
+            with trainable(traced):
+                return [encode_image(inputs["images"]), encode_text(inputs["tokens"])]
+        finally:
+            for module, flag in flags.items():
+                module.training = flag
+
+    return forward
+
+
+def build_graph(
+    model: nn.Module,
+    example_inputs: dict[str, Tensor],
+    forward_fn: Callable[[nn.Module, dict[str, Tensor]], list[Tensor]],
+    unwrapped_parameters: UnwrappedParameters,
+) -> tp.DependencyGraph:
+    """The dependency graph, corrected.
+
+    Args:
+        model: The swapped model.
+        example_inputs: ``images`` and ``tokens``.
+        forward_fn: From :func:`tracing_forward`.
+        unwrapped_parameters: Bare parameters and their residual dimension.
+
+    Returns:
+        The graph.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        return tp.DependencyGraph().build_dependency(
+            model,
+            example_inputs=example_inputs,
+            forward_fn=forward_fn,
+            unwrapped_parameters=list(unwrapped_parameters),
+            customized_pruners=customized_pruners(model),
+        )
+
+
+def check_grouped(graph: tp.DependencyGraph, model: nn.Module, left_alone: Sequence[nn.Parameter]) -> None:
+    """Every parameter is in a pruning group, or knowingly left alone.
+
+    Args:
+        graph: The graph of ``model``.
+        model: The model.
+        left_alone: Parameters that no pruning touches (temperature, say).
+
+    Raises:
+        UngroupedParametersError: With all parameters that are neither.
+    """
+    known = set(left_alone)
+    roots = (tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, nn.Embedding)
+    for group in graph.get_all_groups(root_module_types=roots):
+        for dep, _ in group:
+            target = dep.target.module
+            known.update([target] if isinstance(target, nn.Parameter) else target.parameters())
+    missed = [name for name, parameter in model.named_parameters() if parameter not in known]
+    if missed:
+        raise UngroupedParametersError(
+            f"every parameter must be in a pruning group or knowingly left alone; found neither for {missed}. If the model "
+            "computes with them outside its layers, name them in the tower's joint_parameters."
+        )

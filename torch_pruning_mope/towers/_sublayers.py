@@ -1,0 +1,182 @@
+"""Residual sub-layers, the form in which scoring sees every Transformer: ``x -> finish(x, output(hidden(x)))``.
+
+``output`` is the one linear layer that mixes the units back into the residual stream: an attention's out-projection, or the
+second layer of an MLP. Removing units is therefore the same for heads and for neurons: take their channels out of ``hidden``.
+
+Axes: ``N`` sequences, ``T`` tokens, ``D`` residual width, ``U`` channels of ``hidden`` (``H * E`` or ``F``).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..surgery import PrunableAttention
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The residual stream between two sub-layers.
+
+    Attributes:
+        x: Hidden states ``[N, T, D]``.
+        mask: Additive attention mask broadcastable to ``[N, H, T, T]`` (or ``[T, T]``), or None.
+        pooled: Which token of each sequence the readout uses, ``[N]``, or None if it uses several.
+    """
+
+    x: Float[Tensor, "N T D"]
+    mask: Tensor | None = None
+    pooled: Int[Tensor, "N"] | None = None
+
+    def with_x(self, x: Float[Tensor, "N T D"]) -> "Stream":
+        """The same stream with other hidden states."""
+        return replace(self, x=x)
+
+    def narrow(self) -> "Stream":
+        """Only the pooled token of each sequence, ``T = 1``; valid where no later sub-layer mixes tokens."""
+        if self.pooled is None or self.x.shape[1] == 1:
+            return self
+        return Stream(self._pooled_rows(self.x), None, torch.zeros_like(self.pooled))
+
+    def pooled_mask(self) -> Tensor | None:
+        """The mask's rows for the pooled token as query, ``[N, 1 or H, 1, T]``.
+
+        Returns:
+            The rows, or None without a mask.
+
+        Raises:
+            ValueError: If several tokens are pooled.
+        """
+        if self.pooled is None:
+            raise ValueError("pooled must name one token per sequence; found None.")
+        if self.mask is None:
+            return None
+        if self.mask.ndim == 2:
+            return self.mask[self.pooled][:, None, None, :]
+        index = self.pooled.view(-1, 1, 1, 1).expand(-1, self.mask.shape[1], 1, self.mask.shape[-1])
+        return self.mask.expand(len(self.x), -1, -1, -1).gather(2, index)
+
+    def _pooled_rows(self, x: Tensor) -> Tensor:
+        return x[torch.arange(len(x), device=x.device), self.pooled][:, None]
+
+    def repeat(self, times: int) -> "Stream":
+        """The stream with its sequences repeated, for ``times`` ablations that run as one batch."""
+        mask = self.mask
+        if mask is not None and mask.ndim == 4 and mask.shape[0] > 1:
+            mask = mask.repeat(times, 1, 1, 1)
+        pooled = None if self.pooled is None else self.pooled.repeat(times)
+        return Stream(self.x.repeat(times, 1, 1), mask, pooled)
+
+
+class Sublayer(ABC):
+    """One residual sub-layer; a subclass says how its hidden channels arise and how its output joins the stream."""
+
+    mixes_tokens: bool
+    """Whether a token's output depends on other tokens."""
+
+    @property
+    @abstractmethod
+    def output(self) -> nn.Linear:
+        """The linear layer whose input channels are the units' channels."""
+
+    @property
+    @abstractmethod
+    def unit_size(self) -> int:
+        """Channels per unit: the head dimension, or 1 for neurons."""
+
+    @property
+    def num_units(self) -> int:
+        """How many heads or neurons are left."""
+        return self.output.in_features // self.unit_size
+
+    @abstractmethod
+    def hidden(self, stream: Stream, *, pooled_only: bool = False) -> Float[Tensor, "N T U"]:
+        """The input of ``output``; with ``pooled_only`` that of the pooled token alone, ``T = 1``."""
+
+    @abstractmethod
+    def finish(self, x: Float[Tensor, "N T D"], out: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """The stream after this sub-layer, from the stream before it and ``out = output(hidden)``."""
+
+    def __call__(self, stream: Stream) -> Stream:
+        """The stream after the whole sub-layer."""
+        return stream.with_x(self.finish(stream.x, self.output(self.hidden(stream))))
+
+
+class AttentionSublayer(Sublayer):
+    """Pre-norm self-attention: ``x + scale(out_proj(heads(norm(x))))``.
+
+    Args:
+        norm: The norm before attention.
+        attention: The swapped attention.
+        scale: What is applied to the output before it joins the stream (LayerScale, say).
+    """
+
+    mixes_tokens = True
+
+    def __init__(self, norm: nn.Module, attention: PrunableAttention, scale: nn.Module | None = None) -> None:
+        self.norm = norm
+        self.attention = attention
+        self.scale = scale or nn.Identity()
+
+    @property
+    def output(self) -> nn.Linear:
+        """The out-projection."""
+        return self.attention.out_proj
+
+    @property
+    def unit_size(self) -> int:
+        """The head dimension."""
+        return self.attention.head_dim
+
+    def hidden(self, stream: Stream, *, pooled_only: bool = False) -> Float[Tensor, "N T U"]:
+        """The heads side by side."""
+        keys = self.norm(stream.x)
+        if pooled_only:
+            return self.attention.heads(stream.with_x(keys).narrow().x, keys, keys, stream.pooled_mask())
+        return self.attention.heads(keys, keys, keys, stream.mask)
+
+    def finish(self, x: Float[Tensor, "N T D"], out: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """Adds the scaled output."""
+        result: Tensor = x + self.scale(out)
+        return result
+
+
+class FeedForwardSublayer(Sublayer):
+    """Pre-norm MLP: ``x + scale(output(hidden(norm(x))))``.
+
+    Args:
+        norm: The norm before the MLP.
+        first: The layer(s) from the residual width to the activated neurons.
+        output: The layer back to the residual width.
+        scale: What is applied to the output before it joins the stream.
+    """
+
+    mixes_tokens = False
+
+    def __init__(self, norm: nn.Module, first: nn.Module, output: nn.Linear, scale: nn.Module | None = None) -> None:
+        self.norm = norm
+        self.first = first
+        self._output = output
+        self.scale = scale or nn.Identity()
+
+    @property
+    def output(self) -> nn.Linear:
+        """The MLP's second layer."""
+        return self._output
+
+    @property
+    def unit_size(self) -> int:
+        """One neuron is one channel."""
+        return 1
+
+    def hidden(self, stream: Stream, *, pooled_only: bool = False) -> Float[Tensor, "N T U"]:
+        """The activated neurons."""
+        neurons: Tensor = self.first(self.norm((stream.narrow() if pooled_only else stream).x))
+        return neurons
+
+    def finish(self, x: Float[Tensor, "N T D"], out: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """Adds the scaled output."""
+        result: Tensor = x + self.scale(out)
+        return result
