@@ -1,7 +1,10 @@
 """Gradients of the contrastive loss, for the criteria that need them."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ._state import evaluation_mode, own_gradients, trainable
 from .data import Pairs
@@ -10,8 +13,8 @@ from .errors import NonFiniteError
 from .metrics import contrastive_losses, normalised
 
 
-def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Tensor:
-    """Contrastive loss of each of a batch of pairs, ``[N]``, differentiable, at the model's own temperature.
+def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Float[Tensor, "N"]:
+    """Contrastive loss of each of a batch of pairs, differentiable, at the model's own temperature.
 
     Args:
         encoder: The dual encoder.
@@ -21,10 +24,13 @@ def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Tensor
     Returns:
         The losses.
     """
-    image = normalised(encoder.embed("image", images), "image")
-    text = normalised(encoder.embed("text", tokens), "text")
-    index = torch.arange(len(image), device=image.device)
-    return contrastive_losses(image[None], text[None], index, encoder.logit_scale)[0]
+    return _losses(encoder, encoder.embed("image", images), encoder.embed("text", tokens))
+
+
+def _losses(encoder: DualEncoder, images: Float[Tensor, "N J"], texts: Float[Tensor, "N J"]) -> Float[Tensor, "N"]:
+    index = torch.arange(len(images), device=images.device)
+    image, text = normalised(images, "image")[None], normalised(texts, "text")[None]
+    return contrastive_losses(image, text, index, encoder.logit_scale)[0]
 
 
 def accumulate_gradients(encoder: DualEncoder, pairs: Pairs, *, squared: bool, batch_size: int) -> None:
@@ -37,24 +43,50 @@ def accumulate_gradients(encoder: DualEncoder, pairs: Pairs, *, squared: bool, b
         batch_size: Pairs per loss.
 
     Raises:
-        NonFiniteError: If the loss is NaN or infinite.
+        NonFiniteError: If a gradient is NaN or infinite.
         ValueError: If ``batch_size`` is below 2.
     """
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, because the loss contrasts pairs; found {batch_size}.")
     parameters = list(encoder.model.parameters())
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
     with evaluation_mode(encoder.model), own_gradients(encoder.model), trainable(encoder.model):
-        sums = [torch.zeros_like(parameter) for parameter in parameters]
         for images, tokens in pairs.batches(batch_size):
             if len(images) < 2:
                 continue  # a lone last pair has nothing to contrast with
-            losses = batch_losses(encoder, images, tokens)
-            if not torch.isfinite(losses).all():
-                raise NonFiniteError(f"the contrastive loss must be finite; found {losses.mean().item()}.")
-            for loss in losses if squared else [losses.sum()]:
-                gradients = torch.autograd.grad(loss, parameters, retain_graph=squared, allow_unused=True)
+            for gradients in (_pair_gradients if squared else _batch_gradients)(encoder, parameters, images, tokens):
                 for total, gradient in zip(sums, gradients, strict=True):
                     if gradient is not None:
                         total += gradient**2 if squared else gradient
+    bad = sum(not bool(torch.isfinite(total).all()) for total in sums)
+    if bad:
+        raise NonFiniteError(f"gradients must be finite; found NaN or infinity in {bad} of {len(sums)} parameters.")
     for parameter, total in zip(parameters, sums, strict=True):
         parameter.grad = total.detach() / pairs.num_images
+
+
+def _batch_gradients(
+    encoder: DualEncoder, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
+) -> Iterator[Sequence[Tensor | None]]:
+    """The gradient of the batch's summed loss."""
+    yield torch.autograd.grad(batch_losses(encoder, images, tokens).sum(), parameters, allow_unused=True)
+
+
+def _pair_gradients(
+    encoder: DualEncoder, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
+) -> Iterator[Sequence[Tensor | None]]:
+    """Each pair's part of that gradient: what reaches the weights through its own image and its own caption.
+
+    The parts sum to the gradient (the temperature's excepted, which no embedding depends on), at the price of one forward
+    and backward of single pairs, where a backward per pair's loss would go through the whole batch each time.
+
+    Yields:
+        One gradient per parameter, None where the embeddings do not depend on it.
+    """
+    with torch.no_grad():
+        embeddings = [encoder.embed("image", images), encoder.embed("text", tokens)]
+    leaves = [embedding.requires_grad_() for embedding in embeddings]
+    wanted = torch.autograd.grad(_losses(encoder, *leaves).sum(), leaves)
+    for n in range(len(images)):
+        own = [encoder.embed("image", images[n : n + 1]), encoder.embed("text", tokens[n : n + 1])]
+        yield torch.autograd.grad(own, parameters, [part[n : n + 1] for part in wanted], allow_unused=True)

@@ -247,13 +247,14 @@ class DualEncoder:
 
         Args:
             pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches.
-            squared: The mean of each pair's squared gradient instead of the mean gradient, which is what Torch-Pruning's
-                Hessian importance reads from ``.grad``. Its own ``accumulate_grad`` (1.6.1) keeps only the last sample,
-                because it looks parameters up by name and stores them by object; use this instead of it.
+            squared: The mean square of each pair's part of the gradient (what reaches a weight through the pair's own
+                image and caption), instead of the mean gradient. It is what Torch-Pruning's Hessian importance reads from
+                ``.grad``; its own ``accumulate_grad`` (1.6.1) keeps only the last sample, because it looks parameters up
+                by name and stores them by object, so use this instead.
             batch_size: Pairs that contrast with each other in one loss.
 
         Raises:
-            NonFiniteError: If the loss is NaN or infinite; ``.grad`` is then what it was.
+            NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
         """
         from ._gradients import accumulate_gradients  # it works on encoders: a cycle
 

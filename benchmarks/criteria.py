@@ -1,0 +1,201 @@
+"""Which criterion keeps the most recall, without any retraining? Tiny CLIP, emoji scenes, several calibration draws.
+
+    python benchmarks/criteria.py --json FILE --plot FILE [--seeds 3] [--pairs 1000] [--test 2000]
+
+Every criterion removes the same number of units, ranked over all layers of both towers. Scores come from calibration pairs,
+recall from test pairs. Neurons: each criterion alone ranks single neurons; as an *ordering* it only sorts the neurons of each
+MLP, and MoPE (contrastive loss) of nested or single groups decides between layers. Prints mean R@1 of both directions.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+import torch_pruning as tp
+from torch import Tensor
+from tqdm import tqdm
+
+import torch_pruning_mope as mope
+from torch_pruning_mope.scoring import dense_embeddings
+
+HEAD_RATIOS = (0.3, 0.5)
+FFN_RATIOS = (0.3, 0.5, 0.7)
+
+
+class Stored:
+    """A Torch-Pruning criterion whose neuron scores were computed once, for use as an ordering."""
+
+    def __init__(self, scores: dict[Any, Tensor]) -> None:
+        self.scores = scores
+
+    def __call__(self, group: Any) -> Tensor:
+        return self.scores[group[0].dep.target.module]
+
+
+def recall(encoder: mope.DualEncoder, test: mope.Pairs) -> float:
+    """Mean R@1 of both directions, in percent."""
+    images = dense_embeddings(encoder, "image", test.images, 128)
+    texts = dense_embeddings(encoder, "text", test.tokens, 128)
+    return 100 * mope.Recall((1,))(images, texts, test.image_index)
+
+
+class Bench:
+    """The dense model, its test pairs, and the rows found so far."""
+
+    def __init__(self, test: mope.Pairs) -> None:
+        self.model = mope.load_tiny_clip()
+        self.test = test
+        self.rows: list[dict[str, Any]] = []
+
+    def run(self, seed: int, criterion: str, kind: str, ratios: tuple[float, ...], make: Callable[[Any], Any]) -> None:
+        """Prunes a copy per ratio with the importance that ``make`` gives for it."""
+        for ratio in ratios:
+            encoder = mope.DualEncoder(copy.deepcopy(self.model))
+            mope.prune(encoder, make(encoder), **{f"{kind}_ratio": ratio}, global_pruning=True)
+            row = {"seed": seed, "criterion": criterion, "units": kind, "ratio": ratio}
+            self.rows.append({**row, "r1": recall(encoder, self.test)})
+
+    def stock(self, seed: int, pairs: mope.Pairs) -> dict[str, Callable[[Any], Any]]:
+        """Torch-Pruning's criteria, strictly ordered; gradients on the calibration pairs."""
+
+        def make(kind: Any, squared: bool | None) -> Callable[[Any], Any]:
+            def build(encoder: mope.DualEncoder) -> Any:
+                torch.manual_seed(seed)
+                if squared is not None:
+                    encoder.accumulate_gradients(pairs, squared=squared)
+                return mope.WeightedImportance(encoder, [(kind, 1.0)])
+
+            return build
+
+        return {
+            "random": make(tp.importance.RandomImportance(), None),
+            "L1": make(tp.importance.GroupMagnitudeImportance(p=1), None),
+            "L1, not normalised": make(tp.importance.GroupMagnitudeImportance(p=1, normalizer=None), None),
+            "Taylor": make(tp.importance.GroupTaylorImportance(), False),
+            "Taylor, not normalised": make(tp.importance.GroupTaylorImportance(normalizer=None), False),
+            "Fisher": make(tp.importance.GroupHessianImportance(), True),
+            "Fisher, not normalised": make(tp.importance.GroupHessianImportance(normalizer=None), True),
+        }
+
+    def ordering(self, build: Callable[[Any], Any]) -> Stored:
+        """A stock criterion's neuron scores, as something to rewire by; keyed by the layers of the dense model."""
+        encoder = mope.DualEncoder(copy.deepcopy(self.model))
+        importance, graph = build(encoder), encoder.dependency_graph()
+        criterion, scores = importance.criteria[0][0], {}
+        mine = mope.DualEncoder(self.model).layers
+        for layer, target in zip(encoder.layers, mine, strict=True):
+            first, count = layer.block.feed_forward.first[0], layer.block.feed_forward.num_units
+            group = graph.get_pruning_group(first, tp.prune_linear_out_channels, list(range(count)))
+            scores[target.block.feed_forward.first[0]] = criterion(group)
+        return Stored(scores)
+
+    def seed(self, seed: int, pairs: mope.Pairs) -> None:
+        """All criteria on one calibration draw."""
+        stock = self.stock(seed, pairs)
+        scored = mope.DualEncoder(self.model)
+        for name, build in stock.items():
+            self.run(seed, name, "head", HEAD_RATIOS, build)
+            self.run(seed, name, "ffn", FFN_RATIOS, build)
+        for metric in ("recall_mean", "contrastive_loss"):
+            table = mope.score(scored, pairs, metric=metric, kinds=("head",))
+            self.run(seed, f"MoPE ({metric})", "head", HEAD_RATIOS, _from(table))
+        for name in ("L1", "Taylor", "Fisher"):
+            order = self.ordering(stock[name])
+            for interaction in ("nested", "single"):
+                table = mope.score(
+                    scored, pairs, metric="contrastive_loss", kinds=("neurons",), rewire=order, interaction=interaction
+                )
+                self.run(seed, f"MoPE {interaction}, {name} order", "ffn", FFN_RATIOS, _from(table))
+
+
+def _from(table: mope.ScoreTable) -> Callable[[Any], Any]:
+    return lambda encoder: mope.MoPEImportance(encoder, table=table)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[tuple[str, float, str], list[float]]:
+    """Recalls over seeds by units, ratio and criterion."""
+    cells: dict[tuple[str, float, str], list[float]] = defaultdict(list)
+    for row in rows:
+        cells[row["units"], row["ratio"], row["criterion"]].append(row["r1"])
+    return cells
+
+
+def print_table(rows: list[dict[str, Any]], dense: float) -> None:
+    """Mean and spread per cell, a line per criterion."""
+    cells = summary(rows)
+    for units, ratios in (("head", HEAD_RATIOS), ("ffn", FFN_RATIOS)):
+        print(f"\nmean R@1 after removing {units}s (dense {dense:.1f}), mean ± standard deviation over seeds")
+        names = dict.fromkeys(name for kind, _, name in cells if kind == units)
+        for name in names:
+            line = "  ".join(
+                f"{ratio:.0%}: {statistics.mean(v):5.1f} ± {statistics.pstdev(v):4.1f}"
+                for ratio in ratios
+                if (v := cells[units, ratio, name])
+            )
+            print(f"  {name:26} {line}")
+
+
+def plot(rows: list[dict[str, Any]], dense: float, path: Path) -> None:
+    """Recall against the share removed, a panel for heads and one for neurons."""
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = {
+        "head": {"random": "#999999", "L1": "#E69F00", "Taylor": "#56B4E9", "Fisher": "#009E73",
+                 "MoPE (contrastive_loss)": "#D55E00"},
+        "ffn": {"random": "#999999", "L1": "#E69F00", "Taylor": "#56B4E9", "Fisher": "#009E73",
+                "MoPE nested, Fisher order": "#D55E00"},
+    }  # fmt: skip
+    cells = summary(rows)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for axis, (units, title) in zip(axes, (("head", "attention heads"), ("ffn", "FFN neurons")), strict=True):
+        for (name, colour), marker in zip(shown[units].items(), "osv^D", strict=True):
+            ratios = [r for r in (HEAD_RATIOS if units == "head" else FFN_RATIOS) if cells[units, r, name]]
+            means = [statistics.mean(cells[units, r, name]) for r in ratios]
+            spread = [statistics.pstdev(cells[units, r, name]) for r in ratios]
+            axis.errorbar(
+                [0, *(100 * r for r in ratios)], [dense, *means], [0, *spread],
+                label=name.split(" ")[0], color=colour, marker=marker, capsize=3, lw=2 if "MoPE" in name else 1.2,
+            )  # fmt: skip
+        axis.set(xlabel=f"{title} removed (%)", title=title)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("mean R@1 on test pairs (%)")
+    axes[0].legend(frameon=False)
+    figure.suptitle("Tiny CLIP, pruned without retraining")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Runs, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    bench = Bench(mope.emoji_pairs("test", args.test, seed=0))
+    dense = recall(mope.DualEncoder(copy.deepcopy(bench.model)), bench.test)
+    for seed in tqdm(range(args.seeds), desc="calibration draws"):
+        bench.seed(seed, mope.emoji_pairs("calibration", args.pairs, seed=seed))
+    print_table(bench.rows, dense)
+    if args.json:
+        args.json.write_text(
+            json.dumps(
+                {"dense": dense, "args": vars(args) | {"json": None, "plot": None}, "rows": bench.rows}, indent=1
+            )
+        )
+    if args.plot:
+        plot(bench.rows, dense, args.plot)
+
+
+if __name__ == "__main__":
+    main()
