@@ -36,6 +36,7 @@ class Stored:
         self.scores = scores
 
     def __call__(self, group: Any) -> Tensor:
+        """The stored scores of the group's first layer."""
         return self.scores[group[0].dep.target.module]
 
 

@@ -6,7 +6,7 @@ threshold together, and silently spares a layer whose units all fall under it (t
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -57,7 +57,7 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
 
     @abstractmethod
     def _raw(self, graph: tp.DependencyGraph) -> dict[_Key, Float[Tensor, "U"]]:
-        """A number per head or neuron of every layer, of the model as it is now."""
+        """A number per head or neuron of the layers that are scored, of the model as it is now."""
 
     def __call__(self, group: Any) -> Float[Tensor, "C"] | None:
         """What Torch-Pruning calls on every group.
@@ -78,15 +78,16 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
                 "of that model."
             )
         key = self._key(group, graph)
-        if key is None:
+        if key is not None:
+            signature = _signature(self.encoder.model)
+            if signature != self._signature:
+                self._channels = self._ordered(self._raw(graph))
+                self._signature = signature
+        if key not in self._channels:
             if self.fallback is None:
                 return None
             result: Tensor | None = _criterion(self.fallback, group)
             return None if result is None else _strictly_increasing(result.double().cpu())
-        signature = _signature(self.encoder.model)
-        if signature != self._signature:
-            self._channels = self._ordered(self._raw(graph))
-            self._signature = signature
         return self._channels[key][torch.tensor(group[0].idxs)]
 
     def _key(self, group: Any, graph: tp.DependencyGraph) -> _Key | None:
@@ -128,6 +129,7 @@ class MoPEImportance(UnitImportance):
         pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches; read once, at construction.
         table: A score table of the model's weights, instead of or besides ``pairs``.
         metric: Z; see :func:`torch_pruning_mope.score`, as for the following.
+        kinds: ``head``, ``neurons`` or both; what is not scored goes to ``fallback``.
         groups: Neuron groups per MLP.
         interaction: ``nested`` or ``single`` neuron groups.
         rewire: How neurons are ordered before they are grouped.
@@ -150,6 +152,7 @@ class MoPEImportance(UnitImportance):
         *,
         table: ScoreTable | None = None,
         metric: MetricLike = "recall_mean",
+        kinds: Collection[str] = ("head", "neurons"),
         groups: int = 16,
         interaction: Literal["single", "nested"] = "nested",
         rewire: Rewiring = "taylor",
@@ -166,6 +169,7 @@ class MoPEImportance(UnitImportance):
         self.pairs = None if pairs is None else Pairs.coerce(pairs)
         self._arguments: dict[str, Any] = {
             "metric": metric,
+            "kinds": kinds,
             "groups": groups,
             "interaction": interaction,
             "rewire": rewire,
