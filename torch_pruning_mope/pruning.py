@@ -38,6 +38,7 @@ def prune(
     chosen = {**ratios, "pruning_ratio_dict": ratios.get("pruning_ratio_dict") or {}}
     request = encoder.request(**chosen)
     pruner = tp.pruner.MetaPruner(encoder.model, importance=importance, **encoder.pruner_arguments(**ratios))
+    flags = {name: parameter.requires_grad for name, parameter in encoder.model.named_parameters()}
     removed = Counts()
     for step in range(1, request.iterative_steps + 1):
         groups = list(pruner.step(interactive=True))
@@ -49,6 +50,8 @@ def prune(
             _check(request, removed)
         for group in groups:
             group.prune()
+        for name, parameter in encoder.model.named_parameters():
+            parameter.requires_grad_(flags[name])  # Torch-Pruning's new parameters are all trainable
         if between_steps is not None and step < request.iterative_steps:
             between_steps(step)
     return removed

@@ -50,7 +50,7 @@ class _UnboundedOutputPruner(tp.ops.OutputPruner):  # type: ignore[misc]
     """Graph outputs that claim no size.
 
     Torch-Pruning takes dimension 1 of an output for the channels of whatever group reaches it, and silently drops groups
-    larger than that: all FFN groups wider than the joint embedding (trap C).
+    of as many channels or more: cuts of the residual width by more than the joint embedding (trap C).
     """
 
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:  # noqa: ARG002

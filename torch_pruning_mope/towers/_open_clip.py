@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import (
     CustomResidualAttentionBlock,
+    LayerScale,
     ResidualAttentionBlock,
     TextTransformer,
     Transformer,
@@ -56,6 +57,10 @@ def _blocks(transformer: Transformer) -> list[Block]:
     return [_block(module) for module in transformer.resblocks]
 
 
+def _gammas(transformer: Transformer) -> list[tuple[nn.Parameter, int]]:
+    return [(module.gamma, 0) for module in transformer.modules() if isinstance(module, LayerScale)]
+
+
 class _OpenClipVision(Tower):
     """``VisionTransformer`` with a class token or average pooling."""
 
@@ -63,9 +68,9 @@ class _OpenClipVision(Tower):
         _require(visual, VisionTransformer, "the image encoder")
         _require(visual.transformer, Transformer, "the image encoder's transformer")
         if visual.attn_pool is not None or visual.pool_type not in {"tok", "avg"}:
+            found = repr(visual.pool_type) if visual.attn_pool is None else "an attentional pool"
             raise UnsupportedModelError(
-                "the image encoder must pool its class token or the average of its tokens; found "
-                f"{'an attentional pool' if visual.attn_pool is not None else visual.pool_type!r}, which is not "
+                f"the image encoder must pool its class token or the average of its tokens; found {found}, which is not "
                 "supported yet."
             )
         self._visual = visual
@@ -95,9 +100,10 @@ class _OpenClipVision(Tower):
 
     @property
     def joint_parameters(self) -> Sequence[tuple[nn.Parameter, int]]:
-        """Class token, positions and projection."""
+        """Class token, positions, projection and layer scales."""
         visual = self._visual
         found = [(visual.class_embedding, 0), (visual.positional_embedding, 1), (visual.proj, 0)]
+        found += _gammas(visual.transformer)
         return [(parameter, dim) for parameter, dim in found if parameter is not None]
 
 
@@ -160,9 +166,9 @@ class _OpenClipText(Tower):
 
     @property
     def joint_parameters(self) -> Sequence[tuple[nn.Parameter, int]]:
-        """Positions and, where it is a bare parameter, the projection."""
+        """Positions, layer scales and, where it is a bare parameter, the projection."""
         projection = self._owner.text_projection
-        found = [(self._owner.positional_embedding, 1)]
+        found = [(self._owner.positional_embedding, 1), *_gammas(self._owner.transformer)]
         return [*found, (projection, 0)] if isinstance(projection, nn.Parameter) else found
 
     def lengths(self, inputs: Tensor) -> Int[Tensor, "N"] | None:

@@ -8,6 +8,7 @@ Axes: ``N`` sequences, ``T`` tokens, ``D`` residual width, ``U`` channels of ``h
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -109,15 +110,15 @@ class AttentionSublayer(Sublayer):
 
     Args:
         norm: The norm before attention.
-        attention: The swapped attention.
+        attention: The attention, a :class:`PrunableAttention` by the time it runs (before the swap, its original).
         scale: What is applied to the output before it joins the stream (LayerScale, say).
     """
 
     mixes_tokens = True
 
-    def __init__(self, norm: nn.Module, attention: PrunableAttention, scale: nn.Module | None = None) -> None:
+    def __init__(self, norm: nn.Module, attention: nn.Module, scale: nn.Module | None = None) -> None:
         self.norm = norm
-        self.attention = attention
+        self.attention = cast("PrunableAttention", attention)
         self.scale = scale or nn.Identity()
 
     @property
