@@ -8,7 +8,7 @@ mixes tokens only the pooled token is computed.
 Axes as in ``towers``; ``K`` ablations run as one batch of ``K * N`` sequences.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,28 +29,101 @@ class _Chunk:
     stream: Stream
 
 
+class _Walk:
+    """A tower as a chain of sub-layers, some of whose units have been removed already.
+
+    Args:
+        tower: The tower.
+        removed: What contributes nothing from the start.
+    """
+
+    def __init__(self, tower: Tower, removed: Collection[Ablation]) -> None:
+        self.tower = tower
+        self.sublayers: list[Sublayer] = [sublayer for block in tower.blocks for sublayer in block.sublayers]
+        self.per_block = len(tower.blocks[0].sublayers)
+        self.last_mixing = max((d for d, sublayer in enumerate(self.sublayers) if sublayer.mixes_tokens), default=-1)
+        self._keep: dict[int, Tensor] = {}
+        self._skipped: set[int] = set()
+        for ablation in removed:
+            depth = self.depth(ablation)
+            if ablation.kind == "block":
+                self._skipped.update(range(depth, depth + self.per_block))
+                continue
+            weight = self.sublayers[depth].output.weight
+            keep = self._keep.setdefault(depth, torch.ones_like(weight[0]))
+            keep[list(ablation.channels)] = 0
+
+    def depth(self, ablation: Ablation) -> int:
+        """Position of the (first) sub-layer that an ablation is in."""
+        return ablation.layer * self.per_block + (ablation.kind == "neurons")
+
+    def advance(self, depth: int, stream: Stream) -> tuple[Stream, Tensor, Tensor]:
+        """The stream that a sub-layer adds to (narrowed where nothing later mixes tokens), its channels, its output."""
+        pooled_only = stream.pooled is not None and depth >= self.last_mixing
+        hidden = self.sublayers[depth].hidden(stream, pooled_only=pooled_only)
+        if depth in self._keep:
+            hidden = hidden * self._keep[depth]
+        return (stream.narrow() if pooled_only else stream), hidden, self.sublayers[depth].output(hidden)
+
+    def step(self, depth: int, stream: Stream) -> Stream:
+        """The stream after a sub-layer."""
+        if depth in self._skipped:
+            return stream
+        base, _, out = self.advance(depth, stream)
+        return base.with_x(self.sublayers[depth].finish(base.x, out))
+
+    def run(self, depth: int, stream: Stream) -> Float[Tensor, "N J"]:
+        """From the stream before ``depth`` to the embeddings."""
+        for later in range(depth, len(self.sublayers)):
+            stream = self.step(later, stream)
+        return self.tower.readout(stream)
+
+    def ablate(self, depth: int, stream: Stream, ablations: Sequence[Ablation], batch_size: int) -> Tensor:
+        """Embeddings ``[K, N, J]`` under each ablation at ``depth``, whole blocks first, from the stream before it."""
+        blocks = sum(ablation.kind == "block" for ablation in ablations)
+        results = [self.run(depth + self.per_block, stream)] * blocks
+        if blocks == len(ablations):
+            return torch.stack(results)
+        base, hidden, out = self.advance(depth, stream)
+        together = max(1, batch_size // len(stream.x))
+        for start in range(blocks, len(ablations), together):
+            batch = ablations[start : start + together]
+            outs = torch.cat([_without(self.sublayers[depth], hidden, out, a.channels) for a in batch])
+            many = base.repeat(len(batch))
+            many = many.with_x(self.sublayers[depth].finish(many.x, outs))
+            results += self.run(depth + 1, many).unflatten(0, (len(batch), -1)).unbind(0)
+        return torch.stack(results)
+
+
 @torch.inference_mode()
-def dense_embeddings(encoder: DualEncoder, tower: TowerName, inputs: Tensor, batch_size: int) -> Float[Tensor, "N J"]:
-    """The unablated embeddings, by the same path as the engine's.
+def dense_embeddings(
+    encoder: DualEncoder, tower: TowerName, inputs: Tensor, batch_size: int, removed: Collection[Ablation] = ()
+) -> Float[Tensor, "N J"]:
+    """The embeddings without further ablation, by the same path as the engine's.
 
     Args:
         encoder: The dual encoder; left as it is.
         tower: Which tower.
         inputs: Its inputs.
         batch_size: Sequences run at once.
+        removed: Ablations of that tower that hold throughout.
 
     Returns:
         The embeddings, not normalised.
     """
     with evaluation_mode(encoder.model):
-        view = encoder.towers[tower]
-        chunks = _chunks(view, inputs, batch_size, encoder.device)
-        sublayers = _sublayers(view)
-        return _gather(chunks, [_run(view, sublayers, 0, chunk.stream) for chunk in chunks], len(inputs))
+        walk = _Walk(encoder.towers[tower], removed)
+        chunks = _chunks(walk.tower, inputs, batch_size, encoder.device)
+        return _gather(chunks, [walk.run(0, chunk.stream) for chunk in chunks], len(inputs))
 
 
 def prefix_ablations(
-    encoder: DualEncoder, tower: TowerName, inputs: Tensor, ablations: Sequence[Ablation], batch_size: int
+    encoder: DualEncoder,
+    tower: TowerName,
+    inputs: Tensor,
+    ablations: Sequence[Ablation],
+    batch_size: int,
+    removed: Collection[Ablation] = (),
 ) -> Iterator[tuple[list[int], Float[Tensor, "K N J"]]]:
     """Embeddings under each ablation.
 
@@ -60,32 +133,29 @@ def prefix_ablations(
         inputs: Its inputs.
         ablations: Ablations of that tower.
         batch_size: Sequences run at once.
+        removed: Ablations of that tower that hold throughout, besides.
 
     Yields:
         Positions in ``ablations``, and their embeddings, not normalised. Every position comes once.
     """
-    view = encoder.towers[tower]
-    sublayers = _sublayers(view)
-    per_block = len(view.blocks[0].sublayers)
-    offsets = {"head": 0, "neurons": 1, "block": 0}
+    walk = _Walk(encoder.towers[tower], removed)
+    depths = [walk.depth(ablation) for ablation in ablations]
     with torch.inference_mode(), evaluation_mode(encoder.model):
-        chunks = _chunks(view, inputs, batch_size, encoder.device)
-    for depth in range(len(sublayers)):
-        here = [i for i, a in enumerate(ablations) if a.layer * per_block + offsets[a.kind] == depth]
-        here.sort(key=lambda i: ablations[i].kind != "block")  # whole blocks first, as _ablate returns them
+        chunks = _chunks(walk.tower, inputs, batch_size, encoder.device)
+    for depth in range(max(depths, default=-1) + 1):
+        here = [i for i, own in enumerate(depths) if own == depth]
+        here.sort(key=lambda i: ablations[i].kind != "block")
+        result = None
         # Entered anew at every depth: a generator that is abandoned must not leave the model in eval mode.
         with torch.inference_mode(), evaluation_mode(encoder.model):
-            parts = [
-                _ablate(view, sublayers, depth, chunk, [ablations[i] for i in here], batch_size, per_block)
-                for chunk in chunks
-            ]
-            result = _gather(chunks, parts, len(inputs)) if here else None
+            if here:
+                chosen = [ablations[i] for i in here]
+                parts = [walk.ablate(depth, chunk.stream, chosen, batch_size) for chunk in chunks]
+                result = _gather(chunks, parts, len(inputs))
+            for chunk in chunks:
+                chunk.stream = walk.step(depth, chunk.stream)
         if result is not None:
             yield here, result
-
-
-def _sublayers(tower: Tower) -> list[Sublayer]:
-    return [sublayer for block in tower.blocks for sublayer in block.sublayers]
 
 
 def _chunks(tower: Tower, inputs: Tensor, batch_size: int, device: torch.device) -> list[_Chunk]:
@@ -107,50 +177,6 @@ def _gather(chunks: Sequence[_Chunk], parts: Sequence[Tensor], count: int) -> Te
     for chunk, part in zip(chunks, parts, strict=True):
         gathered[..., chunk.rows.to(part.device), :] = part
     return gathered
-
-
-def _last_mixing(sublayers: Sequence[Sublayer]) -> int:
-    return max((depth for depth, sublayer in enumerate(sublayers) if sublayer.mixes_tokens), default=-1)
-
-
-def _advance(sublayers: Sequence[Sublayer], depth: int, stream: Stream) -> tuple[Stream, Tensor, Tensor]:
-    """The stream that a sub-layer adds to (narrowed where nothing later mixes tokens), its hidden channels, its output."""
-    pooled_only = stream.pooled is not None and depth >= _last_mixing(sublayers)
-    hidden = sublayers[depth].hidden(stream, pooled_only=pooled_only)
-    return (stream.narrow() if pooled_only else stream), hidden, sublayers[depth].output(hidden)
-
-
-def _run(tower: Tower, sublayers: Sequence[Sublayer], depth: int, stream: Stream) -> Float[Tensor, "N J"]:
-    """From the stream before ``depth`` to the embeddings."""
-    for later in range(depth, len(sublayers)):
-        stream, _, out = _advance(sublayers, later, stream)
-        stream = stream.with_x(sublayers[later].finish(stream.x, out))
-    return tower.readout(stream)
-
-
-def _ablate(
-    tower: Tower,
-    sublayers: Sequence[Sublayer],
-    depth: int,
-    chunk: _Chunk,
-    ablations: Sequence[Ablation],
-    batch_size: int,
-    per_block: int,
-) -> Tensor:
-    """Mutates ``chunk``: advances it by one sub-layer; returns its embeddings under each ablation, whole blocks first."""
-    before, sublayer = chunk.stream, sublayers[depth]
-    base, hidden, out = _advance(sublayers, depth, before)
-    blocks = sum(ablation.kind == "block" for ablation in ablations)
-    results = [_run(tower, sublayers, depth + per_block, before)] * blocks
-    together = max(1, batch_size // len(chunk.rows))
-    for start in range(blocks, len(ablations), together):
-        batch = ablations[start : start + together]
-        outs = torch.cat([_without(sublayer, hidden, out, ablation.channels) for ablation in batch])
-        stream = base.repeat(len(batch))
-        stream = stream.with_x(sublayer.finish(stream.x, outs))
-        results += _run(tower, sublayers, depth + 1, stream).unflatten(0, (len(batch), -1)).unbind(0)
-    chunk.stream = base.with_x(sublayer.finish(base.x, out))
-    return torch.stack(results) if results else out.new_empty(0)
 
 
 def _without(sublayer: Sublayer, hidden: Tensor, out: Tensor, channels: Sequence[int]) -> Float[Tensor, "n T D"]:
