@@ -19,7 +19,8 @@ from .data import Pairs
 from .encoder import DualEncoder
 from .errors import MissingGradientsError, NonFiniteError, WrongModelError
 from .metrics import MetricLike
-from .scoring import PairsLike, Rewiring, ScoreTable, score
+from .scoring import Interaction, PairsLike, Rewiring, ScoreTable
+from .scoring import score as score_units
 
 _Key = tuple[str, str, int]
 """``head`` or ``neurons``, tower, layer."""
@@ -131,7 +132,7 @@ class MoPEImportance(UnitImportance):
         metric: Z; see :func:`torch_pruning_mope.score`, as for the following.
         kinds: ``head``, ``neurons`` or both; what is not scored goes to ``fallback``.
         groups: Neuron groups per MLP.
-        interaction: ``nested`` or ``single`` neuron groups.
+        interaction: ``single``, ``nested`` or ``greedy``.
         rewire: How neurons are ordered before they are grouped.
         engine: ``prefix`` or ``plain``.
         batch_size: Sequences run at once.
@@ -154,7 +155,7 @@ class MoPEImportance(UnitImportance):
         metric: MetricLike = "recall_mean",
         kinds: Collection[str] = ("head", "neurons"),
         groups: int = 16,
-        interaction: Literal["single", "nested"] = "nested",
+        interaction: Interaction = "nested",
         rewire: Rewiring = "taylor",
         engine: Literal["prefix", "plain"] = "prefix",
         batch_size: int = 128,
@@ -197,27 +198,26 @@ class MoPEImportance(UnitImportance):
                     "table must be of the model as it is now; found one from before its weights changed. Pass pairs as well, "
                     "so that the model can be scored again."
                 )
-            self._table = score(self.encoder, self.pairs, **self._arguments)
+            self._table = score_units(self.encoder, self.pairs, **self._arguments)
             self._table_signature = signature
         return self._table
 
     def _raw(self, graph: tp.DependencyGraph) -> dict[_Key, Float[Tensor, "U"]]:  # noqa: ARG002
-        raw: dict[_Key, Tensor] = {}
-        table = self.table
-        for key, sublayer, _ in _sublayers(self.encoder):
-            scores = table.of(*key)
-            if not scores:
-                continue
-            channels = torch.full((sublayer.output.in_features,), torch.nan, dtype=torch.double)
-            # Neurons of a group tie, as do pooled groups: the rewiring's order decides, by less than scores show in print.
-            ramp = torch.linspace(0, 1, len(channels), dtype=torch.double) * (key[0] == "neurons")
-            ramp *= 1e-9 * max(abs(entry.value) for entry in scores) or 1e-12
-            owned = torch.tensor([channel for entry in scores for channel in entry.unit.channels])
-            counts = torch.tensor([len(entry.unit.channels) for entry in scores])
-            values = torch.tensor([entry.value for entry in scores], dtype=torch.double).repeat_interleave(counts)
-            channels[owned] = values + ramp
-            raw[key] = channels.view(-1, sublayer.unit_size)[:, 0]
-        return raw
+        channels: dict[_Key, Tensor] = {}
+        sublayers = {key: sublayer for key, sublayer, _ in _sublayers(self.encoder)}
+        for kind in ("head", "neurons"):
+            scores = self.table.of(kind)
+            # Neurons of a group tie, as do pooled units: the table's order decides, by less than scores show in print.
+            step = 1e-9 * max((abs(score.value) for score in scores), default=0.0) or 1e-12
+            for position, score in enumerate(scores):
+                key = (kind, score.unit.tower, score.unit.layer)
+                own = channels.setdefault(
+                    key, torch.full((sublayers[key].output.in_features,), torch.nan, dtype=torch.double)
+                )
+                owned = torch.tensor(score.unit.channels)
+                within = torch.linspace(0, 1, len(owned) + 1, dtype=torch.double)[:-1] * (kind == "neurons")
+                own[owned] = score.value + step * (position + within) / len(scores)
+        return {key: own.view(-1, sublayers[key].unit_size)[:, 0] for key, own in channels.items()}
 
 
 class WeightedImportance(UnitImportance):

@@ -2,15 +2,20 @@
 
 from ._curves import nested_scores
 from ._engine import dense_embeddings, prefix_ablations
+from ._greedy import greedy_path
+from ._meter import Loss, Meter, PairsLike
 from ._plain import embeddings, masked, plain_ablations
 from ._rewire import Rewiring, neuron_orders
-from ._score import PairsLike, score
+from ._score import Interaction, score
 from ._table import Score, ScoreTable, fingerprint
 from ._units import Ablation, Kind, Unit, enumerate_units, nested_ablations, single_ablation
 
 __all__ = [
     "Ablation",
+    "Interaction",
     "Kind",
+    "Loss",
+    "Meter",
     "PairsLike",
     "Rewiring",
     "Score",
@@ -20,6 +25,7 @@ __all__ = [
     "embeddings",
     "enumerate_units",
     "fingerprint",
+    "greedy_path",
     "masked",
     "nested_ablations",
     "nested_scores",

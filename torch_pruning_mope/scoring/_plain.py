@@ -1,7 +1,7 @@
 """The plain loop: mask, evaluate the whole tower, unmask. Slow, and right for any model that PyTorch can run."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -43,7 +43,9 @@ def _skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _ou
 
 
 @torch.inference_mode()
-def embeddings(encoder: DualEncoder, tower: TowerName, inputs: Tensor, batch_size: int) -> Float[Tensor, "N J"]:
+def embeddings(
+    encoder: DualEncoder, tower: TowerName, inputs: Tensor, batch_size: int, removed: Collection[Ablation] = ()
+) -> Float[Tensor, "N J"]:
     """The model's own embeddings in eval mode, in batches.
 
     Args:
@@ -51,16 +53,24 @@ def embeddings(encoder: DualEncoder, tower: TowerName, inputs: Tensor, batch_siz
         tower: Which tower.
         inputs: Its inputs.
         batch_size: Sequences run at once.
+        removed: Ablations of that tower that hold throughout.
 
     Returns:
         The embeddings, not normalised.
     """
-    with evaluation_mode(encoder.model):
+    with evaluation_mode(encoder.model), ExitStack() as stack:
+        for ablation in removed:
+            stack.enter_context(masked(encoder, ablation))
         return torch.cat([encoder.embed(tower, part) for part in inputs.split(batch_size)])
 
 
 def plain_ablations(
-    encoder: DualEncoder, tower: TowerName, inputs: Tensor, ablations: Sequence[Ablation], batch_size: int
+    encoder: DualEncoder,
+    tower: TowerName,
+    inputs: Tensor,
+    ablations: Sequence[Ablation],
+    batch_size: int,
+    removed: Collection[Ablation] = (),
 ) -> Iterator[tuple[list[int], Float[Tensor, "K N J"]]]:
     """Embeddings under each ablation; arguments as in the engine's ``prefix_ablations``.
 
@@ -70,11 +80,10 @@ def plain_ablations(
         inputs: Its inputs.
         ablations: Ablations of that tower.
         batch_size: Sequences run at once.
+        removed: Ablations of that tower that hold throughout, besides.
 
     Yields:
         One position in ``ablations`` at a time, and its embeddings, not normalised.
     """
     for position, ablation in enumerate(ablations):
-        with masked(encoder, ablation):
-            result = embeddings(encoder, tower, inputs, batch_size)
-        yield [position], result[None]
+        yield [position], embeddings(encoder, tower, inputs, batch_size, [*removed, ablation])[None]

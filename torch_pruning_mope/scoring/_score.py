@@ -4,34 +4,25 @@
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
 from ..data import Pairs
-from ..encoder import DualEncoder, TowerName
-from ..metrics import Metric, MetricLike, normalised, resolve_metric
+from ..encoder import DualEncoder
+from ..metrics import MetricLike, resolve_metric
 from ._curves import isotonic_pools, pooled
-from ._engine import dense_embeddings, prefix_ablations
-from ._plain import embeddings, plain_ablations
+from ._greedy import greedy_path
+from ._meter import Loss, Meter, PairsLike, stacked_shares
 from ._rewire import Rewiring, neuron_orders
 from ._table import Score, ScoreTable, fingerprint
 from ._units import KINDS, Ablation, Unit, enumerate_units, nested_ablations, single_ablation
 
-PairsLike = Pairs | Iterable[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """What Z loses under one ablation; ``shares`` are each calibration image's part of it, if the metric has them."""
-
-    value: float
-    shares: Float[Tensor, "I"] | None
+Interaction = Literal["single", "nested", "greedy"]
+_Family = list[tuple[Unit, Loss]]
+"""Units in the order in which they go, each with the loss once it and those before it are gone."""
 
 
 def score(
@@ -41,7 +32,7 @@ def score(
     metric: MetricLike = "recall_mean",
     kinds: Collection[str] = ("head", "neurons"),
     groups: int = 16,
-    interaction: Literal["single", "nested"] = "nested",
+    interaction: Interaction = "nested",
     rewire: Rewiring = "taylor",
     towers: Collection[str] = ("image", "text"),
     engine: Literal["prefix", "plain"] = "prefix",
@@ -57,9 +48,9 @@ def score(
         metric: Z, higher is better; see :func:`torch_pruning_mope.metrics.resolve_metric`.
         kinds: Which units: ``head``, ``neurons``, ``block``.
         groups: Neuron groups per MLP (the paper gives no number; DynaBERT's rewiring uses such groups).
-        interaction: ``single``: each neuron group is removed alone, as in the paper. ``nested`` (ours): the lowest groups
-            go together, one more at a time, and a group's score is the isotonic increment. Heads and blocks are always
-            removed alone.
+        interaction: ``single``: each unit is removed alone, as in the paper. ``nested`` (ours): an MLP's lowest neuron
+            groups go together, one more at a time, and a group's score is the isotonic increment. ``greedy`` (ours): besides,
+            heads and blocks go one after another over both towers, the least missed first, re-scored as others have gone.
         rewire: How an MLP's neurons are ordered before they are grouped: ``taylor``, ``none``, or a Torch-Pruning importance.
         towers: Which towers.
         engine: ``prefix`` reuses what an ablation cannot change; ``plain`` evaluates the whole tower each time.
@@ -81,23 +72,12 @@ def score(
     encoder.image.check_inputs(pairs.images)
     orders = neuron_orders(encoder, pairs, rewire) if "neurons" in kinds else {}
     units = enumerate_units(encoder, kinds, orders, groups, towers)
-    families = list(_families(units, interaction))
-    embed = dense_embeddings if engine == "prefix" else embeddings
-    inputs: dict[TowerName, Tensor] = {"image": pairs.images, "text": pairs.tokens}
-    dense = {name: normalised(embed(encoder, name, part, batch_size), name) for name, part in inputs.items()}
-    baseline = _evaluate(measure, dense["image"][None], dense["text"][None], pairs)[0]
+    meter = Meter(encoder, pairs, measure, engine, batch_size)
     with tqdm(total=len(units), desc="MoPE", unit="unit", disable=not progress, delay=2, leave=False) as bar:
-        losses = {
-            ablation: loss
-            for tower in dense
-            for ablation, loss in _losses(
-                encoder, tower, dense, baseline, pairs, measure,
-                [a for family in families for a in family.ablations if a.tower == tower], engine, batch_size, bar,
-            )
-        }  # fmt: skip
+        families = list(_families(meter, units, interaction, bar))
     return ScoreTable(
-        scores=tuple(s for family in families for s in _scores(family, [losses[a] for a in family.ablations])),
-        dense=baseline.value,
+        scores=tuple(score for family in families for score in _scores(family)),
+        dense=meter.dense,
         metric=measure.name,
         weights=fingerprint(encoder.model),
         pairs=pairs.fingerprint(),
@@ -105,75 +85,47 @@ def score(
             "groups": groups,
             "interaction": interaction,
             "rewire": rewire if isinstance(rewire, str) else type(rewire).__name__,
+            "evaluations": meter.evaluations,
         },
     )
 
 
-@dataclass(frozen=True)
-class _Family:
-    """Units whose scores come from each other's ablations: the nested groups of one MLP, or any single unit."""
-
-    units: Sequence[Unit]
-    ablations: Sequence[Ablation]
-
-
-def _families(units: Sequence[Unit], interaction: str) -> Iterator[_Family]:
-    layers: dict[tuple[str, int], list[Unit]] = {}
+def _families(meter: Meter, units: Sequence[Unit], interaction: Interaction, bar: "tqdm[None]") -> Iterator[_Family]:
+    """Units whose scores come from each other's removal: a greedy path, an MLP's nested groups, or any unit by itself."""
+    paths: dict[object, list[Unit]] = {}
     for unit in units:
-        if unit.kind == "neurons" and interaction == "nested":
-            layers.setdefault((unit.tower, unit.layer), []).append(unit)
+        greedy = interaction == "greedy" and unit.kind != "neurons"
+        nested = interaction != "single" and unit.kind == "neurons"
+        key = unit.kind if greedy else (unit.tower, unit.layer) if nested else unit
+        paths.setdefault(key, []).append(unit)
+    owner: dict[Ablation, Unit] = {}
+    for group, members in paths.items():
+        if isinstance(group, str):
+            alone = {single_ablation(unit): unit for unit in members}
+            path = greedy_path(meter, list(alone), advance=bar.update)
+            yield [(alone[ablation], loss) for ablation, loss in path]
         else:
-            yield _Family([unit], [single_ablation(unit)])
-    for members in layers.values():
-        yield _Family(members, nested_ablations(members))
+            owner |= dict(zip(nested_ablations(members), members, strict=True))
+    losses: dict[Unit, Loss] = {}
+    for ablation, loss in meter.losses(list(owner)):
+        losses[owner[ablation]] = loss
+        bar.update()
+    for group, members in paths.items():
+        if not isinstance(group, str):
+            yield [(unit, losses[unit]) for unit in members]
 
 
-def _evaluate(metric: Metric, images: Tensor, texts: Tensor, pairs: Pairs) -> list[_Loss]:
-    """The metric under each of some ablations, as a gain to begin with."""
-    index = pairs.image_index.to(images.device)
-    shares = metric.per_image(images, texts, index)
-    if shares is None:
-        return [_Loss(value, None) for value in metric.values(images, texts, index)]
-    shares = shares.cpu().double()
-    return [_Loss(float(row.mean()), row) for row in shares]
-
-
-def _losses(
-    encoder: DualEncoder,
-    tower: TowerName,
-    dense: dict[TowerName, Tensor],
-    baseline: _Loss,
-    pairs: Pairs,
-    metric: Metric,
-    ablations: Sequence[Ablation],
-    engine: str,
-    batch_size: int,
-    bar: "tqdm[None]",
-) -> Iterator[tuple[Ablation, _Loss]]:
-    """What the metric loses under each ablation of one tower, while the other tower's embeddings stay as they are."""
-    run = prefix_ablations if engine == "prefix" else plain_ablations
-    inputs = pairs.images if tower == "image" else pairs.tokens
-    for positions, ablated in run(encoder, tower, inputs, ablations, batch_size):
-        embedded = {name: values[None] for name, values in dense.items()} | {tower: normalised(ablated, tower)}
-        for position, result in zip(
-            positions, _evaluate(metric, embedded["image"], embedded["text"], pairs), strict=True
-        ):
-            shares = None if result.shares is None or baseline.shares is None else baseline.shares - result.shares
-            yield ablations[position], _Loss(baseline.value - result.value, shares)
-        bar.update(len(positions))
-
-
-def _scores(family: _Family, losses: Sequence[_Loss]) -> Iterator[Score]:
-    values = torch.tensor([loss.value for loss in losses], dtype=torch.double)
+def _scores(family: _Family) -> Iterator[Score]:
+    """Isotonic increments along a family, with the standard error of their paired differences per calibration image."""
+    values = torch.tensor([loss.value for _, loss in family], dtype=torch.double)
     increments = values.diff(prepend=values.new_zeros(1))
     pools = isotonic_pools(increments)
     scores, errors = pooled(increments, pools), torch.full_like(values, math.nan)
-    shares = [loss.shares for loss in losses if loss.shares is not None]
-    if len(shares) == len(losses):
-        per_image = torch.stack(shares)
-        per_image = pooled(per_image.diff(dim=0, prepend=torch.zeros_like(per_image[:1])), pools)
-        errors = per_image.std(1) / math.sqrt(per_image.shape[1])
-    for unit, loss, value, error in zip(family.units, losses, scores.tolist(), errors.tolist(), strict=True):
+    shares = stacked_shares([loss for _, loss in family])
+    if shares is not None:
+        shares = pooled(shares.diff(dim=0, prepend=torch.zeros_like(shares[:1])), pools)
+        errors = shares.std(1) / math.sqrt(shares.shape[1])
+    for (unit, loss), value, error in zip(family, scores.tolist(), errors.tolist(), strict=True):
         yield Score(unit, value, error, loss.value)
 
 
@@ -189,7 +141,7 @@ def _check(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; found {batch_size}.")
     for name, value, known in (
-        ("interaction", interaction, ("single", "nested")),
+        ("interaction", interaction, ("single", "nested", "greedy")),
         ("engine", engine, ("prefix", "plain")),
     ):
         if value not in known:
