@@ -107,6 +107,8 @@ class Bench:
         for metric in ("recall_mean", "contrastive_loss"):
             table = mope.score(scored, pairs, metric=metric, kinds=("head",))
             self.run(seed, f"MoPE ({metric})", "head", HEAD_RATIOS, _from(table))
+        table = mope.score(scored, pairs, metric="contrastive_loss", kinds=("head",), interaction="greedy")
+        self.run(seed, "MoPE greedy", "head", HEAD_RATIOS, _from(table))
         for name in ("L1", "Taylor", "Fisher"):
             order = self.ordering(stock[name])
             for interaction in ("nested", "single"):
@@ -148,28 +150,34 @@ def plot(rows: list[dict[str, Any]], dense: float, path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = {
-        "head": {"random": "#999999", "L1": "#E69F00", "Taylor": "#56B4E9", "Fisher": "#009E73",
-                 "MoPE (contrastive_loss)": "#D55E00"},
-        "ffn": {"random": "#999999", "L1": "#E69F00", "Taylor": "#56B4E9", "Fisher": "#009E73",
-                "MoPE nested, Fisher order": "#D55E00"},
-    }  # fmt: skip
     cells = summary(rows)
+    stock = {"random": "#999999", "L1": "#E69F00", "Taylor": "#56B4E9", "Fisher": "#009E73"}
+    mope_names = {
+        "head": {"MoPE (contrastive_loss)": "#D55E00", "MoPE greedy": "#000000"},
+        "ffn": {"MoPE nested, Fisher order": "#D55E00"},
+    }
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for axis, (units, title) in zip(axes, (("head", "attention heads"), ("ffn", "FFN neurons")), strict=True):
-        for (name, colour), marker in zip(shown[units].items(), "osv^D", strict=True):
-            ratios = [r for r in (HEAD_RATIOS if units == "head" else FFN_RATIOS) if cells[units, r, name]]
-            means = [statistics.mean(cells[units, r, name]) for r in ratios]
-            spread = [statistics.pstdev(cells[units, r, name]) for r in ratios]
+        ratios = HEAD_RATIOS if units == "head" else FFN_RATIOS
+
+        def curve(name: str, units: str = units, ratios: tuple[float, ...] = ratios) -> list[list[float]]:
+            return [cells[units, ratio, name] for ratio in ratios]
+
+        for (name, colour), marker in zip((stock | mope_names[units]).items(), "osv^D*", strict=False):
+            # Torch-Pruning's criteria with or without its normaliser, whichever keeps more here.
+            variants = [v for v in (name, f"{name}, not normalised") if all(curve(v))]
+            points = max((curve(v) for v in variants), key=lambda c: sum(map(statistics.mean, c)))
             axis.errorbar(
-                [0, *(100 * r for r in ratios)], [dense, *means], [0, *spread],
-                label=name.split(" ")[0], color=colour, marker=marker, capsize=3, lw=2 if "MoPE" in name else 1.2,
+                [0, *(100 * ratio for ratio in ratios)],
+                [dense, *map(statistics.mean, points)],
+                [0, *map(statistics.pstdev, points)],
+                label=name.split(" (")[0], color=colour, marker=marker, capsize=3, lw=2 if "MoPE" in name else 1.2,
             )  # fmt: skip
-        axis.set(xlabel=f"{title} removed (%)", title=title)
+        axis.set(xlabel=f"{title} removed (%)")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("mean R@1 on test pairs (%)")
-    axes[0].legend(frameon=False)
     figure.suptitle("Tiny CLIP, pruned without retraining")
     figure.savefig(path, dpi=150)
 
