@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ._state import evaluation_mode, own_gradients, trainable
 from .data import Pairs
@@ -33,7 +34,9 @@ def _losses(encoder: DualEncoder, images: Float[Tensor, "N J"], texts: Float[Ten
     return contrastive_losses(image, text, index, encoder.logit_scale)[0]
 
 
-def accumulate_gradients(encoder: DualEncoder, pairs: Pairs, *, squared: bool, batch_size: int) -> None:
+def accumulate_gradients(
+    encoder: DualEncoder, pairs: Pairs, *, squared: bool, batch_size: int, progress: bool = False
+) -> None:
     """See :meth:`torch_pruning_mope.DualEncoder.accumulate_gradients`.
 
     Args:
@@ -41,6 +44,7 @@ def accumulate_gradients(encoder: DualEncoder, pairs: Pairs, *, squared: bool, b
         pairs: Calibration pairs.
         squared: Mean squared gradient per pair, instead of the mean gradient.
         batch_size: Pairs per loss.
+        progress: Whether to show a progress bar.
 
     Raises:
         NonFiniteError: If a gradient is NaN or infinite.
@@ -51,7 +55,11 @@ def accumulate_gradients(encoder: DualEncoder, pairs: Pairs, *, squared: bool, b
     parameters = list(encoder.model.parameters())
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     with evaluation_mode(encoder.model), own_gradients(encoder.model), trainable(encoder.model):
-        for images, tokens in pairs.batches(batch_size):
+        total_batches = -(-pairs.num_images // batch_size)
+        batches = pairs.batches(batch_size)
+        for images, tokens in tqdm(
+            batches, "gradients", total_batches, unit="batch", disable=not progress, delay=2, leave=False
+        ):
             if len(images) < 2:
                 continue  # a lone last pair has nothing to contrast with
             for gradients in (_pair_gradients if squared else _batch_gradients)(encoder, parameters, images, tokens):

@@ -242,6 +242,7 @@ class DualEncoder:
         *,
         squared: bool = False,
         batch_size: int = 64,
+        progress: bool = False,
     ) -> None:
         """Mutates the model's ``.grad``: gradients of the contrastive loss over ``pairs``, for criteria that read them.
 
@@ -252,13 +253,14 @@ class DualEncoder:
                 ``.grad``; its own ``accumulate_grad`` (1.6.1) keeps only the last sample, because it looks parameters up
                 by name and stores them by object, so use this instead.
             batch_size: Pairs that contrast with each other in one loss.
+            progress: Whether to show a progress bar.
 
         Raises:
             NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
         """
         from ._gradients import accumulate_gradients  # it works on encoders: a cycle
 
-        accumulate_gradients(self, Pairs.coerce(pairs), squared=squared, batch_size=batch_size)
+        accumulate_gradients(self, Pairs.coerce(pairs), squared=squared, batch_size=batch_size, progress=progress)
 
     def remove_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
         """Mutates the model: deletes whole Transformer layers of one tower.
