@@ -1,0 +1,152 @@
+"""Score tables outlive the process, whole or not at all, and only for their own weights."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch_pruning_mope as mope
+from tests.asserts import unchanged
+from tests.unit.models import clip
+from torch_pruning_mope.scoring import fingerprint
+
+
+@pytest.fixture
+def table(encoder: mope.DualEncoder, pairs: mope.Pairs) -> mope.ScoreTable:
+    return mope.score(encoder, pairs, kinds=("head", "neurons", "block"), groups=3, progress=False)
+
+
+def test_round_trip(table: mope.ScoreTable, tmp_path: Path) -> None:
+    table.save(tmp_path / "table.json")
+    assert mope.ScoreTable.load(tmp_path / "table.json") == table
+    assert mope.ScoreTable.load(str(tmp_path / "table.json")) == table
+    assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
+
+
+def test_round_trip_without_standard_errors(encoder: mope.DualEncoder, pairs: mope.Pairs, tmp_path: Path) -> None:
+    table = mope.score(encoder, pairs, metric=lambda i, t: float((i @ t.T).trace()), kinds=["head"], progress=False)
+    table.save(tmp_path / "table.json")
+    loaded = mope.ScoreTable.load(tmp_path / "table.json")
+    assert [(s.unit, s.value, s.loss) for s in loaded.scores] == [(s.unit, s.value, s.loss) for s in table.scores]
+    assert all(math.isnan(score.stderr) for score in loaded.scores)
+    json.loads((tmp_path / "table.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_half_written_file_is_never_seen(
+    table: mope.ScoreTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.json"
+    table.save(path)
+    whole = path.read_text()
+    write = Path.write_text
+
+    def interrupted(self: Path, data: str, **options: Any) -> int:
+        write(self, data[: len(data) // 2], **options)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(OSError, match="disk full"):
+        table.save(path)
+    with pytest.raises(OSError, match="disk full"):
+        table.save(tmp_path / "new.json")
+    assert path.read_text() == whole
+    assert not (tmp_path / "new.json").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: "null",
+        lambda text: "{}",
+        lambda text: text.replace('"format": 1', '"format": 99'),
+        lambda text: text.replace('"stderr"', '"error"'),
+        lambda text: text.replace('"dense"', '"sparse"'),
+        lambda text: text.replace('"scores": [', '"scores": [3, '),
+        lambda text: text.replace('"value": ', '"value": "x" , "other": ', 1),
+    ],
+)
+def test_corrupt_files_are_refused(table: mope.ScoreTable, tmp_path: Path, damage: Any) -> None:
+    path = tmp_path / "table.json"
+    table.save(path)
+    damaged = damage(path.read_text())
+    assert damaged != path.read_text()
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match=r"path must be a score table saved by this version; .*table\.json is not"):
+        mope.ScoreTable.load(path)
+
+
+def test_binary_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_bytes(b"\x80\x04\xff\x00")
+    with pytest.raises(ValueError, match="path must be a score table"):
+        mope.ScoreTable.load(tmp_path / "table.json")
+
+
+def test_missing_files_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        mope.ScoreTable.load(tmp_path / "none.json")
+
+
+def test_tables_know_their_weights(table: mope.ScoreTable, encoder: mope.DualEncoder) -> None:
+    table.check_weights(encoder.model)
+    other = clip(seed=1)
+    mope.DualEncoder(other)
+    with unchanged(other), pytest.raises(mope.WrongModelError, match="table must be of the model's own weights"):
+        table.check_weights(other)
+    with torch.no_grad():
+        encoder.model.visual.conv1.weight[0, 0, 0, 0] += 1e-6
+    with pytest.raises(mope.WrongModelError, match="Score this model"):
+        table.check_weights(encoder.model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.weight.data.add_(1e-7),
+        lambda m: m.double(),
+        lambda m: m.bias.data.neg_(),
+        lambda m: m.register_buffer("extra", torch.zeros(1)),
+        lambda m: setattr(m, "weight", nn.Parameter(m.weight.data.view(2, 6))),
+    ],
+)
+def test_fingerprints_see_every_change(change: Any) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 4)
+    before = fingerprint(module)
+    assert fingerprint(module) == before
+    change(module)
+    assert fingerprint(module) != before
+
+
+def test_fingerprints_read_any_dtype() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert len(fingerprint(nn.Linear(3, 3).to(dtype))) == 64
+    assert len(fingerprint(nn.BatchNorm1d(3))) == 64  # a scalar buffer
+
+
+def test_scores_by_kind_tower_and_layer(table: mope.ScoreTable) -> None:
+    assert len(table.of("head")) == 18
+    assert len(table.of("head", "image")) == 12
+    assert [score.unit.index for score in table.of("head", "text", 0)] == [0, 1, 2]
+    assert table.of("head", "text", 7) == []
+
+
+def test_printing(table: mope.ScoreTable) -> None:
+    lines = str(table).splitlines()
+    assert lines[0].startswith(f"recall_mean = {table.dense:.4f} unpruned; {len(table.scores)} units")
+    assert len(lines) == 1 + 3 * 5
+    first = table.of("head", "image", 0)
+    assert lines[1].split(":")[1].split("(")[0].split() == [f"{100 * score.value:.2f}" for score in first]
+    assert str(first[0].unit) == "image layer 0 head 0"
+
+
+def test_the_table_says_what_it_was_made_of(table: mope.ScoreTable, pairs: mope.Pairs) -> None:
+    assert table.pairs == pairs.fingerprint()
+    assert table.settings.items() >= {"groups": 3, "interaction": "nested", "rewire": "taylor"}.items()
+    assert table.metric == "recall_mean"

@@ -1,0 +1,44 @@
+"""On the CLIP that ships: every head and neuron group, masked, by the engine, and physically removed."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import torch_pruning_mope as mope
+from tests.asserts import assert_close
+from tests.unit.scoring.oracle import embeddings, physically_without
+from torch_pruning_mope.scoring import masked, single_ablation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_every_unit_of_the_tiny_clip(tower: Any) -> None:
+    encoder = mope.DualEncoder(mope.load_tiny_clip())
+    pairs = mope.emoji_pairs("calibration", 64)
+    options: dict[str, Any] = {"interaction": "single", "towers": [tower], "progress": False}
+    kinds = ("head", "neurons", "block")
+    recall, loss = (
+        mope.score(encoder, pairs, metric=m, kinds=kinds, **options) for m in ("recall_mean", "contrastive_loss")
+    )
+    layers, heads = (6, 6) if tower == "image" else (4, 4)
+    assert len(recall.scores) == layers * (heads + 16 + 1)
+    inputs = pairs.images if tower == "image" else pairs.tokens
+    dense = {name: embeddings(encoder, name, x) for name, x in (("image", pairs.images), ("text", pairs.tokens))}
+    measures = {"recall": mope.Recall(), "loss": mope.ContrastiveLoss(torch.as_tensor(encoder.logit_scale).item())}
+    for by_recall, by_loss in zip(recall.scores, loss.scores, strict=True):
+        unit = by_recall.unit
+        assert unit == by_loss.unit
+        physical = embeddings(physically_without(encoder, unit), tower, inputs)
+        with masked(encoder, single_ablation(unit)):
+            plain = embeddings(encoder, tower, inputs)
+        assert_close(F.normalize(plain, dim=-1), F.normalize(physical, dim=-1), 1e-5)
+        for ablated in (plain, physical):
+            both = dense | {tower: ablated}
+            lost = {
+                name: measure(dense["image"], dense["text"]) - measure(both["image"], both["text"])
+                for name, measure in measures.items()
+            }
+            assert by_recall.value == pytest.approx(lost["recall"], abs=1e-12), str(unit)
+            assert by_loss.value == pytest.approx(lost["loss"], abs=1e-5), str(unit)
