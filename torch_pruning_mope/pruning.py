@@ -37,6 +37,7 @@ def prune(
     """
     chosen = {**ratios, "pruning_ratio_dict": ratios.get("pruning_ratio_dict") or {}}
     request = encoder.request(**chosen)
+    asked = request.asked  # of the model as it is before the first step
     pruner = tp.pruner.MetaPruner(encoder.model, importance=importance, **encoder.pruner_arguments(**ratios))
     flags = {name: parameter.requires_grad for name, parameter in encoder.model.named_parameters()}
     removed = Counts()
@@ -47,7 +48,7 @@ def prune(
             removed.heads + planned.heads, removed.neurons + planned.neurons, removed.width + planned.width
         )
         if step == request.iterative_steps:
-            _check(request, removed)
+            _check(request, asked, removed)
         for group in groups:
             group.prune()
         for name, parameter in encoder.model.named_parameters():
@@ -75,8 +76,7 @@ def _count(groups: Sequence[Any], request: PruningRequest) -> Counts:
     return Counts(**found)
 
 
-def _check(request: PruningRequest, removed: Counts) -> None:
-    asked = request.asked
+def _check(request: PruningRequest, asked: Counts, removed: Counts) -> None:
     slack = Counts()
     if request.round_to is not None:  # rounds what is left of each layer down
         step = request.round_to - 1
