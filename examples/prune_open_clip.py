@@ -1,0 +1,188 @@
+"""Prunes any open_clip model with MoPE, on captions from a CSV or from COCO.
+
+    python examples/prune_open_clip.py --model ViT-B-32@laion2b_s34b_b79k --csv pairs.csv --output runs/b32
+    python examples/prune_open_clip.py --model ViT-B-32 --pretrained none --coco captions_val2017.json --images val2017
+
+The model is scored on calibration pairs and its recall reported on others: the rest of the images, or `--test`. The folder
+`--output` gets `model.safetensors`, `widths.json` and `scores.json`; `load_pruned` reads the model back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import torch_pruning_mope as mope
+from torch_pruning_mope.data import CaptionedImage, load_pairs, read_coco_captions, read_csv_captions
+from torch_pruning_mope.demo import multiply_adds, parameters, recalls
+
+
+def read(options: argparse.Namespace, file: Path) -> list[CaptionedImage]:
+    """The images of a captions file, of the kind that the command line names."""
+    if options.coco:
+        return read_coco_captions(file, options.images)
+    return read_csv_captions(file, image_key=options.csv_image, caption_key=options.csv_caption, folder=options.images)
+
+
+def split(options: argparse.Namespace) -> tuple[list[CaptionedImage], list[CaptionedImage]]:
+    """Calibration and test images, none in both; drawn by a fixed seed."""
+    entries = read(options, options.coco or options.csv)
+    random.Random(options.seed).shuffle(entries)
+    calibration = entries[: options.calibration]
+    test = read(options, options.test) if options.test else entries[options.calibration :]
+    if len(test) < 2:
+        raise ValueError(
+            f"--calibration must leave at least two images to test on; found {len(test)} of {len(entries)} left. Use fewer, "
+            "or give --test a file of other images."
+        )
+    shared = {entry.path.resolve() for entry in calibration} & {entry.path.resolve() for entry in test}
+    if shared:
+        raise ValueError(
+            f"--test must hold no calibration image; found {len(shared)} in both (first: {min(shared)}). Take them out."
+        )
+    return calibration, test
+
+
+def pairs_of(
+    name: str, entries: list[CaptionedImage], preprocess: Any, tokenizer: Any, device: torch.device
+) -> mope.Pairs:
+    """The pairs, with a report of what could not be read."""
+    pairs, unusable = load_pairs(entries, preprocess, tokenizer)
+    print(f"{name}: {pairs.num_images} images, {pairs.num_captions} captions, {len(unusable)} images unusable")
+    for entry in unusable[:10]:
+        print(f"  {entry.path}: {entry.reason}")
+    if len(unusable) > 10:
+        print(f"  … and {len(unusable) - 10} more")
+    return pairs.to(device)
+
+
+def describe(stage: str, encoder: mope.DualEncoder, test: mope.Pairs, batch_size: int) -> None:
+    """Prints what the model costs and how well it retrieves."""
+    counts, found = encoder.counts(), recalls(encoder, test, batch_size=batch_size)
+    print(
+        f"{stage:6}  {counts.heads} heads, {counts.neurons} neurons, {parameters(encoder) / 1e6:.2f} M parameters, "
+        f"{multiply_adds(encoder) / 1e9:.3f} G multiply-adds per pair  |  image→text R@1 {found.i2t_r1:.1f} "
+        f"R@5 {found.i2t_r5:.1f}, text→image R@1 {found.t2i_r1:.1f} R@5 {found.t2i_r5:.1f}"
+    )
+
+
+def widths(encoder: mope.DualEncoder) -> dict[str, dict[str, list[int]]]:
+    """Heads and neurons that each layer of each tower has."""
+    return {
+        name: {
+            "heads": [block.attention.num_units for block in tower.blocks],
+            "neurons": [block.feed_forward.num_units for block in tower.blocks],
+        }
+        for name, tower in encoder.towers.items()
+    }
+
+
+def save(folder: Path, encoder: mope.DualEncoder, scores: mope.ScoreTable, architecture: str) -> None:
+    """Writes weights, widths and scores; nothing is pickled."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.contiguous() for name, value in encoder.model.state_dict().items()}, folder / "model.safetensors"
+    )
+    content = {"model": architecture, **widths(encoder)}
+    (folder / "widths.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    scores.save(folder / "scores.json")
+
+
+def load_pruned(folder: Path) -> nn.Module:
+    """The pruned model that `save` wrote, in evaluation mode."""
+    content = json.loads((folder / "widths.json").read_text(encoding="utf-8"))
+    state = load_file(folder / "model.safetensors")
+    model: nn.Module = open_clip.create_model(content["model"], pretrained=None)
+    mope.DualEncoder(model)  # swaps attention
+    for name, layer in model.named_modules():
+        weight = state.get(f"{name}.weight")
+        if isinstance(layer, nn.Linear) and weight is not None and weight.shape != layer.weight.shape:
+            layer.out_features, layer.in_features = weight.shape
+            layer.weight = nn.Parameter(weight)
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(state[f"{name}.bias"])
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def run(options: argparse.Namespace) -> None:
+    """The whole job; its core is the same ten lines as in the README."""
+    name, _, tag = options.model.partition("@")
+    pretrained = options.pretrained or tag or "none"
+    device = torch.device(options.device)
+    model, _, preprocess = open_clip.create_model_and_transforms(
+        name, pretrained=None if pretrained == "none" else pretrained, device=device
+    )
+    tokenizer = open_clip.get_tokenizer(name)
+    encoder = mope.DualEncoder(model.eval())
+    asked = {"head_ratio": options.head_ratio, "ffn_ratio": options.ffn_ratio, "global_pruning": options.global_pruning}
+    encoder.request(**asked)  # refuses bad ratios before images are read
+    chosen, others = split(options)
+    calibration = pairs_of("calibration", chosen, preprocess, tokenizer, device)
+    test = pairs_of("test", others, preprocess, tokenizer, device)
+
+    describe("dense", encoder, test, options.batch_size)
+    importance = mope.MoPEImportance(
+        encoder, calibration, metric=options.metric, groups=options.groups, batch_size=options.batch_size
+    )
+    scores = importance.table
+    removed = mope.prune(encoder, importance, **asked)
+    print(f"removed {removed.heads} heads and {removed.neurons} neurons")
+    describe("pruned", encoder, test, options.batch_size)
+    if options.output:
+        save(options.output, encoder, scores, name)
+        print(f"saved {options.output / 'model.safetensors'}, widths.json and scores.json")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="NAME or NAME@TAG, as open_clip calls them")
+    parser.add_argument("--pretrained", help="tag or file of weights, or 'none' for random ones; overrides @TAG")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--csv", type=Path, help="file with a caption a line")
+    source.add_argument("--coco", type=Path, help="COCO captions JSON")
+    parser.add_argument("--images", type=Path, help="folder of the images (with --csv, by default the file's own)")
+    parser.add_argument("--csv-image", default="filepath", help="column of the image files")
+    parser.add_argument("--csv-caption", default="title", help="column of the captions")
+    parser.add_argument("--calibration", type=int, default=1000, help="images to score on")
+    parser.add_argument("--test", type=Path, help="file of other images to report on, of the same kind")
+    parser.add_argument("--head-ratio", type=float, default=0.3, help="share of the heads to remove")
+    parser.add_argument("--ffn-ratio", type=float, default=0.5, help="share of the FFN neurons to remove")
+    parser.add_argument("--global", dest="global_pruning", action="store_true", help="rank over all layers at once")
+    parser.add_argument("--metric", default="recall_mean", help="recall_mean, recall@K, contrastive_loss")
+    parser.add_argument("--groups", type=int, default=16, help="neuron groups per layer")
+    parser.add_argument("--batch-size", type=int, default=64, help="sequences run at once")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, and of random weights")
+    parser.add_argument("--output", type=Path, help="folder for the pruned model")
+    return parser
+
+
+def main() -> None:
+    """Reads the command line; what the user can mend is one line on stderr."""
+    parser = arguments()
+    options = parser.parse_args()
+    if options.coco and not options.images:
+        parser.error("--coco needs --images, the folder of its images")
+    if options.calibration < 2:
+        parser.error(f"--calibration must be at least 2; found {options.calibration}")
+    torch.manual_seed(options.seed)
+    try:
+        run(options)
+    except (mope.MopeError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
