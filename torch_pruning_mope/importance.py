@@ -34,14 +34,15 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
         encoder: The dual encoder that the pruner prunes.
         fallback: A Torch-Pruning importance for all other groups (residual width, convolutions); None leaves them alone.
         min_heads: Heads that every layer keeps, whatever the threshold.
-        min_neurons: Neurons that every layer keeps; give it the pruner's ``round_to`` if there is one.
+        min_neurons: Neurons that every layer keeps; give it the pruner's ``round_to`` if there is one. Not 1 by default,
+            because Torch-Pruning no longer counts a layer of one channel, and the next iterative step then removes too few.
 
     Raises:
         TypeError: If ``encoder`` is not a :class:`DualEncoder`, or ``fallback`` is not callable.
         ValueError: If a minimum is below 1.
     """
 
-    def __init__(self, encoder: DualEncoder, *, fallback: Any = None, min_heads: int = 1, min_neurons: int = 1) -> None:
+    def __init__(self, encoder: DualEncoder, *, fallback: Any = None, min_heads: int = 1, min_neurons: int = 2) -> None:
         if not isinstance(encoder, DualEncoder):
             raise TypeError(
                 f"encoder must be a DualEncoder; found {type(encoder).__name__}. Wrap the model: DualEncoder(model)."
@@ -162,7 +163,7 @@ class MoPEImportance(UnitImportance):
         progress: bool = True,
         fallback: Any = None,
         min_heads: int = 1,
-        min_neurons: int = 1,
+        min_neurons: int = 2,
     ) -> None:
         super().__init__(encoder, fallback=fallback, min_heads=min_heads, min_neurons=min_neurons)
         if pairs is None and table is None:
@@ -243,7 +244,7 @@ class WeightedImportance(UnitImportance):
         *,
         fallback: Any = None,
         min_heads: int = 1,
-        min_neurons: int = 1,
+        min_neurons: int = 2,
     ) -> None:
         super().__init__(encoder, fallback=fallback, min_heads=min_heads, min_neurons=min_neurons)
         if not criteria or any(not callable(criterion) or weight <= 0 for criterion, weight in criteria):

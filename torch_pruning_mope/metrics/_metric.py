@@ -95,7 +95,7 @@ class FunctionMetric(Metric):
 
     def __init__(self, function: MetricFunction) -> None:
         self.function = function
-        module = getattr(function, "__module__", "")
+        module = getattr(function, "__module__", None) or "?"
         self.name = f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
     def per_image(self, images: Tensor, texts: Tensor, image_index: Tensor) -> None:
