@@ -1,0 +1,53 @@
+"""Every snippet of the README runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import torch_pruning_mope as mope
+from torch_pruning_mope.cli import app
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_python_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = mope.emoji_pairs
+    monkeypatch.setattr(mope, "emoji_pairs", lambda split, size=1000, seed=0: original(split, min(size, 24), seed))
+    monkeypatch.chdir(tmp_path)
+    blocks = snippets("python")
+    assert len(blocks) >= 10
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert (tmp_path / "scores.json").exists()
+    wrapped = mope.DualEncoder(namespace["MyClip"]())  # type: ignore[operator]
+    pairs = namespace["pairs"]
+    prefix = mope.score(wrapped, pairs, metric="contrastive_loss", groups=2, progress=False)
+    plain = mope.score(wrapped, pairs, metric="contrastive_loss", groups=2, progress=False, engine="plain")
+    assert [s.loss for s in prefix.scores] == pytest.approx([s.loss for s in plain.scores], abs=1e-5)
+    removed = mope.prune(wrapped, mope.MoPEImportance(wrapped, pairs, progress=False), head_ratio=0.5, ffn_ratio=0.5)
+    assert removed == mope.Counts(heads=8, neurons=256, width=0)
+
+
+def test_shell_snippets_are_commands_that_exist() -> None:
+    lines = [line for block in snippets("bash") for line in block.splitlines()]
+    assert any(line.startswith("pip install . && mope demo") for line in lines)
+    assert 'pip install -e ".[dev]" && pytest' in lines
+    for command in (part.strip() for line in lines for part in line.split("&&")):
+        program, *arguments = shlex.split(command)
+        if program == "mope":
+            known = CliRunner().invoke(app, [arguments[0], "--help"]).output
+        elif program == "python":
+            known = (Path(__file__).parent.parent / arguments[0]).read_text(encoding="utf-8")
+        else:
+            assert program in {"pip", "pytest"}
+            continue
+        for option in (argument for argument in arguments if argument.startswith("--")):
+            assert option in known, f"{command!r}: no option {option}"
