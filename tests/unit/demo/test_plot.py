@@ -1,0 +1,72 @@
+"""The heat maps."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from torch_pruning_mope import DualEncoder, Pairs, ScoreTable, score
+from torch_pruning_mope.demo import heat_maps
+from torch_pruning_mope.demo._plot import _norm, _number, _ticks
+
+
+@pytest.fixture
+def table(encoder: DualEncoder, pairs: Pairs) -> ScoreTable:
+    return score(encoder, pairs, metric="contrastive_loss", groups=4, progress=False)
+
+
+def texts(axes: object) -> list[str]:
+    return [text.get_text() for text in axes.texts]  # type: ignore[attr-defined]
+
+
+def test_every_unit_has_a_cell_with_its_number_and_error(table: ScoreTable, tmp_path: Path) -> None:
+    figure = heat_maps(table, tmp_path / "scores.png")
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == [
+        "image tower: attention heads",
+        "image tower: FFN neuron groups",
+        "text tower: attention heads",
+        "text tower: FFN neuron groups",
+    ]
+    assert sum(len(axes.texts) for axes in panels) == 2 * len(table.scores)
+    first = table.of("head", "image")[0]
+    assert texts(panels[0])[:2] == [_number(100 * first.value), f"±{_number(100 * first.stderr)}"]
+    for axes in panels:
+        low, high = axes.images[0].get_clim()
+        assert low == -high < 0
+    labels = {axes.get_xlabel() for axes in figure.axes}
+    assert "score: what its removal adds to the contrastive loss, in 0.01 nats" in labels
+    assert Image.open(tmp_path / "scores.png").width > 1000
+
+
+def test_recall_is_shown_in_points(encoder: DualEncoder, pairs: Pairs) -> None:
+    table = score(encoder, pairs, kinds=("head",), progress=False)
+    labels = {axes.get_xlabel() for axes in heat_maps(table).axes}
+    assert "score: what its removal costs, in points of recall_mean" in labels
+
+
+def test_metrics_without_standard_errors_and_scores_all_zero_are_drawn(table: ScoreTable) -> None:
+    bare = replace(table, scores=tuple(replace(s, value=0.0, stderr=math.nan) for s in table.scores))
+    figure = heat_maps(bare)
+    assert set(texts(figure.axes[0])) == {"0.00"}
+    figure.canvas.draw()
+
+
+def test_a_table_of_blocks_alone_is_refused(table: ScoreTable) -> None:
+    with pytest.raises(ValueError, match="must hold scores of heads or neuron groups"):
+        heat_maps(replace(table, scores=()))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(45.2, "45"), (9.96, "10"), (9.94, "9.9"), (0.3, "0.30"), (-0.001, "0.00"), (-1.25, "−1.2")]
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert _number(value) == text
+
+
+def test_ticks_lie_within_the_colours(table: ScoreTable) -> None:
+    norm = _norm(table.of("head"))
+    assert norm(0.0) == pytest.approx(0.5)
+    assert all(abs(tick) <= norm.vmax for tick in _ticks(norm))
