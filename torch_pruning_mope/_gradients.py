@@ -53,8 +53,8 @@ def accumulate_gradients(
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, because the loss contrasts pairs; found {batch_size}.")
     parameters = list(encoder.model.parameters())
-    sums = [torch.zeros_like(parameter) for parameter in parameters]
     with evaluation_mode(encoder.model), own_gradients(encoder.model), trainable(encoder.model):
+        sums = [torch.zeros_like(parameter) for parameter in parameters]  # in here, so never inference tensors
         total_batches = -(-pairs.num_images // batch_size)
         batches = pairs.batches(batch_size)
         for images, tokens in tqdm(
@@ -66,11 +66,12 @@ def accumulate_gradients(
                 for total, gradient in zip(sums, gradients, strict=True):
                     if gradient is not None:
                         total += gradient**2 if squared else gradient
-    bad = sum(not bool(torch.isfinite(total).all()) for total in sums)
+        means = [total.detach() / pairs.num_images for total in sums]
+    bad = sum(not bool(torch.isfinite(mean).all()) for mean in means)
     if bad:
-        raise NonFiniteError(f"gradients must be finite; found NaN or infinity in {bad} of {len(sums)} parameters.")
-    for parameter, total in zip(parameters, sums, strict=True):
-        parameter.grad = total.detach() / pairs.num_images
+        raise NonFiniteError(f"gradients must be finite; found NaN or infinity in {bad} of {len(means)} parameters.")
+    for parameter, mean in zip(parameters, means, strict=True):
+        parameter.grad = mean
 
 
 def _batch_gradients(

@@ -127,10 +127,11 @@ class DualEncoder:
     def example_inputs(self) -> dict[str, Tensor]:
         """One image and one caption of the right shapes, as Torch-Pruning's tracer and counters want them."""
         weight = next(self.model.parameters())
-        return {
-            "images": torch.zeros(1, *self._towers.image_shape, device=weight.device, dtype=weight.dtype),
-            "tokens": torch.ones(1, self._towers.context_length, dtype=torch.long, device=weight.device),
-        }
+        with torch.inference_mode(False):  # the tracer's autograd cannot use inference tensors
+            return {
+                "images": torch.zeros(1, *self._towers.image_shape, device=weight.device, dtype=weight.dtype),
+                "tokens": torch.ones(1, self._towers.context_length, dtype=torch.long, device=weight.device),
+            }
 
     def _graph_arguments(self) -> dict[str, Any]:
         unwrapped = [pair for tower in self.towers.values() for pair in tower.joint_parameters]

@@ -94,8 +94,9 @@ def tracing_forward(
     """A ``forward_fn`` that keeps the towers apart and the model as it was.
 
     It returns the two features rather than logits, which would couple the towers (trap L); it turns gradients on for the
-    trace, because frozen parameters vanish from the graph (trap M); and it gives back the training modes that the model has
-    *now*, because Torch-Pruning has already left it in eval mode when the function runs (trap V).
+    trace, because frozen parameters vanish from the graph (trap M); it gives back the training modes that the model has
+    *now*, because Torch-Pruning has already left it in eval mode when the function runs (trap V); and if the model fails, it
+    takes off the hooks that Torch-Pruning would leave behind.
 
     Args:
         encode_image: The model's image encoder.
@@ -111,6 +112,12 @@ def tracing_forward(
         try:
             with trainable(traced):
                 return [encode_image(inputs["images"]), encode_text(inputs["tokens"])]
+        except BaseException:
+            for module in traced.modules():
+                for handle, hook in list(module._forward_hooks.items()):
+                    if hook.__module__.startswith("torch_pruning."):
+                        del module._forward_hooks[handle]
+            raise
         finally:
             for module, flag in flags.items():
                 module.training = flag

@@ -3,6 +3,7 @@
 A canary asserts that stock Torch-Pruning is still wrong. When one fails, the correction beside it may be dropped.
 """
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -207,6 +208,25 @@ def test_all_ungrouped_parameters_are_named_together() -> None:
 def test_a_graph_leaves_the_model_as_it_was(encoder: DualEncoder) -> None:
     with unchanged(encoder.model), torch.no_grad():
         encoder.dependency_graph()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_model_that_fails_while_traced_keeps_no_hooks(encoder: DualEncoder, own: bool) -> None:
+    """Torch-Pruning takes its hooks off only where the trace succeeds."""
+
+    def fails(*_: Any) -> None:
+        raise ArithmeticError("half way")
+
+    encoder.model.train()
+    arguments = encoder.pruner_arguments(head_ratio=0.5)
+    encoder.model.transformer.resblocks[1].ln_2.register_forward_hook(fails)
+    build = (
+        encoder.dependency_graph
+        if own
+        else partial(tp.pruner.MetaPruner, encoder.model, importance=tp.importance.RandomImportance(), **arguments)
+    )
+    with unchanged(encoder.model), pytest.raises(ArithmeticError, match="half way"):
+        build()
 
 
 def test_traps_b_and_d_width_cuts_leave_heads_whole(encoder: DualEncoder) -> None:
