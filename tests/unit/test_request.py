@@ -1,0 +1,134 @@
+"""What may be asked of a pruner, and in how many units it results."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import torch_pruning_mope as mope
+from tests.asserts import unchanged, unchecked
+from torch_pruning_mope import Counts, DualEncoder
+from torch_pruning_mope._request import _check_ratio, _exact, _HeadRatio, _scheduler, _share
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 4096), st.integers(0, 999))
+def test_share_is_the_ceiling_of_exact_arithmetic(total: int, thousandths: int) -> None:
+    assert _share(thousandths / 1000, total) == -(-thousandths * total // 1000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 4096).flatmap(lambda total: st.tuples(st.just(total), st.integers(0, total - 1))))
+def test_exact_ratios_survive_torch_prunings_rounding(case: tuple[int, int]) -> None:
+    total, removed = case
+    assert total - int(total * (1 - _exact(removed, total))) == removed
+    assert 0 <= _exact(removed, total) < 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 99), st.integers(1, 6))
+def test_head_schedules_end_where_asked(heads: int, hundredths: int, steps: int) -> None:
+    """Torch-Pruning takes the ceiling of each step's ratio of the heads that are left."""
+    ratio = _HeadRatio(hundredths / 100)
+    ratio.heads = heads
+    schedule = _scheduler(ratio, steps)
+    assert len(schedule) == steps + 1
+    left = heads
+    for step in range(1, steps + 1):
+        if left:
+            left -= math.ceil(schedule[step] * left)
+        assert heads - left == _share(hundredths / 100 * step / steps, heads)
+
+
+def test_other_schedules_are_linear() -> None:
+    assert _scheduler(0.8, 4) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+
+
+BAD_RATIOS = [-0.1, 1.0, 1.5, math.nan, math.inf]
+RATIOS = ["head_ratio", "ffn_ratio", "width_ratio"]
+
+
+@pytest.mark.parametrize("name", RATIOS)
+@pytest.mark.parametrize("ratio", BAD_RATIOS)
+def test_ratios_outside_are_refused(encoder: DualEncoder, name: str, ratio: float) -> None:
+    with unchanged(encoder.model), pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\); found {ratio}"):
+        encoder.pruner_arguments(**{name: ratio})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ratio", ["0.5", None, True, 1 + 0j])
+def test_ratios_must_be_numbers(ratio: object) -> None:
+    with pytest.raises(TypeError, match=r"head_ratio must be a number in \[0, 1\); found"):
+        unchecked(_check_ratio)("head_ratio", ratio)
+
+
+@pytest.mark.parametrize("ratio", [1.0, -0.5])
+def test_own_ratios_outside_are_refused(encoder: DualEncoder, ratio: float) -> None:
+    first = encoder.image.blocks[0].module.mlp.c_fc  # type: ignore[union-attr]
+    with unchanged(encoder.model), pytest.raises(ValueError, match=r"pruning_ratio_dict\[Linear\] must be in \[0, 1\)"):
+        encoder.pruner_arguments(pruning_ratio_dict={first: ratio})
+    with pytest.raises(ValueError, match=r"pruning_ratio_dict\[Linear, Linear\] must be in"):
+        encoder.pruner_arguments(pruning_ratio_dict={(first, first): ratio})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (
+            {"head_ratio": 0.7},
+            r"head_ratio must leave every layer at least 1 head\(s\); found 0\.7, the most is 0\.6666",
+        ),
+        ({"head_ratio": 0.76, "towers": ("image",)}, r"found 0\.76, the most is 0\.75"),
+        ({"head_ratio": 0.75, "global_pruning": True}, r"the most is 0\.7222"),
+        ({"ffn_ratio": 0.99}, r"ffn_ratio must leave every layer at least 1 neuron\(s\)"),
+        ({"ffn_ratio": 0.9, "round_to": 8}, r"at least 8 neuron\(s\); found 0\.9, the most is 0\.8518"),
+        ({"ffn_ratio": 0.99, "global_pruning": True}, r"the most is 0\.9818"),
+        ({"width_ratio": 0.98}, r"width_ratio must leave every layer at least 1 residual channel\(s\)"),
+        ({"iterative_steps": 0}, "iterative_steps must be at least 1; found 0"),
+        ({"round_to": 0}, "round_to must be at least 1, or None; found 0"),
+        ({"towers": ()}, r"towers must name 'image', 'text' or both; found \(\)"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(encoder: DualEncoder, arguments: dict[str, Any], match: str) -> None:
+    with unchanged(encoder.model), pytest.raises(ValueError, match=match):
+        encoder.pruner_arguments(**arguments)
+    with unchanged(encoder.model), pytest.raises(ValueError, match=match):
+        mope.prune(encoder, lambda group: None, **arguments)
+
+
+def test_unknown_towers_are_refused(encoder: DualEncoder) -> None:
+    with pytest.raises(ValueError, match=r"towers must name 'image', 'text' or both; found \('vision',\)"):
+        unchecked(DualEncoder.request)(encoder, towers=("vision",))
+
+
+@pytest.mark.parametrize("most", [{"head_ratio": 0.66}, {"ffn_ratio": 0.98}, {"width_ratio": 0.97}])
+def test_just_less_is_accepted(encoder: DualEncoder, most: dict[str, float]) -> None:
+    assert encoder.request(**most).asked != Counts()
+
+
+def test_a_layer_that_is_ignored_cannot_be_emptied(encoder: DualEncoder) -> None:
+    """The check, like the count, is over the layers that the ratio is for."""
+    attentions = [block.module.attn for block in encoder.text.blocks]
+    with pytest.raises(ValueError, match="head_ratio must leave"):
+        encoder.request(head_ratio=0.75)
+    assert encoder.request(head_ratio=0.75, ignored_layers=attentions).asked == Counts(heads=9)
+
+
+def test_asked_counts(encoder: DualEncoder) -> None:
+    assert encoder.request(head_ratio=0.3, ffn_ratio=0.5, width_ratio=0.1).asked == Counts(
+        heads=3 * 2 + 2 * 1, neurons=3 * 28 + 2 * 27, width=4 + 4
+    )
+    everywhere = encoder.request(head_ratio=0.3, ffn_ratio=0.5, width_ratio=0.1, global_pruning=True)
+    assert everywhere.asked == Counts(heads=6, neurons=138, width=8)
+    assert encoder.request(head_ratio=0.3, towers=("text",)).asked == Counts(heads=2)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_ignored_layers_are_not_counted(encoder: DualEncoder, inner: bool) -> None:
+    """Whether the module itself is ignored or one that holds it."""
+    block = encoder.image.blocks[0].module
+    layer: nn.Module = block.mlp.c_fc if inner else block  # type: ignore[union-attr, assignment]
+    asked = encoder.request(head_ratio=0.25, ffn_ratio=0.5, ignored_layers=[layer]).asked
+    assert asked == Counts(heads=(3 if inner else 2) + 2, neurons=2 * 28 + 2 * 27)
