@@ -74,7 +74,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of calibration pairs, training batches and random pruning.")] = 0,
     head_ratio: Annotated[float, typer.Option(help="Share of the attention heads to remove.")] = 0.3,
     ffn_ratio: Annotated[float, typer.Option(help="Share of the FFN neurons to remove.")] = 0.5,
-    steps: Annotated[int, typer.Option(help="Fine-tuning steps of 128 pairs.")] = 100,
+    steps: Annotated[int, typer.Option(help="Fine-tuning steps of 128 pairs.")] = 60,
     pairs: Annotated[int, typer.Option(help="Calibration pairs.")] = 1000,
     test_pairs: Annotated[int, typer.Option(help="Test pairs: the size of the gallery.")] = 2000,
     json: Annotated[

@@ -96,7 +96,7 @@ def run_demo(
     seed: int = 0,
     head_ratio: float = 0.3,
     ffn_ratio: float = 0.5,
-    steps: int = 100,
+    steps: int = 60,
     pairs: int = 1000,
     test_pairs: int = 2000,
     progress: bool = True,
