@@ -20,7 +20,7 @@ from torch_pruning_mope import (
     WeightedImportance,
     WrongModelError,
 )
-from torch_pruning_mope import importance as importance_module
+from torch_pruning_mope.importance import _mope as importance_module
 
 GLOBAL = pytest.mark.parametrize("global_pruning", [False, True])
 STOCK: dict[str, Any] = {
