@@ -11,7 +11,7 @@ import torch
 from torch_pruning_mope.data import emoji_pairs, load_tiny_clip
 from torch_pruning_mope.metrics import Recall
 
-FLOOR = 0.9  # the model card states 95 % each way on this gallery
+FLOOR = 0.93  # the model card states 95.8 and 98.0 % on this gallery
 ASSETS = resources.files("torch_pruning_mope.data") / "assets"
 
 
