@@ -2,10 +2,10 @@
 
     python examples/train_tiny_clip.py --out tiny_clip.safetensors
 
-The defaults are those of the shipped weights: a fixed number of steps and a seed, no clock, so that another machine
-reaches the same recall within a point. The learning rate warms up, stays constant, and falls to zero over the last
+The defaults are those of the shipped weights: a fixed number of steps and a seed, no clock, meant to reach the
+same recall within a point on another machine. The learning rate warms up, stays constant, and falls to zero over the last
 fifth of the steps. `--continue-from` a state saved before that fall, with other `--steps`, gives what a run of that
-many steps from the start would give: how what 20 % more steps add is measured cheaply.
+many steps from the start would give, so what 20 % more steps add is cheap to measure.
 """
 
 from __future__ import annotations
