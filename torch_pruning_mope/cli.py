@@ -76,7 +76,7 @@ def demo(
     ffn_ratio: Annotated[float, typer.Option(help="Share of the FFN neurons to remove.")] = 0.5,
     steps: Annotated[int, typer.Option(help="Fine-tuning steps of 128 pairs.")] = 60,
     pairs: Annotated[int, typer.Option(help="Calibration pairs.")] = 1000,
-    test_pairs: Annotated[int, typer.Option(help="Test pairs: the size of the gallery.")] = 2000,
+    test_pairs: Annotated[int, typer.Option(help="Test pairs: the size of the gallery.")] = 3000,
     json: Annotated[
         Path | None, typer.Option(help="File for the rows.", dir_okay=False, callback=_check_folder)
     ] = None,

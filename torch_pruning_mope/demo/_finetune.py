@@ -27,7 +27,7 @@ def fine_tune(
     steps: int,
     seed: int = 0,
     batch_size: int = 128,
-    learning_rate: float = 5e-4,
+    learning_rate: float = 2.5e-4,
     label: str = "",
     progress: bool = True,
 ) -> None:

@@ -98,7 +98,7 @@ def run_demo(
     ffn_ratio: float = 0.5,
     steps: int = 60,
     pairs: int = 1000,
-    test_pairs: int = 2000,
+    test_pairs: int = 3000,
     progress: bool = True,
 ) -> DemoResult:
     """Prunes copies of the tiny CLIP with each criterion, globally and at the same counts, and fine-tunes each alike.
