@@ -59,7 +59,7 @@ def test_demo_prints_and_writes(asked: dict[str, Any], tmp_path: Path) -> None:
     rows, picture = tmp_path / "rows.json", tmp_path / "scores.svg"
     result = invoke("demo", "--seed", 3, "--head-ratio", 0.2, "--steps", 5, "--json", rows, "--plot", picture)
     assert result.exit_code == 0, result.output
-    assert asked == {"seed": 3, "head_ratio": 0.2, "ffn_ratio": 0.5, "steps": 5, "pairs": 1000, "test_pairs": 2000}
+    assert asked == {"seed": 3, "head_ratio": 0.2, "ffn_ratio": 0.5, "steps": 5, "pairs": 1000, "test_pairs": 3000}
     assert "without 16 of its 52 heads and 3328 of its 6656 FFN neurons" in " ".join(result.output.split())
     assert "2.00 M" in result.output
     assert [entry["criterion"] for entry in json.loads(rows.read_text())] == ["dense", "mope"]
