@@ -190,6 +190,9 @@ class DualEncoder:
     ) -> dict[str, Any]:
         """Everything a ``tp.pruner.MetaPruner`` needs besides the model and the importance, fresh on every call.
 
+        Frozen parameters are traced and pruned like others; those that Torch-Pruning cuts come back with ``requires_grad``
+        on, which :func:`torch_pruning_mope.prune` undoes and a pruner of your own does not.
+
         Heads, FFN neurons and residual channels are ranked in scopes of their own. Each ratio removes the ceiling of its
         share: per layer, or with ``global_pruning`` over all layers of the named towers (the residual width always per
         tower).
