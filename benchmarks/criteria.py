@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.scoring import dense_embeddings
+from torch_pruning_mope.scoring import PrefixEngine
 
 HEAD_RATIOS = (0.3, 0.5)
 FFN_RATIOS = (0.3, 0.5, 0.7)
@@ -42,8 +42,9 @@ class Stored:
 
 def recall(encoder: mope.DualEncoder, test: mope.Pairs) -> float:
     """Mean R@1 of both directions, in percent."""
-    images = dense_embeddings(encoder, "image", test.images, 128)
-    texts = dense_embeddings(encoder, "text", test.tokens, 128)
+    engine = PrefixEngine(encoder, batch_size=128)
+    images = engine.embeddings("image", test.images)
+    texts = engine.embeddings("text", test.tokens)
     return 100 * mope.Recall((1,))(images, texts, test.image_index)
 
 

@@ -9,7 +9,7 @@ from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import DualEncoder
 from ..metrics import Recall
-from ..scoring import embeddings
+from ..scoring import PlainEngine
 
 
 class Recalls(NamedTuple):
@@ -58,8 +58,9 @@ def recalls(encoder: DualEncoder, pairs: Pairs, *, batch_size: int = 250) -> Rec
     Returns:
         The recalls.
     """
-    images = embeddings(encoder, "image", pairs.images, batch_size)
-    texts = embeddings(encoder, "text", pairs.tokens, batch_size)
+    run = PlainEngine(encoder, batch_size=batch_size)
+    images = run.embeddings("image", pairs.images)
+    texts = run.embeddings("text", pairs.tokens)
     index = pairs.image_index.to(images.device)
     return Recalls(
         *(round(100 * Recall((k,), (way,))(images, texts, index), 4) for way in ("i2t", "t2i") for k in (1, 5))

@@ -1,10 +1,13 @@
 """Scoring: units, rewiring, the exact ablation engine and the plain loop, the score table."""
 
 from ._curves import nested_scores
-from ._engine import dense_embeddings, prefix_ablations
+from ._engine import PrefixEngine
 from ._greedy import greedy_path
-from ._meter import Loss, Meter, PairsLike
-from ._plain import embeddings, masked, plain_ablations
+from ._journal import Journal
+from ._loss import Loss
+from ._meter import Meter, PairsLike
+from ._plain import PlainEngine, masked
+from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders
 from ._score import Interaction, score
 from ._table import Score, ScoreTable, fingerprint
@@ -13,16 +16,18 @@ from ._units import Ablation, Kind, Unit, enumerate_units, nested_ablations, sin
 __all__ = [
     "Ablation",
     "Interaction",
+    "Journal",
     "Kind",
     "Loss",
     "Meter",
     "PairsLike",
+    "PlainEngine",
+    "PrefixEngine",
+    "Ranks",
     "Rewiring",
     "Score",
     "ScoreTable",
     "Unit",
-    "dense_embeddings",
-    "embeddings",
     "enumerate_units",
     "fingerprint",
     "greedy_path",
@@ -30,8 +35,6 @@ __all__ = [
     "nested_ablations",
     "nested_scores",
     "neuron_orders",
-    "plain_ablations",
-    "prefix_ablations",
     "score",
     "single_ablation",
 ]

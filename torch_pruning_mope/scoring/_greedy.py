@@ -5,12 +5,18 @@ Single removals are not additive: two heads that stand in for each other both lo
 
 from collections.abc import Callable, Sequence
 
-from ._meter import Loss, Meter
+from ._loss import Loss
+from ._meter import Meter
 from ._units import Ablation
 
 
 def greedy_path(
-    meter: Meter, ablations: Sequence[Ablation], *, lazy: bool = True, advance: Callable[[], object] = lambda: None
+    meter: Meter,
+    ablations: Sequence[Ablation],
+    *,
+    lazy: bool = True,
+    evaluated: Callable[[Ablation], object] = lambda _: None,
+    removed: Callable[[Ablation, Loss], object] = lambda *_: None,
 ) -> list[tuple[Ablation, Loss]]:
     """All ablations in the order in which they go, each with the loss once it and those before it are gone.
 
@@ -19,20 +25,29 @@ def greedy_path(
         ablations: The candidates, of both towers if need be.
         lazy: Re-evaluate only the candidate whose last increment is lowest, until the lowest is fresh (Minoux 1978; exact
             where increments only grow along the path). False evaluates all candidates at every step.
-        advance: Called after each removal.
+        evaluated: Called after each evaluation.
+        removed: Called after each removal.
 
     Returns:
         The path; an order, so that one pass serves every ratio.
     """
     meter.reset()
     path: list[tuple[Ablation, Loss]] = []
-    fresh = dict(meter.losses(ablations))
+
+    def losses(candidates: Sequence[Ablation]) -> dict[Ablation, Loss]:
+        found = {}
+        for ablation, loss in meter.losses(candidates):
+            found[ablation] = loss
+            evaluated(ablation)
+        return found
+
+    fresh = losses(ablations)
     increments = {ablation: loss.value for ablation, loss in fresh.items()}
     while increments:
         done = path[-1][1].value if path else 0.0
         lowest = min(increments, key=increments.__getitem__)
         while lowest not in fresh:
-            found = dict(meter.losses([lowest] if lazy else list(increments)))
+            found = losses([lowest] if lazy else list(increments))
             fresh |= found
             increments |= {ablation: loss.value - done for ablation, loss in found.items()}
             lowest = min(increments, key=increments.__getitem__)
@@ -41,6 +56,6 @@ def greedy_path(
         fresh = {}
         if increments:
             meter.remove(lowest)
-        advance()
+        removed(*path[-1])
     meter.reset()
     return path

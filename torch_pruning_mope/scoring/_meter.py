@@ -1,33 +1,26 @@
 """Measuring what a metric loses under an ablation, on top of ablations that hold already."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..data import Pairs
-from ..encoder import DualEncoder, TowerName
+from ..encoder import TowerName
 from ..metrics import Metric, normalised
-from ._engine import dense_embeddings, prefix_ablations
-from ._plain import embeddings, plain_ablations
+from ._engine import PrefixEngine
+from ._journal import Journal, measurement_key
+from ._loss import Loss
+from ._memory import nbytes, peak_bytes
+from ._plain import PlainEngine
+from ._ranks import Ranks
 from ._units import Ablation
 
 PairsLike = Pairs | Iterable[tuple[Tensor, Tensor]]
+Engine = PrefixEngine | PlainEngine
 
-
-@dataclass(frozen=True)
-class Loss:
-    """What a metric loses against the whole model.
-
-    Attributes:
-        value: The loss, in the metric's units.
-        shares: Each calibration image's part of it, ``[I]``; their mean is ``value``. None if the metric has none.
-    """
-
-    value: float
-    shares: Float[Tensor, "I"] | None
+_DENSE = "dense"
 
 
 class Meter:
@@ -36,27 +29,36 @@ class Meter:
     While units of one tower are removed, the other tower's embeddings stay as they are.
 
     Args:
-        encoder: The dual encoder; left as it is.
+        engine: What runs the ablations.
         pairs: Calibration pairs.
         metric: Z.
-        engine: ``prefix`` or ``plain``.
-        batch_size: Sequences run at once.
+        device: Where the metric is computed.
+        journal: Measurements known already, which are not repeated, and where new ones go; by default in memory.
+        ranks: Who shares the work; by default this process alone.
     """
 
-    def __init__(self, encoder: DualEncoder, pairs: Pairs, metric: Metric, engine: str, batch_size: int) -> None:
-        self._encoder = encoder
+    def __init__(
+        self,
+        engine: Engine,
+        pairs: Pairs,
+        metric: Metric,
+        device: torch.device | str = "cpu",
+        *,
+        journal: Journal | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._engine = engine
         self._metric = metric
-        self._batch_size = batch_size
-        self._embed, self._ablations = (
-            (dense_embeddings, prefix_ablations) if engine == "prefix" else (embeddings, plain_ablations)
-        )
+        self._ranks = ranks or Ranks()
+        self._journal = journal or Journal(None, {}, self._ranks)
         self._inputs: dict[TowerName, Tensor] = {"image": pairs.images, "text": pairs.tokens}
-        self._index = pairs.image_index.to(encoder.device)
+        self._index = pairs.image_index.to(device)
         self._removed: list[Ablation] = []
+        self._current: dict[TowerName, Tensor] = {}
         self.evaluations = 0
-        self._dense = {name: self._embeddings(name)[None] for name in self._inputs}
-        self._baseline = self._gains(self._dense["image"], self._dense["text"])[0]
-        self._current = dict(self._dense)
+        """Ablations whose loss was asked for."""
+        self.computed = 0
+        """Ablations that this process has evaluated."""
 
     @property
     def dense(self) -> float:
@@ -72,16 +74,51 @@ class Meter:
         Yields:
             Each ablation once, in an order of the engine's choice, with its loss.
         """
-        for tower, inputs in self._inputs.items():
+        self.evaluations += len(ablations)
+        for tower in self._inputs:
             mine = [ablation for ablation in ablations if ablation.tower == tower]
-            if not mine:
+            held = self._held(tower)
+            keys = [measurement_key(frozenset(self._removed), ablation) for ablation in mine]
+            new = {position for position, key in enumerate(keys) if key not in self._journal}
+            for position, key in enumerate(keys):
+                if position not in new:
+                    yield mine[position], self._journal[key]
+            if not new:
                 continue
-            held = [ablation for ablation in self._removed if ablation.tower == tower]
-            for positions, found in self._ablations(self._encoder, tower, inputs, mine, self._batch_size, held):
-                both = self._current | {tower: normalised(found, tower)}
-                self.evaluations += len(positions)
-                for position, gain in zip(positions, self._gains(both["image"], both["text"]), strict=True):
-                    yield mine[position], self._loss(gain)
+            for position in self._measure(tower, mine, keys, held, new):
+                yield mine[position], self._journal[keys[position]]
+
+    def _measure(
+        self, tower: TowerName, ablations: Sequence[Ablation], keys: Sequence[str], held: list[Ablation], new: set[int]
+    ) -> Iterator[int]:
+        """Positions whose loss has come into the journal: this rank's share, then the others'."""
+        batches = 0
+
+        def mine(batch: Sequence[int]) -> bool:
+            nonlocal batches
+            if new.isdisjoint(batch):
+                return False
+            batches += 1
+            return batches % self._ranks.world == self._ranks.rank
+
+        baseline, current = self._baseline, self._embeddings
+        other: TowerName = "text" if tower == "image" else "image"
+        done = []
+        for positions, found in self._engine.ablations(tower, self._inputs[tower], ablations, held, mine):
+            both = {tower: normalised(found, tower), other: current(other)}
+            gains = self._gains(both["image"], both["text"])
+            for position, gain in zip(positions, gains, strict=True):
+                if position in new:
+                    self._journal.add(keys[position], _difference(baseline, gain), ablations[position])
+                    self.computed += 1
+                    done.append(position)
+                    yield position
+        if self._ranks.world > 1:
+            shares = self._ranks.gather([(position, self._journal[keys[position]]) for position in done])
+            for position, loss in (entry for share in shares for entry in share):
+                if position not in done:
+                    self._journal.share(keys[position], loss)
+                    yield position
 
     def remove(self, ablation: Ablation) -> None:
         """Makes an ablation hold from now on.
@@ -90,32 +127,55 @@ class Meter:
             ablation: The ablation.
         """
         self._removed.append(ablation)
-        self._current[ablation.tower] = self._embeddings(ablation.tower)[None]
+        self._current.pop(ablation.tower, None)
 
     def reset(self) -> None:
         """Makes the model whole again."""
-        self._removed.clear()
-        self._current = dict(self._dense)
+        if self._removed:
+            self._removed.clear()
+            self._current.clear()
+
+    def _held(self, tower: TowerName) -> list[Ablation]:
+        return [ablation for ablation in self._removed if ablation.tower == tower]
 
     def _embeddings(self, tower: TowerName) -> Tensor:
-        held = [ablation for ablation in self._removed if ablation.tower == tower]
-        return normalised(self._embed(self._encoder, tower, self._inputs[tower], self._batch_size, held), tower)
+        """The tower's embeddings as things stand, ``[1, N, J]``."""
+        held = self._held(tower)
+        if not held:
+            return self._whole[tower]
+        if tower not in self._current:
+            self._current[tower] = normalised(self._engine.embeddings(tower, self._inputs[tower], held), tower)[None]
+        return self._current[tower]
+
+    @cached_property
+    def _whole(self) -> dict[TowerName, Tensor]:
+        """The embeddings of the whole model, ``[1, N, J]``; leaves room for what the metric needs."""
+        whole = {tower: normalised(self._engine.embeddings(tower, x), tower)[None] for tower, x in self._inputs.items()}
+        largest = max(nbytes(tensor) for tensor in whole.values())
+        needed = peak_bytes(lambda: self._gains(whole["image"], whole["text"]), self._index.device)
+        # Twice: as they are, and as they are while others are removed. Ablated embeddings come in parts, whole, normalised.
+        self._engine.reserve(2 * nbytes(*whole.values()), needed + 3 * largest)
+        return whole
+
+    @cached_property
+    def _baseline(self) -> Loss:
+        if _DENSE not in self._journal:
+            whole = self._whole
+            [gain] = self._gains(whole["image"], whole["text"])
+            gain = self._ranks.first(gain)
+            self._journal.add(_DENSE, gain, None)
+        return self._journal[_DENSE]
 
     def _gains(self, images: Tensor, texts: Tensor) -> list[Loss]:
         """The metric itself, under each of some ablations."""
-        shares = self._metric.per_image(images, texts, self._index)
-        if shares is None:
-            return [Loss(value, None) for value in self._metric.values(images, texts, self._index)]
-        shares = shares.cpu().double()
-        return [Loss(float(row.mean()), row) for row in shares]
-
-    def _loss(self, gain: Loss) -> Loss:
-        base = self._baseline
-        shares = None if gain.shares is None or base.shares is None else base.shares - gain.shares
-        return Loss(base.value - gain.value, shares)
+        with torch.inference_mode():
+            shares = self._metric.per_image(images, texts, self._index)
+            if shares is None:
+                return [Loss(value, None) for value in self._metric.values(images, texts, self._index)]
+            shares = shares.cpu().double()
+            return [Loss(float(row.mean()), row) for row in shares]
 
 
-def stacked_shares(losses: Sequence[Loss]) -> Float[Tensor, "K I"] | None:
-    """The shares of several losses, or None if one has none."""
-    found = [loss.shares for loss in losses if loss.shares is not None]
-    return torch.stack(found) if len(found) == len(losses) else None
+def _difference(baseline: Loss, gain: Loss) -> Loss:
+    shares = None if gain.shares is None or baseline.shares is None else baseline.shares - gain.shares
+    return Loss(baseline.value - gain.value, shares)

@@ -1,6 +1,6 @@
 """The plain loop: mask, evaluate the whole tower, unmask. Slow, and right for any model that PyTorch can run."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -42,48 +42,42 @@ def _skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _ou
     return args[0] if args else next(iter(kwargs.values()))
 
 
-@torch.inference_mode()
-def embeddings(
-    encoder: DualEncoder, tower: TowerName, inputs: Tensor, batch_size: int, removed: Collection[Ablation] = ()
-) -> Float[Tensor, "N J"]:
-    """The model's own embeddings in eval mode, in batches.
+class PlainEngine:
+    """Evaluates ablations of a dual encoder one after another, each on the whole tower, with the model's own code.
 
     Args:
         encoder: The dual encoder; left as it is.
-        tower: Which tower.
-        inputs: Its inputs.
-        batch_size: Sequences run at once.
-        removed: Ablations of that tower that hold throughout.
-
-    Returns:
-        The embeddings, not normalised.
+        batch_size: Sequences run at once; None for 64 on a CPU and 512 elsewhere.
+        dtype: Compute under autocast in this type, or None.
     """
-    with evaluation_mode(encoder.model), ExitStack() as stack:
-        for ablation in removed:
-            stack.enter_context(masked(encoder, ablation))
-        return torch.cat([encoder.embed(tower, part) for part in inputs.split(batch_size)])
 
+    def __init__(
+        self, encoder: DualEncoder, *, batch_size: int | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self._encoder = encoder
+        self._batch_size = batch_size or (64 if encoder.device.type == "cpu" else 512)
+        self._autocast = torch.autocast(encoder.device.type, dtype, enabled=dtype is not None)
 
-def plain_ablations(
-    encoder: DualEncoder,
-    tower: TowerName,
-    inputs: Tensor,
-    ablations: Sequence[Ablation],
-    batch_size: int,
-    removed: Collection[Ablation] = (),
-) -> Iterator[tuple[list[int], Float[Tensor, "K N J"]]]:
-    """Embeddings under each ablation; arguments as in the engine's ``prefix_ablations``.
+    def reserve(self, held: int, needed: int) -> None:
+        """Nothing is recorded here, so nothing need be left free."""
 
-    Args:
-        encoder: The dual encoder; left as it is.
-        tower: Which tower.
-        inputs: Its inputs.
-        ablations: Ablations of that tower.
-        batch_size: Sequences run at once.
-        removed: Ablations of that tower that hold throughout, besides.
+    @torch.inference_mode()
+    def embeddings(self, tower: TowerName, inputs: Tensor, removed: Collection[Ablation] = ()) -> Float[Tensor, "N J"]:
+        """As in :class:`PrefixEngine`."""
+        with evaluation_mode(self._encoder.model), self._autocast, ExitStack() as stack:
+            for ablation in removed:
+                stack.enter_context(masked(self._encoder, ablation))
+            return torch.cat([self._encoder.embed(tower, part) for part in inputs.split(self._batch_size)])
 
-    Yields:
-        One position in ``ablations`` at a time, and its embeddings, not normalised.
-    """
-    for position, ablation in enumerate(ablations):
-        yield [position], embeddings(encoder, tower, inputs, batch_size, [*removed, ablation])[None]
+    def ablations(
+        self,
+        tower: TowerName,
+        inputs: Tensor,
+        ablations: Sequence[Ablation],
+        removed: Collection[Ablation] = (),
+        only: Callable[[Sequence[int]], bool] = lambda _: True,
+    ) -> Iterator[tuple[Sequence[int], Float[Tensor, "K N J"]]]:
+        """As in :class:`PrefixEngine`, one at a time in the given order."""
+        for position, ablation in enumerate(ablations):
+            if only([position]):
+                yield [position], self.embeddings(tower, inputs, [*removed, ablation])[None]

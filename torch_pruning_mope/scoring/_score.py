@@ -4,23 +4,31 @@
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import DualEncoder, TowerName
 from ..metrics import MetricLike, resolve_metric
 from ._curves import isotonic_pools, pooled
+from ._engine import PrefixEngine
 from ._greedy import greedy_path
-from ._meter import Loss, Meter, PairsLike, stacked_shares
-from ._rewire import Rewiring, neuron_orders
+from ._journal import Journal
+from ._loss import Loss, stacked_shares
+from ._meter import Meter, PairsLike
+from ._plain import PlainEngine
+from ._progress import Progress
+from ._ranks import Ranks
+from ._rewire import Rewiring, neuron_orders, rewiring_name
 from ._table import Score, ScoreTable, fingerprint
 from ._units import KINDS, Ablation, Unit, enumerate_units, nested_ablations, single_ablation
 
 Interaction = Literal["single", "nested", "greedy"]
+Autocast = Literal["bfloat16", "float16"]
 _Family = list[tuple[Unit, Loss]]
 """Units in the order in which they go, each with the loss once it and those before it are gone."""
 
@@ -36,10 +44,16 @@ def score(
     rewire: Rewiring = "taylor",
     towers: Collection[str] = ("image", "text"),
     engine: Literal["prefix", "plain"] = "prefix",
-    batch_size: int = 128,
+    batch_size: int | None = None,
+    memory: int | str | None = None,
+    autocast: Autocast | None = None,
+    path: str | Path | None = None,
     progress: bool = True,
 ) -> ScoreTable:
     """Scores the units of a dual encoder, which is left exactly as it was.
+
+    Under ``torchrun``, units are shared out over the processes, and each returns the same table. All must hold the same
+    weights and pairs; encoders that are all on the first GPU are scored on one GPU each.
 
     Args:
         encoder: The dual encoder.
@@ -54,43 +68,129 @@ def score(
         rewire: How an MLP's neurons are ordered before they are grouped: ``taylor``, ``none``, or a Torch-Pruning importance.
         towers: Which towers.
         engine: ``prefix`` reuses what an ablation cannot change; ``plain`` evaluates the whole tower each time.
-        batch_size: Sequences run at once.
+        batch_size: Sequences run at once; None for 64 on a CPU and 512 elsewhere, or fewer if memory is short.
+        memory: What the prefix engine may use besides the model and the pairs: bytes, a text like ``"4GiB"``, or None for
+            half of what is free. With less, more is computed again; the scores are the same.
+        autocast: Compute in this type under ``torch.autocast``; None for the model's own.
+        path: Where the table is written once it is complete. Until then, measurements are written beside it as they come, and
+            the same call goes on from them after a crash, in any number of processes. A complete table is read, not made.
         progress: Whether to show a progress bar.
 
     Returns:
         The score table.
 
     Raises:
-        ValueError: If an argument is not one of the above, or the captions do not fit the model.
+        ValueError: If an argument is not one of the above, the captions do not fit the model, ``path`` holds another table,
+            or ranks hold different weights or pairs.
+        WrongModelError: If ``path`` holds measurements of other weights, pairs or metric.
         MetricError: If the metric cannot be used.
         NonFiniteError: If an embedding is NaN or infinite.
     """
-    _check(kinds, groups, interaction, towers, engine, batch_size)
+    _check(kinds, groups, interaction, towers, engine, batch_size, autocast)
     measure = resolve_metric(metric, float(torch.as_tensor(encoder.logit_scale).detach()))
     pairs = Pairs.coerce(pairs)
     encoder.text.check_inputs(pairs.tokens)
     encoder.image.check_inputs(pairs.images)
-    orders = neuron_orders(encoder, pairs, rewire) if "neurons" in kinds else {}
-    units = enumerate_units(encoder, kinds, orders, groups, towers)
-    meter = Meter(encoder, pairs, measure, engine, batch_size)
-    with tqdm(total=len(units), desc="MoPE", unit="unit", disable=not progress, delay=2, leave=False) as bar:
-        families = list(_families(meter, units, interaction, bar))
-    return ScoreTable(
-        scores=tuple(score for family in families for score in _scores(family)),
-        dense=meter.dense,
-        metric=measure.name,
-        weights=fingerprint(encoder.model),
-        pairs=pairs.fingerprint(),
-        settings={
-            "groups": groups,
-            "interaction": interaction,
-            "rewire": rewire if isinstance(rewire, str) else type(rewire).__name__,
-            "evaluations": meter.evaluations,
-        },
-    )
+    target = None if path is None else Path(path)
+    of = {
+        "weights": fingerprint(encoder.model),
+        "pairs": pairs.fingerprint(),
+        "metric": measure.name,
+        "engine": engine,
+        "autocast": autocast,
+    }
+    settings = {
+        "kinds": sorted(kinds),
+        "towers": sorted(towers),
+        "groups": groups,
+        "interaction": interaction,
+        "rewire": rewiring_name(rewire),
+        "engine": engine,
+        "autocast": autocast,
+    }
+    if target is not None and target.exists():
+        return _complete(target, of, settings)
+
+    ranks = Ranks()
+    journal = None
+    try:
+        ranks.check_same(**{name: str(of[name]) for name in ("weights", "pairs", "metric")})
+        own = ranks.placed(encoder)
+        journal = Journal(target, of, ranks)
+        runner = _engine(own, engine, batch_size, memory, autocast, keep=interaction == "greedy")
+        meter = Meter(runner, pairs, measure, own.device, journal=journal, ranks=ranks)
+        orders = _orders(own, pairs, rewire, journal, ranks) if "neurons" in kinds else {}
+        units = enumerate_units(own, kinds, orders, groups, towers)
+        queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
+        layers = {name: len(tower.blocks) for name, tower in own.towers.items()}
+        with Progress(units, queries, layers, show=progress and ranks.rank == 0) as bar:
+            families = list(_families(meter, units, interaction, bar))
+        table = ScoreTable(
+            scores=tuple(score for family in families for score in _scores(family, pairs.num_images)),
+            dense=meter.dense,
+            metric=measure.name,
+            weights=str(of["weights"]),
+            pairs=str(of["pairs"]),
+            settings=settings | {"evaluations": meter.evaluations, "images": pairs.num_images},
+        )
+        if target is not None and ranks.rank == 0:
+            table.save(target)
+        ranks.gather(None)  # nobody's journal goes before the table is there
+        journal.close(remove=ranks.rank == 0)
+        return table
+    finally:
+        if journal is not None:
+            journal.close(remove=False)
+        ranks.close()
 
 
-def _families(meter: Meter, units: Sequence[Unit], interaction: Interaction, bar: "tqdm[None]") -> Iterator[_Family]:
+def _engine(
+    encoder: DualEncoder,
+    engine: str,
+    batch_size: int | None,
+    memory: int | str | None,
+    autocast: Autocast | None,
+    *,
+    keep: bool,
+) -> PrefixEngine | PlainEngine:
+    dtype = None if autocast is None else getattr(torch, autocast)
+    if engine == "plain":
+        return PlainEngine(encoder, batch_size=batch_size, dtype=dtype)
+    return PrefixEngine(encoder, batch_size=batch_size, memory=memory, dtype=dtype, keep=keep)
+
+
+def _orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring, journal: Journal, ranks: Ranks) -> Any:
+    """The order of the neurons: the one that a run which goes on began with, and the same on all ranks."""
+    name = rewiring_name(rewire)
+    known = journal.orders(name)
+    if known is None:
+        known = ranks.first(neuron_orders(encoder, pairs, rewire) if ranks.rank == 0 else None)
+        journal.add_orders(name, known)
+    return known
+
+
+def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> ScoreTable:
+    """The table at a path, if it is the one that is asked for.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    table = ScoreTable.load(path)
+    asked = {name: of[name] for name in ("weights", "pairs", "metric")} | settings
+    found = {name: getattr(table, name) for name in ("weights", "pairs", "metric")} | table.settings
+    differing = [name for name, value in asked.items() if found.get(name) != value]
+    if differing:
+        raise ValueError(
+            f"path must be free, or hold the table that is asked for; the one at {path} is for other {', '.join(differing)}. "
+            "Choose another path, or delete the file."
+        )
+    return table
+
+
+def _families(meter: Meter, units: Sequence[Unit], interaction: Interaction, bar: Progress) -> Iterator[_Family]:
     """Units whose scores come from each other's removal: a greedy path, an MLP's nested groups, or any unit by itself."""
     paths: dict[object, list[Unit]] = {}
     for unit in units:
@@ -102,20 +202,34 @@ def _families(meter: Meter, units: Sequence[Unit], interaction: Interaction, bar
     for group, members in paths.items():
         if isinstance(group, str):
             alone = {single_ablation(unit): unit for unit in members}
-            path = greedy_path(meter, list(alone), advance=bar.update)
+            path = greedy_path(
+                meter,
+                list(alone),
+                evaluated=partial(_evaluated, bar, alone),
+                removed=partial(_removed, bar, alone),
+            )
             yield [(alone[ablation], loss) for ablation, loss in path]
         else:
             owner |= dict(zip(nested_ablations(members), members, strict=True))
     losses: dict[Unit, Loss] = {}
     for ablation, loss in meter.losses(list(owner)):
         losses[owner[ablation]] = loss
-        bar.update()
+        bar.evaluated(owner[ablation])
+        bar.scored(owner[ablation], loss.value)
     for group, members in paths.items():
         if not isinstance(group, str):
             yield [(unit, losses[unit]) for unit in members]
 
 
-def _scores(family: _Family) -> Iterator[Score]:
+def _evaluated(bar: Progress, owner: Mapping[Ablation, Unit], ablation: Ablation) -> None:
+    bar.evaluated(owner[ablation])
+
+
+def _removed(bar: Progress, owner: Mapping[Ablation, Unit], ablation: Ablation, loss: Loss) -> None:
+    bar.scored(owner[ablation], loss.value)
+
+
+def _scores(family: _Family, images: int) -> Iterator[Score]:
     """Isotonic increments along a family, with the standard error of their paired differences per calibration image."""
     values = torch.tensor([loss.value for _, loss in family], dtype=torch.double)
     increments = values.diff(prepend=values.new_zeros(1))
@@ -126,11 +240,17 @@ def _scores(family: _Family) -> Iterator[Score]:
         shares = pooled(shares.diff(dim=0, prepend=torch.zeros_like(shares[:1])), pools)
         errors = shares.std(1) / math.sqrt(shares.shape[1])
     for (unit, loss), value, error in zip(family, scores.tolist(), errors.tolist(), strict=True):
-        yield Score(unit, value, error, loss.value)
+        yield Score(unit, value, error, loss.value, images)
 
 
 def _check(
-    kinds: Collection[str], groups: int, interaction: str, towers: Collection[str], engine: str, batch_size: int
+    kinds: Collection[str],
+    groups: int,
+    interaction: str,
+    towers: Collection[str],
+    engine: str,
+    batch_size: int | None,
+    autocast: str | None,
 ) -> None:
     if isinstance(kinds, str) or not kinds or set(kinds) - set(KINDS):
         raise ValueError(f"kinds must be some of {KINDS}; found {kinds!r}.")
@@ -138,11 +258,12 @@ def _check(
         raise ValueError(f"towers must be ('image',), ('text',) or both; found {towers!r}.")
     if groups < 1:
         raise ValueError(f"groups must be at least 1; found {groups}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; found {batch_size}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, or None; found {batch_size}.")
     for name, value, known in (
         ("interaction", interaction, ("single", "nested", "greedy")),
         ("engine", engine, ("prefix", "plain")),
+        ("autocast", autocast, (None, "bfloat16", "float16")),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}; found {value!r}.")

@@ -1,9 +1,11 @@
 """The score table: all scores of one model on one calibration set (the paper's cost table)."""
 
+import csv
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,19 @@ from torch import Tensor, nn
 from ..errors import WrongModelError
 from ._units import Unit
 
-_FORMAT = 1
+_FORMAT = 2
+_COLUMNS = (
+    ("kind", "string"),
+    ("tower", "string"),
+    ("layer", "integer"),
+    ("index", "integer"),
+    ("channels", "any"),
+    ("value", "number"),
+    ("stderr", "number"),
+    ("loss", "number"),
+    ("images", "any"),
+    ("side", "string"),
+)
 
 
 @dataclass(frozen=True)
@@ -23,15 +37,20 @@ class Score:
 
     Attributes:
         unit: The unit.
-        value: What the metric loses without it; for nested neuron groups its isotonic increment. May be negative.
+        value: What the metric loses without it; on a path its isotonic increment. May be negative.
         stderr: Standard error of ``value`` over calibration images; NaN for a metric without per-image shares.
-        loss: What the metric loses without it, and, if nested, without the groups below it.
+        loss: What the metric loses without it, and, on a path, without the units that go before it.
+        images: Calibration images that it was evaluated on.
+        side: Where it is certain to be in the exact table, ``removed`` or ``kept``, if scoring was adaptive; ``undecided`` if
+            its place is the best guess; None if it was not adaptive.
     """
 
     unit: Unit
     value: float
     stderr: float
     loss: float
+    images: int | None = None
+    side: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,25 +81,72 @@ class ScoreTable:
             if score.unit.kind == kind and tower in {None, score.unit.tower} and layer in {None, score.unit.layer}
         ]
 
+    @classmethod
+    def merge(cls, *tables: "ScoreTable") -> "ScoreTable":
+        """One table of what several hold, made in separate runs on the same weights, pairs and metric.
+
+        Args:
+            tables: The tables; no unit may be in two of them.
+
+        Returns:
+            Their scores one after another.
+
+        Raises:
+            ValueError: If there are none, they are of different things, or a unit is in two of them.
+        """
+        if not tables:
+            raise ValueError("tables must be one table at least; found none.")
+        for name in ("weights", "pairs", "metric"):
+            found = sorted({getattr(table, name)[:16] for table in tables})
+            if len(found) > 1:
+                raise ValueError(f"tables must be of the same {name}; found {found}.")
+        scores = [score for table in tables for score in table.scores]
+        owned = Counter((score.unit.kind, score.unit.tower, score.unit.layer, score.unit.index) for score in scores)
+        repeated = [key for key, count in owned.items() if count > 1]
+        if repeated:
+            raise ValueError(
+                f"tables must hold each unit once; found {len(repeated)} units twice, such as {repeated[0]}."
+            )
+        return cls(
+            tuple(scores), tables[0].dense, tables[0].metric, tables[0].weights, tables[0].pairs, _common(tables)
+        )
+
     def save(self, path: str | Path) -> None:
-        """Writes the table as JSON, whole or not at all.
+        """Writes the table, whole or not at all.
+
+        JSON, which :meth:`load` reads, and ``pandas.read_json(path, orient="table")`` too; or, if the name ends in ``.csv``,
+        the scores alone as CSV for other programs.
 
         Args:
             path: The file.
         """
-        rows = [
-            {**asdict(score.unit), "value": score.value, "stderr": _jsonable(score.stderr), "loss": score.loss}
-            for score in self.scores
-        ]
-        content = {"format": _FORMAT, **{k: v for k, v in self.__dict__.items() if k != "scores"}, "scores": rows}
         target = Path(path)
         partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        if target.suffix.lower() == ".csv":
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, [name for name, _ in _COLUMNS])
+                writer.writeheader()
+                writer.writerows(row | {"channels": " ".join(map(str, row["channels"]))} for row in self._rows())
+        else:
+            fields = [{"name": name, "type": kind} for name, kind in _COLUMNS]
+            content = {
+                "format": _FORMAT,
+                **{name: value for name, value in self.__dict__.items() if name != "scores"},
+                "schema": {"fields": fields, "pandas_version": "1.4.0"},
+                "data": self._rows(),
+            }
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
         partial.replace(target)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {**asdict(score.unit), **{k: _jsonable(v) for k, v in score.__dict__.items() if k != "unit"}}
+            for score in self.scores
+        ]
 
     @classmethod
     def load(cls, path: str | Path) -> "ScoreTable":
-        """Reads a table that :meth:`save` wrote.
+        """Reads a table that :meth:`save` wrote as JSON.
 
         Args:
             path: The file.
@@ -95,14 +161,17 @@ class ScoreTable:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             if content.pop("format") != _FORMAT:
                 raise ValueError(f"format must be {_FORMAT}")
+            del content["schema"]
             scores = tuple(
                 Score(
                     unit=Unit(row["kind"], row["tower"], row["layer"], row["index"], tuple(row["channels"])),
                     value=float(row["value"]),
                     stderr=math.nan if row["stderr"] is None else float(row["stderr"]),
                     loss=float(row["loss"]),
+                    images=row["images"],
+                    side=row["side"],
                 )
-                for row in content.pop("scores")
+                for row in content.pop("data")
             )
             return cls(scores=scores, **content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -142,8 +211,22 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
-def _jsonable(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _jsonable(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _common(tables: Sequence[ScoreTable]) -> dict[str, Any]:
+    """Settings that all tables share; lists joined, counts of evaluations added."""
+    common: dict[str, Any] = {}
+    for name in tables[0].settings:
+        values = [table.settings.get(name) for table in tables]
+        if name == "evaluations":
+            common[name] = sum(value or 0 for value in values)
+        elif all(isinstance(value, list) for value in values):
+            common[name] = sorted({entry for value in values for entry in value or ()})
+        elif all(value == values[0] for value in values):
+            common[name] = values[0]
+    return common
 
 
 def fingerprint(model: nn.Module) -> str:

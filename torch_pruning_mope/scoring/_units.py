@@ -54,6 +54,9 @@ class Ablation:
     kind: Kind
     channels: tuple[int, ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.tower} layer {self.layer} {self.kind} ({len(self.channels)} channels)"
+
 
 def enumerate_units(
     encoder: DualEncoder, kinds: Collection[str], orders: Orders, groups: int, towers: Collection[str]

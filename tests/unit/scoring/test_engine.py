@@ -12,16 +12,27 @@ from tests.unit.scoring.oracle import embeddings, physically_without
 from tests.unit.towers.test_open_clip import CASES
 from torch_pruning_mope.scoring import (
     Ablation,
-    dense_embeddings,
+    PlainEngine,
+    PrefixEngine,
     enumerate_units,
     masked,
     nested_ablations,
-    plain_ablations,
-    prefix_ablations,
     single_ablation,
 )
 
 GROUPS = 3
+
+
+def plain_ablations(encoder: mope.DualEncoder, tower: Any, inputs: Any, ablations: Any, batch_size: int) -> Any:
+    return PlainEngine(encoder, batch_size=batch_size).ablations(tower, inputs, ablations)
+
+
+def prefix_ablations(encoder: mope.DualEncoder, tower: Any, inputs: Any, ablations: Any, batch_size: int) -> Any:
+    return PrefixEngine(encoder, batch_size=batch_size).ablations(tower, inputs, ablations)
+
+
+def dense_embeddings(encoder: mope.DualEncoder, tower: Any, inputs: Any, batch_size: int) -> Any:
+    return PrefixEngine(encoder, batch_size=batch_size).embeddings(tower, inputs)
 
 
 def _ablations(encoder: mope.DualEncoder, tower: str) -> list[Ablation]:
@@ -118,7 +129,7 @@ def test_the_engine_cuts_captions(encoder: mope.DualEncoder, monkeypatch: pytest
     monkeypatch.setattr(type(encoder.text), "stem", spy)
     tokens = pairs_for(encoder.model, 7).tokens
     dense_embeddings(encoder, "text", tokens, 1)
-    assert lengths == [3, 4, 5, 6, 7, 8, 9]
+    assert lengths[-7:] == [3, 4, 5, 6, 7, 8, 9]  # after a look at how much memory the longest needs
 
 
 def test_the_last_layer_computes_only_the_pooled_token(encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
@@ -131,7 +142,7 @@ def test_the_last_layer_computes_only_the_pooled_token(encoder: mope.DualEncoder
     dense_embeddings(encoder, "image", pairs.images, 64)
     for handle in handles:
         handle.remove()
-    assert sorted(shapes) == [1, 1, 10]
+    assert sorted(shapes[-3:]) == [1, 1, 10]
 
 
 def test_the_image_pooling_its_average_computes_all_tokens() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.scoring import Ablation, Loss, Meter, greedy_path
+from torch_pruning_mope.scoring import Ablation, Loss, Meter, PrefixEngine, greedy_path
 
 from ..models import clip, pairs_for
 
@@ -121,7 +121,7 @@ def test_removals_add_up_to_removing_both_and_twins_tie() -> None:
         attention.out_proj.weight[:, width : 2 * width] = attention.out_proj.weight[:, :width]
     encoder = mope.DualEncoder(model)
     pairs = pairs_for(model, 12)
-    meter = Meter(encoder, pairs, mope.ContrastiveLoss(), "prefix", 64)
+    meter = Meter(PrefixEngine(encoder), pairs, mope.ContrastiveLoss())
     first, second = (Ablation("image", 0, "head", tuple(range(h * width, (h + 1) * width))) for h in (0, 1))
     alone = dict(meter.losses([first, second]))
     assert alone[first].value == pytest.approx(alone[second].value, rel=1e-4)

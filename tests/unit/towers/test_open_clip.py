@@ -13,7 +13,7 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, unchanged
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope import DualEncoder, PrunableAttention, UnsupportedModelError
-from torch_pruning_mope.scoring import dense_embeddings
+from torch_pruning_mope.scoring import PrefixEngine
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -77,7 +77,7 @@ def test_towers_parts_and_cuts_equal_the_models_own_encoders(case: str) -> None:
         with torch.no_grad():
             assert_close(tower.embed(inputs), expected[name], 1e-6)
         for batch_size in (1, 3, 64):
-            assert_close(dense_embeddings(encoder, name, inputs, batch_size), expected[name], 2e-6)
+            assert_close(PrefixEngine(encoder, batch_size=batch_size).embeddings(name, inputs), expected[name], 2e-6)
 
 
 @pytest.mark.parametrize("case", CASES)

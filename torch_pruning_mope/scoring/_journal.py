@@ -1,0 +1,152 @@
+"""What has been measured so far, on disk: a process that is killed loses the measurement under way and no other.
+
+A folder's files ``NAME.rank0.jsonl``, ``NAME.rank1.jsonl``, … hold a line per measurement, after a line that says of what.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import WrongModelError
+from ._loss import Loss
+from ._ranks import Ranks
+from ._units import Ablation, Orders
+
+
+def measurement_key(removed: frozenset[Ablation], ablation: Ablation) -> str:
+    """Names the measurement of an ablation on top of others.
+
+    Args:
+        removed: Those that hold already.
+        ablation: The one that is tried.
+
+    Returns:
+        A digest.
+    """
+    text = "\n".join([*sorted(map(repr, removed)), "", repr(ablation)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Journal:
+    """Measurements of one model on one calibration set, in memory, and on disk if there is a path.
+
+    Args:
+        path: Of the table that they are for; the journals stand next to it. None keeps them in memory.
+        of: What they are of: weights, calibration pairs, metric, precision.
+        ranks: Who writes; every rank has a file of its own and starts with what all files hold.
+
+    Raises:
+        WrongModelError: If a journal at this path is of something else.
+    """
+
+    def __init__(self, path: Path | None, of: dict[str, Any], ranks: Ranks) -> None:
+        self._known: dict[str, Loss] = {}
+        self._orders: dict[str, Orders] = {}
+        self._path = path
+        self._of = of
+        self._file: Any = None
+        if path is None:
+            return
+        found: list[dict[str, Any]] | WrongModelError = []
+        if ranks.rank == 0:  # one reader, so that all ranks agree on what is left to do
+            try:
+                found = [line for file in self._files() for line in self._read(file)]
+            except WrongModelError as error:
+                found = error
+        found = ranks.first(found)
+        if isinstance(found, WrongModelError):
+            raise found
+        for line in found:
+            self._learn(line)
+        own = path.with_name(f"{path.name}.rank{ranks.rank}.jsonl")
+        self._file = own.open("a", encoding="utf-8")
+        self._write({"of": of})
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def __getitem__(self, key: str) -> Loss:
+        return self._known[key]
+
+    def add(self, key: str, loss: Loss, ablation: Ablation | None) -> None:
+        """Keeps a measurement.
+
+        Args:
+            key: From :func:`measurement_key`.
+            loss: What was measured.
+            ablation: What was tried, for people who read the file; None for the whole model.
+        """
+        self._known[key] = loss
+        line: dict[str, Any] = {"key": key, "of unit": ablation and str(ablation), "value": loss.value}
+        if loss.shares is not None:
+            line["shares"] = base64.b64encode(loss.shares.numpy().tobytes()).decode()
+        self._write(line)
+
+    def share(self, key: str, loss: Loss) -> None:
+        """Keeps a measurement that another rank has written down."""
+        self._known[key] = loss
+
+    def orders(self, rewire: str) -> Orders | None:
+        """The order of the neurons that these measurements were made with."""
+        return self._orders.get(rewire)
+
+    def add_orders(self, rewire: str, orders: Orders) -> None:
+        """Keeps the order of the neurons."""
+        self._orders[rewire] = orders
+        self._write({"rewire": rewire, "orders": [[*key, list(order)] for key, order in orders.items()]})
+
+    def close(self, *, remove: bool) -> None:
+        """Closes this rank's file.
+
+        Args:
+            remove: Whether to delete the files of all ranks, once the table is written.
+        """
+        if self._file is None or self._path is None:
+            return
+        self._file.close()
+        self._file = None
+        if remove:
+            for file in self._files():
+                file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        if self._path is None:
+            return []
+        name = re.compile(re.escape(self._path.name) + r"\.rank\d+\.jsonl")
+        return sorted(file for file in self._path.absolute().parent.iterdir() if name.fullmatch(file.name))
+
+    def _read(self, file: Path) -> list[dict[str, Any]]:
+        """The whole lines of a file; the last may be torn."""
+        lines = []
+        for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if "of" in line and line["of"] != self._of:
+                differing = [name for name, value in self._of.items() if line["of"].get(name) != value]
+                raise WrongModelError(
+                    f"path must be free, or hold measurements of the same {', '.join(differing)}; found others in {file}. "
+                    "Choose another path, or delete that file."
+                )
+            lines.append(line)
+        return lines
+
+    def _learn(self, line: dict[str, Any]) -> None:
+        if "key" in line:
+            shares = line.get("shares")
+            raw = None if shares is None else torch.frombuffer(bytearray(base64.b64decode(shares)), dtype=torch.double)
+            self._known[line["key"]] = Loss(line["value"], raw)
+        elif "orders" in line:
+            self._orders[line["rewire"]] = {(tower, layer): order for tower, layer, order in line["orders"]}
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._file is not None:
+            # A line begins anew, should the one before be torn; a flush suffices against kill -9.
+            self._file.write("\n" + json.dumps(line))
+            self._file.flush()

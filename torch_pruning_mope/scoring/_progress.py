@@ -1,0 +1,79 @@
+"""What a scoring run tells people while it runs."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from tqdm import tqdm
+
+from ..encoder import TowerName
+from ._units import Unit
+
+
+class Progress:
+    """A progress bar: units done, queries per second, time left, the units missed least and most so far.
+
+    Args:
+        units: What will be scored.
+        queries: Images or captions that one evaluation runs, by tower.
+        layers: Layers by tower; later layers take less time.
+        show: Whether to show it.
+    """
+
+    def __init__(
+        self, units: Sequence[Unit], queries: Mapping[TowerName, int], layers: Mapping[TowerName, int], *, show: bool
+    ) -> None:
+        self._queries = queries
+        self._layers = layers
+        self._count, self._done, self._run = len(units), 0, 0
+        self._least: tuple[float, Unit] | None = None
+        self._most: tuple[float, Unit] | None = None
+        self._began = time.perf_counter()
+        self._bar = tqdm(
+            total=sum(self._work(unit) for unit in units),
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            desc=f"MoPE 0/{self._count} units",
+            disable=not show,
+            delay=2,
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def evaluated(self, unit: Unit) -> None:
+        """One evaluation has been run."""
+        self._run += self._queries[unit.tower]
+
+    def scored(self, unit: Unit, loss: float) -> None:
+        """A unit is done.
+
+        Args:
+            unit: The unit.
+            loss: What the metric loses without it (and those that go before it).
+        """
+        self._done += 1
+        if self._least is None or loss < self._least[0]:
+            self._least = (loss, unit)
+        if self._most is None or loss > self._most[0]:
+            self._most = (loss, unit)
+        rate = self._run / max(1e-9, time.perf_counter() - self._began)
+        self._bar.set_description_str(f"MoPE {self._done}/{self._count} units", refresh=False)
+        self._bar.set_postfix_str(
+            f"{rate:.0f} queries/s, least missed {_told(self._least)}, most {_told(self._most)}", refresh=False
+        )
+        self._bar.update(self._work(unit))
+
+    def _work(self, unit: Unit) -> int:
+        """Layers that its evaluation runs, times the inputs."""
+        return (self._layers[unit.tower] - unit.layer) * self._queries[unit.tower]
+
+
+def _told(found: tuple[float, Unit]) -> str:
+    return f"{found[1]} ({100 * found[0]:+.2f})"
