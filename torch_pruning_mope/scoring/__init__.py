@@ -1,5 +1,6 @@
 """Scoring: units, rewiring, the exact ablation engine and the plain loop, the score table."""
 
+from ._cost import Cost, estimate_cost
 from ._curves import nested_scores
 from ._engine import PrefixEngine
 from ._greedy import greedy_path
@@ -15,6 +16,7 @@ from ._units import Ablation, Kind, Unit, enumerate_units, nested_ablations, sin
 
 __all__ = [
     "Ablation",
+    "Cost",
     "Interaction",
     "Journal",
     "Kind",
@@ -29,6 +31,7 @@ __all__ = [
     "ScoreTable",
     "Unit",
     "enumerate_units",
+    "estimate_cost",
     "fingerprint",
     "greedy_path",
     "masked",

@@ -1,5 +1,6 @@
 """Masked, engine and physical removal agree on every unit, in every form of open_clip model."""
 
+import random
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from torch_pruning_mope.scoring import (
     nested_ablations,
     single_ablation,
 )
+from torch_pruning_mope.scoring._engine import Walk
 
 GROUPS = 3
 
@@ -163,3 +165,94 @@ def test_engine_after_pruning(encoder: mope.DualEncoder, pairs: mope.Pairs, towe
     plain = _collect(plain_ablations, encoder, tower, inputs, 4)
     for ablation, values in _collect(prefix_ablations, encoder, tower, inputs, 30).items():
         assert_close(values, plain[ablation], 1e-5)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_less_memory_gives_the_same_bits(tower: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is recorded or computed again; the least budget is the one that the refusal names."""
+    encoder = mope.DualEncoder(clip())
+    pairs = pairs_for(encoder.model, 24)
+    inputs = pairs.images if tower == "image" else pairs.tokens
+    ablations = _ablations(encoder, tower)
+    with pytest.raises(
+        ValueError, match=r"memory must be at least (\d+) bytes for batch_size=4; found 1000"
+    ) as refusal:
+        next(PrefixEngine(encoder, batch_size=4, memory=1000).ablations(tower, inputs, ablations))
+    least = int(str(refusal.value).split()[5])
+    steps: list[int] = []
+    step = Walk.step
+    monkeypatch.setattr(Walk, "step", lambda self, depth, stream: (steps.append(depth), step(self, depth, stream))[1])
+    results, work = [], []
+    for memory in (least, least + 30_000, least + 100_000, 1 << 30):
+        steps.clear()
+        engine = PrefixEngine(encoder, batch_size=4, memory=memory)
+        found = {tuple(batch): values for batch, values in engine.ablations(tower, inputs, ablations)}
+        results.append(found)
+        work.append(len(steps))
+        assert engine._budget.left == memory - engine._workspace  # everything has been handed back
+    for found in results[1:]:
+        assert found.keys() == results[0].keys()
+        assert all(torch.equal(values, results[0][batch]) for batch, values in found.items())
+    assert work == sorted(work, reverse=True)
+    assert work[0] > 1.2 * work[-1]
+
+
+def test_a_batch_size_is_found_for_little_memory(encoder: mope.DualEncoder) -> None:
+    pairs = pairs_for(encoder.model, 24)
+    with pytest.raises(ValueError, match="memory must be at least") as refusal:
+        PrefixEngine(encoder, memory=1, batch_size=2).embeddings("image", pairs.images)
+    least = int(str(refusal.value).split()[5])
+    values = PrefixEngine(encoder, memory=least).embeddings("image", pairs.images)
+    assert_close(values, embeddings(encoder, "image", pairs.images), 1e-5)
+
+
+@pytest.mark.parametrize("memory", [None, "tight"])
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_kept_streams_follow_what_is_removed(encoder: mope.DualEncoder, tower: Any, memory: str | None) -> None:
+    """Units come and go in any order, as in a greedy search; every answer is the plain loop's."""
+    pairs = pairs_for(encoder.model, 10)
+    inputs = pairs.images if tower == "image" else pairs.tokens
+    budget = None
+    if memory:
+        with pytest.raises(ValueError, match="memory must be at least") as refusal:
+            PrefixEngine(encoder, memory=1, batch_size=4).embeddings(tower, inputs)
+        budget = int(str(refusal.value).split()[5]) + 20_000
+    engine = PrefixEngine(encoder, batch_size=4, memory=budget, keep=True)
+    plain = PlainEngine(encoder)
+    units = enumerate_units(encoder, ("head", "neurons", "block"), {}, GROUPS, (tower,))
+    rng = random.Random(0)
+    held: list[Ablation] = []
+    for _ in range(12):
+        candidates = [single_ablation(unit) for unit in units if single_ablation(unit) not in held]
+        tried = [c for c in rng.sample(candidates, 3) if not _inside(c, held)]
+        for batch, values in engine.ablations(tower, inputs, tried, held):
+            for position, value in zip(batch, values, strict=True):
+                assert_close(value, plain.embeddings(tower, inputs, [*held, tried[position]]), 1e-5)
+        assert_close(engine.embeddings(tower, inputs, held), plain.embeddings(tower, inputs, held), 1e-5)
+        if rng.random() < 0.7 and tried:
+            held = [*held, tried[0]]
+        elif held:
+            held.pop(rng.randrange(len(held)))
+
+
+def _inside(ablation: Ablation, held: list[Ablation]) -> bool:
+    """Whether its block is gone already."""
+    return any(other.kind == "block" and other.layer == ablation.layer for other in held)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_the_plain_loops_within_its_precision(encoder: mope.DualEncoder, dtype: torch.dtype) -> None:
+    pairs = pairs_for(encoder.model, 6)
+    ablations = _ablations(encoder, "image")
+    full = dict(_values(PrefixEngine(encoder).ablations("image", pairs.images, ablations)))
+    plain = dict(_values(PlainEngine(encoder, dtype=dtype).ablations("image", pairs.images, ablations)))
+    for position, values in _values(PrefixEngine(encoder, dtype=dtype).ablations("image", pairs.images, ablations)):
+        scale = full[position].norm(dim=-1).mean()
+        assert (values.float() - full[position]).norm(dim=-1).mean() / scale < 0.03
+        assert (values.float() - plain[position].float()).norm(dim=-1).mean() / scale < 0.03
+        assert not torch.equal(values.float(), full[position])
+
+
+def _values(results: Any) -> Any:
+    for batch, values in results:
+        yield from zip(batch, values, strict=True)

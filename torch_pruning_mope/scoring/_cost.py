@@ -1,0 +1,221 @@
+"""How long scoring will take, before it starts."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .._state import evaluation_mode
+from ..data import Pairs
+from ..encoder import DualEncoder, TowerName
+from ..metrics import MetricLike, normalised, resolve_metric
+from ._engine import Walk
+from ._meter import PairsLike
+from ._rewire import Rewiring
+from ._units import KINDS, enumerate_units, single_ablation
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What scoring one model costs.
+
+    Attributes:
+        seconds: By the clock, on the device that the model is on, as many of them as were asked for.
+        multiply_adds: Of the towers, by the exact engine.
+        plain_multiply_adds: Of the towers, if both were evaluated in full once per unit.
+        evaluations: Units.
+    """
+
+    seconds: float
+    multiply_adds: int
+    plain_multiply_adds: int
+    evaluations: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.evaluations} units, {self.seconds:.0f} s; {self.multiply_adds / 1e12:.2f} T multiply-adds, "
+            f"{self.plain_multiply_adds / max(1, self.multiply_adds):.1f} times fewer than the plain loop's"
+        )
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """Costs of one tower's parts per chunk: of what comes before, of each sub-layer, of what comes after."""
+
+    stem: float
+    steps: list[float]
+    readout: float
+
+    def after(self, depth: int) -> float:
+        """From a sub-layer on."""
+        return sum(self.steps[depth:]) + self.readout
+
+
+def estimate_cost(
+    encoder: DualEncoder,
+    pairs: PairsLike,
+    *,
+    num_images: int | None = None,
+    metric: MetricLike = "recall_mean",
+    kinds: Collection[str] = ("head", "neurons"),
+    groups: int = 16,
+    rewire: Rewiring = "taylor",
+    towers: Collection[TowerName] = ("image", "text"),
+    batch_size: int | None = None,
+    autocast: str | None = None,
+    devices: int = 1,
+    repeats: int = 3,
+) -> Cost:
+    """What :func:`score` would cost with single or nested units, from timing one batch of each tower.
+
+    Args:
+        encoder: The dual encoder; left as it is.
+        pairs: Calibration pairs, or a sample of them.
+        num_images: How many images there will be; by default those of ``pairs``. Captions per image are as in ``pairs``.
+        metric: As for :func:`score`, like the following.
+        kinds: Which units.
+        groups: Neuron groups per MLP.
+        rewire: Gradients for it are counted unless it is ``none``.
+        towers: Which towers.
+        batch_size: Sequences run at once.
+        autocast: Compute in this type.
+        devices: Processes that share the units, each on a device like this one.
+        repeats: How often each part is timed; the median counts.
+
+    Returns:
+        The cost.
+
+    Raises:
+        ValueError: If ``kinds`` or ``devices`` cannot be.
+    """
+    if set(kinds) - set(KINDS) or devices < 1:
+        raise ValueError(f"kinds must be some of {KINDS} and devices at least 1; found {kinds!r} and {devices}.")
+    pairs = Pairs.coerce(pairs)
+    scale = (num_images or pairs.num_images) / pairs.num_images
+    size = batch_size or (64 if encoder.device.type == "cpu" else 512)
+    units = enumerate_units(encoder, kinds, {}, groups, towers)
+    inputs: dict[TowerName, Tensor] = {"image": pairs.images, "text": pairs.tokens}
+    dtype = None if autocast is None else getattr(torch, autocast)
+    timer = _Timer(encoder, dtype, repeats)
+
+    shared, own, counted, whole_plain = 0.0, 0.0, 0.0, 0
+    for name, x in inputs.items():
+        walk = Walk(encoder.towers[name], ())
+        part = _typical(walk, x, size)
+        part = part.repeat(max(1, size // len(part)), *[1] * (part.ndim - 1))  # few inputs: several units run together
+        weight = len(x) / len(part) * scale
+        mine = Counter(walk.depth(single_ablation(unit)) for unit in units if unit.tower == name)
+        blocks = Counter(walk.depth(single_ablation(u)) for u in units if u.tower == name and u.kind == "block")
+        seconds, macs = timer.tower(walk, part, _seconds), timer.tower(walk, part, _macs)
+        dense_twice = 1 + (1 if mine else 0)  # once for the baseline, once while walking
+        shared += weight * dense_twice * (seconds.stem + seconds.after(0))
+        own += weight * _ablations(seconds, mine, blocks)
+        counted += weight * (dense_twice * (macs.stem + macs.after(0)) + _ablations(macs, mine, blocks))
+        full = x[: len(part)].to(encoder.device)
+        whole_plain += int(len(x) / len(full) * scale * timer.once(partial(encoder.embed, name, full), _macs))
+        if "neurons" in kinds and rewire != "none":
+            gradients = timer.once(partial(encoder.embed, name, full), _seconds)
+            shared += 3 * pairs.num_images / len(full) * scale * gradients  # forward, backward; one caption per image
+    own += len(units) * scale**2 * _metric_seconds(encoder, pairs, metric, timer)
+    return Cost(shared + own / devices, round(counted), whole_plain * len(units), len(units))
+
+
+def _ablations(cost: _Tower, units: "Counter[int]", blocks: "Counter[int]") -> float:
+    """All units of a tower: the rest of their sub-layer's output is small, what follows is run."""
+    return sum(
+        (count - blocks[depth]) * cost.after(depth + 1) + blocks[depth] * cost.after(depth + 2)
+        for depth, count in units.items()
+    )
+
+
+def _typical(walk: Walk, inputs: Tensor, size: int) -> Tensor:
+    """A chunk of the mean length among those that the engine will make."""
+    lengths = walk.tower.lengths(inputs)
+    if lengths is None:
+        return inputs[:size]
+    order = lengths.cpu().argsort(stable=True).split(size)
+    cut = [int(lengths[rows].max()) for rows in order]
+    mean = sum(length * len(rows) for length, rows in zip(cut, order, strict=True)) / len(inputs)
+    best = min(range(len(order)), key=lambda i: (abs(cut[i] - mean), -len(order[i])))
+    return inputs[order[best]][:, : cut[best]]
+
+
+def _metric_seconds(encoder: DualEncoder, pairs: Pairs, metric: MetricLike, timer: "_Timer") -> float:
+    measure = resolve_metric(metric, float(torch.as_tensor(encoder.logit_scale).detach()))
+    width = timer.embed(lambda: encoder.embed("image", pairs.images[:2].to(encoder.device))).shape[1]
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (
+        normalised(torch.randn(1, count, width, generator=generator).to(encoder.device), "image")
+        for count in (pairs.num_images, pairs.num_captions)
+    )
+    index = pairs.image_index.to(encoder.device)
+    return timer.once(lambda: measure.values(images, texts, index), _seconds)
+
+
+_Measure = Callable[["_Timer", Callable[[], Any]], float]
+
+
+@dataclass(frozen=True)
+class _Timer:
+    encoder: DualEncoder
+    dtype: torch.dtype | None
+    repeats: int
+
+    def tower(self, walk: Walk, part: Tensor, measure: _Measure) -> _Tower:
+        """Each part of a tower on one chunk."""
+        device = self.encoder.device
+        streams = [self.embed(lambda: walk.tower.stem(part.to(device)))]
+        steps = []
+        for depth in range(len(walk.sublayers)):
+            step = partial(walk.step, depth, streams[depth])
+            steps.append(self.once(step, measure))
+            streams.append(self.embed(step))
+        stem = self.once(lambda: walk.tower.stem(part.to(device)), measure)
+        return _Tower(stem, steps, self.once(lambda: walk.tower.readout(streams[-1]), measure))
+
+    def once(self, function: Callable[[], Any], measure: _Measure) -> float:
+        """What one call costs."""
+        cost: float = self.embed(lambda: measure(self, function))
+        return cost
+
+    def embed(self, function: Callable[[], Any]) -> Any:
+        """Calls something as the engine would."""
+        autocast = nullcontext() if self.dtype is None else torch.autocast(self.encoder.device.type, self.dtype)
+        with torch.inference_mode(), evaluation_mode(self.encoder.model), autocast:
+            return function()
+
+
+def _seconds(timer: _Timer, function: Callable[[], Any]) -> float:
+    """Median wall-clock time."""
+    device = timer.encoder.device
+    function()
+    times = []
+    for _ in range(timer.repeats):
+        _synchronise(device)
+        began = time.perf_counter()
+        function()
+        _synchronise(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _macs(_timer: _Timer, function: Callable[[], Any]) -> float:
+    """Multiply-adds of matrix products, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return float(counter.get_total_flops()) / 2
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
