@@ -1,0 +1,51 @@
+"""What a user's script looks like: nothing in it knows of ranks. Run by test_ranks.py, alone or under torchrun."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import torch_pruning_mope as mope
+from tests.unit.models import clip, pairs_for
+
+
+class Deadly(mope.ContrastiveLoss):
+    """Kills its process at the given evaluation, as a machine that fails would."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def per_image(self, images: torch.Tensor, texts: torch.Tensor, image_index: torch.Tensor) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().per_image(images, texts, image_index)
+
+
+def main() -> None:
+    out, interaction, rank_that_dies, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    rank = int(os.environ.get("RANK", "0"))
+    encoder = mope.DualEncoder(clip())
+    pairs = pairs_for(encoder.model, 12)
+    metric = Deadly(at if rank == rank_that_dies else 0)
+    table = mope.score(
+        encoder,
+        pairs,
+        metric=metric,
+        kinds=("head", "neurons", "block"),
+        groups=3,
+        interaction=interaction,  # type: ignore[arg-type]
+        batch_size=12,
+        path=out / "table.json",
+        progress=False,
+    )
+    table.save(out / f"own{rank}.json")
+
+
+if __name__ == "__main__":
+    main()
