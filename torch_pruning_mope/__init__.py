@@ -20,7 +20,7 @@ from .errors import (
 from .importance import MoPEImportance, UnitImportance, WeightedImportance
 from .metrics import ContrastiveLoss, Metric, Recall
 from .pruning import prune
-from .scoring import Score, ScoreTable, Unit, score
+from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .surgery import PrunableAttention, register_attention
 from .towers import (
     AttentionSublayer,
@@ -37,6 +37,7 @@ __all__ = [
     "AttentionSublayer",
     "Block",
     "ContrastiveLoss",
+    "Cost",
     "Counts",
     "DualEncoder",
     "EmojiTokenizer",
@@ -53,6 +54,7 @@ __all__ = [
     "Recall",
     "Score",
     "ScoreTable",
+    "Separation",
     "Stream",
     "Sublayer",
     "Tower",
@@ -64,12 +66,15 @@ __all__ = [
     "WeightedImportance",
     "WrongModelError",
     "__version__",
+    "calibration_guidance",
     "emoji_batches",
     "emoji_pairs",
     "emoji_scenes",
+    "estimate_cost",
     "load_tiny_clip",
     "prune",
     "register_attention",
     "register_towers",
     "score",
+    "separation",
 ]

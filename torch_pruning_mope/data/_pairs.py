@@ -124,6 +124,11 @@ class Pairs:
         _check_same_shapes("tokens", tokens)
         return cls(torch.cat(images), torch.cat(tokens), torch.cat(owners).to(tokens[0].device))
 
+    def first(self, num_images: int) -> Pairs:
+        """Returns the first images with all their captions; all if there are no more."""
+        captions = self.image_index < num_images
+        return Pairs(self.images[:num_images], self.tokens[captions.to(self.tokens.device)], self.image_index[captions])
+
     def to(self, device: torch.device | str) -> Pairs:
         """Returns a copy on another device; it shares memory if it is there already."""
         return Pairs(self.images.to(device), self.tokens.to(device), self.image_index.to(device))

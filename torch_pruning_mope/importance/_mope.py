@@ -12,7 +12,7 @@ from ..data import Pairs
 from ..encoder import DualEncoder
 from ..errors import WrongModelError
 from ..metrics import MetricLike
-from ..scoring import Interaction, PairsLike, Rewiring, ScoreTable
+from ..scoring import Autocast, Interaction, PairsLike, Rewiring, ScoreTable
 from ..scoring import score as score_units
 from ._unit import Key, UnitImportance, unit_sublayers, weights_signature
 
@@ -34,6 +34,8 @@ class MoPEImportance(UnitImportance):
         rewire: How neurons are ordered before they are grouped.
         engine: ``prefix`` or ``plain``.
         batch_size: Sequences run at once.
+        memory: What scoring may use besides the model and the pairs.
+        autocast: Compute in this type.
         progress: Whether to show a progress bar.
         fallback: See :class:`UnitImportance`, as for the following.
         min_heads: Heads that every layer keeps.
@@ -56,7 +58,9 @@ class MoPEImportance(UnitImportance):
         interaction: Interaction = "nested",
         rewire: Rewiring = "taylor",
         engine: Literal["prefix", "plain"] = "prefix",
-        batch_size: int = 128,
+        batch_size: int | None = None,
+        memory: int | str | None = None,
+        autocast: Autocast | None = None,
         progress: bool = True,
         fallback: Any = None,
         min_heads: int = 1,
@@ -74,6 +78,8 @@ class MoPEImportance(UnitImportance):
             "rewire": rewire,
             "engine": engine,
             "batch_size": batch_size,
+            "memory": memory,
+            "autocast": autocast,
             "progress": progress,
         }
         self._table: ScoreTable | None = None

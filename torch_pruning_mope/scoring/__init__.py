@@ -4,18 +4,20 @@ from ._cost import Cost, estimate_cost
 from ._curves import nested_scores
 from ._engine import PrefixEngine
 from ._greedy import greedy_path
+from ._guidance import Separation, calibration_guidance, separation
 from ._journal import Journal
 from ._loss import Loss
 from ._meter import Meter, PairsLike
 from ._plain import PlainEngine, masked
 from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders
-from ._score import Interaction, score
+from ._score import Autocast, Interaction, score
 from ._table import Score, ScoreTable, fingerprint
 from ._units import Ablation, Kind, Unit, enumerate_units, nested_ablations, single_ablation
 
 __all__ = [
     "Ablation",
+    "Autocast",
     "Cost",
     "Interaction",
     "Journal",
@@ -29,7 +31,9 @@ __all__ = [
     "Rewiring",
     "Score",
     "ScoreTable",
+    "Separation",
     "Unit",
+    "calibration_guidance",
     "enumerate_units",
     "estimate_cost",
     "fingerprint",
@@ -39,5 +43,6 @@ __all__ = [
     "nested_scores",
     "neuron_orders",
     "score",
+    "separation",
     "single_ablation",
 ]

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -150,3 +151,36 @@ def test_the_table_says_what_it_was_made_of(table: mope.ScoreTable, pairs: mope.
     assert table.pairs == pairs.fingerprint()
     assert table.settings.items() >= {"groups": 3, "interaction": "nested", "rewire": "taylor"}.items()
     assert table.metric == "recall_mean"
+
+
+def test_tables_of_parts_merge_into_the_whole(encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
+    whole = mope.score(encoder, pairs, kinds=("head", "block"), progress=False)
+    parts = [
+        mope.score(encoder, pairs, kinds=(kind,), towers=(tower,), progress=False)
+        for kind in ("head", "block")
+        for tower in ("image", "text")
+    ]
+    merged = mope.ScoreTable.merge(*parts)
+    assert set(merged.scores) == set(whole.scores)
+    assert merged.settings == whole.settings
+    assert (merged.dense, merged.weights, merged.pairs) == (whole.dense, whole.weights, whole.pairs)
+    importance = mope.MoPEImportance(encoder, table=merged)
+    assert importance.table is merged
+    with pytest.raises(ValueError, match=r"tables must hold each unit once; found 18 units twice, such as \('head',"):
+        mope.ScoreTable.merge(parts[0], parts[1], *parts[:2])
+    with pytest.raises(ValueError, match="tables must be one table at least; found none"):
+        mope.ScoreTable.merge()
+    with pytest.raises(ValueError, match="tables must be of the same metric; found"):
+        mope.ScoreTable.merge(parts[0], mope.score(encoder, pairs, metric="recall@1", kinds=("block",), progress=False))
+
+
+def test_pandas_reads_them(table: mope.ScoreTable, tmp_path: Path) -> None:
+    table.save(tmp_path / "table.json")
+    table.save(tmp_path / "table.csv")
+    frames = [pd.read_json(tmp_path / "table.json", orient="table"), pd.read_csv(tmp_path / "table.csv")]
+    for frame in frames:
+        assert frame["value"].tolist() == pytest.approx([score.value for score in table.scores], abs=1e-12)
+        assert frame["layer"].tolist() == [score.unit.layer for score in table.scores]
+        assert frame["images"].tolist() == [score.images for score in table.scores]
+    assert frames[0]["channels"].tolist() == [list(score.unit.channels) for score in table.scores]
+    assert frames[1]["channels"].fillna("").tolist()[0] == " ".join(map(str, table.scores[0].unit.channels))
