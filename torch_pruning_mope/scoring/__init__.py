@@ -1,7 +1,6 @@
 """Scoring: units, rewiring, the exact ablation engine and the plain loop, the score table."""
 
 from ._cost import Cost, estimate_cost
-from ._curves import nested_scores
 from ._engine import PrefixEngine
 from ._greedy import greedy_path
 from ._guidance import Separation, calibration_guidance, separation
@@ -40,7 +39,6 @@ __all__ = [
     "greedy_path",
     "masked",
     "nested_ablations",
-    "nested_scores",
     "neuron_orders",
     "score",
     "separation",

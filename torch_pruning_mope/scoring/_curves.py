@@ -1,56 +1,53 @@
-"""From the losses of nested neuron groups to a score for each group."""
+"""From the losses along a path to a score for each unit on it."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def isotonic_pools(increments: Float[Tensor, "G"]) -> Int[Tensor, "G"]:
-    """Pools of the isotonic (non-decreasing, least-squares) fit, by pooling adjacent violators.
+def isotonic_pools(increments: Float[Tensor, "G"], sizes: Float[Tensor, "G"] | None = None) -> Int[Tensor, "G"]:
+    """Pools of the isotonic (non-decreasing, weighted least-squares) fit of increments per size.
+
+    What the metric loses as units go one after another is noisy, and need not grow. Spread over its pool, it does: a
+    threshold on scores per size then always cuts a prefix of the path. (Not in the paper, which removes units one at a
+    time; see the README for why.) By pooling adjacent violators.
 
     Args:
-        increments: One number per group.
+        increments: What each unit's going adds to the loss.
+        sizes: How much goes with each, say parameters; all alike by default.
 
     Returns:
-        The pool each group falls into; within a pool the fit is the mean.
+        The pool each unit falls into, counting from 0; within a pool the fit is the mean per size.
     """
-    pools: list[tuple[float, int]] = []
-    for value in increments.tolist():
-        total, size = value, 1
-        while pools and pools[-1][0] / pools[-1][1] >= total / size:
-            before, count = pools.pop()
-            total, size = total + before, size + count
-        pools.append((total, size))
-    return torch.repeat_interleave(torch.tensor([size for _, size in pools]))
+    pools: list[tuple[float, float, int]] = []
+    for value, size in zip(increments.tolist(), _sizes(increments, sizes).tolist(), strict=True):
+        total, weight, count = value, size, 1
+        while pools and pools[-1][0] / pools[-1][1] >= total / weight:
+            before = pools.pop()
+            total, weight, count = total + before[0], weight + before[1], count + before[2]
+        pools.append((total, weight, count))
+    return torch.repeat_interleave(torch.tensor([count for _, _, count in pools]))
 
 
-def nested_scores(losses: Float[Tensor, "G"]) -> Float[Tensor, "G"]:
-    """Scores of one layer's neuron groups from what the metric loses as they go one after another.
-
-    The score of the k-th group is the isotonic fit of its increment, so that a threshold on scores always cuts a prefix of
-    the order, and layers compare. (Not in the paper, which removes one group at a time; see the README for why.)
+def pooled(
+    values: Float[Tensor, "G ..."], pools: Int[Tensor, "G"], sizes: Float[Tensor, "G"] | None = None
+) -> Float[Tensor, "G ..."]:
+    """Each pool's total, spread over its units by their sizes.
 
     Args:
-        losses: The metric's loss without the first, the first two, … all groups.
+        values: One row per unit.
+        pools: The pool of each unit, counting from 0.
+        sizes: As for :func:`isotonic_pools`.
 
     Returns:
-        Non-decreasing scores that sum to the last loss.
+        Rows of the same total.
     """
-    increments = losses.diff(prepend=losses.new_zeros(1))
-    return pooled(increments, isotonic_pools(increments))
-
-
-def pooled(values: Float[Tensor, "G ..."], pools: Int[Tensor, "G"]) -> Float[Tensor, "G ..."]:
-    """Each group's values replaced by the mean over its pool.
-
-    Args:
-        values: One row per group.
-        pools: The pool of each group, counting from 0.
-
-    Returns:
-        The means.
-    """
+    weights = _sizes(values, sizes).to(values.dtype)
     count = int(pools.max()) + 1
-    sums = values.new_zeros(count, *values.shape[1:]).index_add_(0, pools, values)
-    sizes = torch.bincount(pools, minlength=count).to(values.dtype)
-    return (sums / sizes.view(-1, *[1] * (values.ndim - 1)))[pools]
+    totals = values.new_zeros(count, *values.shape[1:]).index_add_(0, pools, values)
+    shares = weights / weights.new_zeros(count).index_add_(0, pools, weights)[pools]
+    return totals[pools] * shares.view(-1, *[1] * (values.ndim - 1))
+
+
+def _sizes(values: Tensor, sizes: Tensor | None) -> Tensor:
+    return torch.ones(len(values), dtype=torch.double) if sizes is None else sizes

@@ -7,6 +7,7 @@ import torch_pruning as tp
 
 from torch_pruning_mope import DualEncoder, Unit
 from torch_pruning_mope.scoring import Ablation
+from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
 
 
 def physically_without(encoder: DualEncoder, unit: Unit | Ablation) -> DualEncoder:
@@ -27,6 +28,12 @@ def physically_without(encoder: DualEncoder, unit: Unit | Ablation) -> DualEncod
     graph.get_pruning_group(output, tp.prune_linear_in_channels, list(unit.channels)).prune()
     assert output.in_features == before - len(unit.channels)
     return smaller
+
+
+def nested_scores(losses: torch.Tensor) -> torch.Tensor:
+    """Isotonic increments of a curve of losses that begins at none."""
+    increments = losses.diff(prepend=losses.new_zeros(1))
+    return pooled(increments, isotonic_pools(increments))
 
 
 def embeddings(encoder: DualEncoder, tower: str, inputs: torch.Tensor) -> torch.Tensor:

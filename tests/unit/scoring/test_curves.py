@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_pruning_mope.scoring import nested_scores
+from tests.unit.scoring.oracle import nested_scores
 from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
 
 NUMBERS = st.lists(
@@ -39,6 +39,17 @@ def test_scores_never_fall_and_sum_to_the_last_loss(losses: list[float]) -> None
 
 def test_rising_increments_are_kept() -> None:
     assert nested_scores(torch.tensor([0.0, 1.0, 3.0, 6.0])).tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(-10, 10), st.integers(1, 4)), min_size=1, max_size=6))
+def test_a_unit_of_size_n_is_n_units_of_an_nth(path: list[tuple[float, int]]) -> None:
+    values = torch.tensor([value for value, _ in path], dtype=torch.double)
+    sizes = torch.tensor([size for _, size in path], dtype=torch.double)
+    parts = torch.tensor([value / size for value, size in path for _ in range(size)], dtype=torch.double)
+    expected = pooled(parts, isotonic_pools(parts)).split([size for _, size in path])
+    found = pooled(values, isotonic_pools(values, sizes), sizes)
+    assert found.tolist() == pytest.approx([float(part.sum()) for part in expected], abs=1e-9)
 
 
 def test_pools_count_from_zero_and_ties_share_one() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 import torch_pruning_mope as mope
 from tests.asserts import unchanged, unchecked
 from tests.unit.models import clip, pairs_for
-from tests.unit.scoring.oracle import embeddings, physically_without
-from torch_pruning_mope.scoring import Ablation, nested_scores, neuron_orders
+from tests.unit.scoring.oracle import embeddings, nested_scores, physically_without
+from torch_pruning_mope.scoring import Ablation, neuron_orders
 
 KINDS = ("head", "neurons", "block")
 
