@@ -6,7 +6,8 @@
 to 16 tokens). All heads and 16 neuron groups per MLP of both towers are scored once by the engine; every few seconds it pauses
 for one evaluation of the plain loop (mask one unit, encode all images and captions in full, compute the metric, unmask) and
 for matrix products of the engine's shapes. The plain loop's time per unit does not depend on the unit, so its median is
-multiplied by the number of units. ``--budgets`` runs scoring again in fresh processes, each within a stated memory budget.
+multiplied by the number of units. ``--budgets`` runs scoring again in fresh processes, each within a stated memory budget; ``--ranks 2`` compares two
+processes under torchrun with one.
 
 JSON keys: ``plain_over_engine`` and ``theory`` (ratio of counted multiply-adds), ``fraction_of_peak`` (of the median product
 of the engine's shapes), ``peak_bytes`` (engine, over model and pairs), ``predicted_over_measured`` (the cost model), and more.
@@ -14,10 +15,12 @@ of the engine's shapes), ``peak_bytes`` (engine, over model and pairs), ``predic
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -254,6 +257,44 @@ def budgets(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "_scores"} for row in rows]
 
 
+def shared_out(options: argparse.Namespace) -> dict[str, Any]:
+    """One rank against several, one thread each, alternately; seconds of the scoring call alone, of the slowest rank."""
+    seconds: dict[int, list[float]] = {1: [], options.ranks: []}
+    tables: list[bytes] = []
+    for _ in range(options.repeats):
+        for world, times in seconds.items():
+            with tempfile.TemporaryDirectory() as folder:
+                command = [
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--standalone",
+                    "--nproc-per-node",
+                    str(world),
+                ]
+                command += [__file__, "--model", options.model, "--images", str(options.images), "--into", folder]
+                command += ["--captions", str(options.captions)]
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                subprocess.run(command, check=True, capture_output=True, env=environment)  # noqa: S603
+                times.append(max(float(file.read_text()) for file in Path(folder).glob("*.seconds")))
+                tables += [file.read_bytes() for file in Path(folder).glob("*.json")]
+            print(world, "rank(s):", times[-1], flush=True)
+    one, many = (statistics.median(times) for times in seconds.values())
+    return {"seconds": seconds, "speed_up": one / many, "tables_identical": all(table == tables[0] for table in tables)}
+
+
+def score_into(options: argparse.Namespace) -> None:
+    """What each rank does."""
+    encoder = build(options.model, options.layers)
+    pairs = draw(options.model, encoder, options.images, options.captions)
+    encoder.embed("image", pairs.images[:2])
+    rank = os.environ["RANK"]
+    began = time.perf_counter()
+    table = mope.score(encoder, pairs, metric="contrastive_loss", progress=False)
+    Path(options.into, f"{rank}.seconds").write_text(str(time.perf_counter() - began))
+    table.save(Path(options.into, f"{rank}.json"))
+
+
 def in_bytes(text: str) -> int:
     """The number of bytes that a text like 512MiB stands for."""
     return int(float(text[:-3]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[text[-3]])
@@ -290,22 +331,36 @@ def main() -> None:
     parser.add_argument("--autocast", choices=["bfloat16", "float16"])
     parser.add_argument("--budgets", nargs="*", default=[], help="memory budgets to try, such as 512MiB")
     parser.add_argument("--towers", nargs="*", default=["image", "text"], help="for the budgets")
+    parser.add_argument("--ranks", type=int, help="compare so many processes with one")
+    parser.add_argument("--repeats", type=int, default=3, help="for the ranks")
+    parser.add_argument("--into", help=argparse.SUPPRESS)
     parser.add_argument("--within", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     options.images = options.images or (1000 if options.model == "tiny" else 16)
+    if options.into:
+        score_into(options)
+        return
     if options.within:
         print(json.dumps(within(options, options.within)))
         return
-    if options.budgets:
-        row: dict[str, Any] = {"model": options.model, "layers": options.layers, "budgets": budgets(options)}
+    if options.ranks:
+        row: dict[str, Any] = {"model": options.model, "images": options.images, "ranks": shared_out(options)}
+        print(json.dumps(row, indent=1))
+    elif options.budgets:
+        row = {"model": options.model, "layers": options.layers, "budgets": budgets(options)}
     else:
         row = compare(options)
         print(json.dumps(row, indent=1))
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     key = ("model", "layers", "images", "captions", "device", "autocast")
-    rows = [other for other in known if any(other.get(k) != row.get(k) for k in key)] + [row]
+    kind = [name for name in ("ranks", "budgets") if name in row]
+    rows = [
+        other
+        for other in known
+        if any(other.get(k) != row.get(k) for k in key) or kind != [k for k in ("ranks", "budgets") if k in other]
+    ] + [row]
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if options.plot:
