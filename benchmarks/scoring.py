@@ -6,8 +6,8 @@
 to 16 tokens). All heads and 16 neuron groups per MLP of both towers are scored once by the engine; every few seconds it pauses
 for one evaluation of the plain loop (mask one unit, encode all images and captions in full, compute the metric, unmask) and
 for matrix products of the engine's shapes. The plain loop's time per unit does not depend on the unit, so its median is
-multiplied by the number of units. ``--budgets`` runs scoring again in fresh processes, each within a stated memory budget; ``--ranks 2`` compares two
-processes under torchrun with one.
+multiplied by the number of units. ``--budgets`` runs scoring again in fresh processes, each within a stated memory budget;
+``--ranks 2`` compares two processes under torchrun with one.
 
 JSON keys: ``plain_over_engine`` and ``theory`` (ratio of counted multiply-adds), ``fraction_of_peak`` (of the median product
 of the engine's shapes), ``peak_bytes`` (engine, over model and pairs), ``predicted_over_measured`` (the cost model), and more.
@@ -205,10 +205,6 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     plain_seconds = statistics.median(plain_times) * len(ablations)
     matmul = statistics.median(peaks)
     return {
-        "model": options.model,
-        "layers": options.layers,
-        "images": pairs.num_images,
-        "captions": pairs.num_captions,
         "units": len(ablations),
         "plain_evaluations_timed": len(plain_times),
         "plain_seconds_extrapolated": plain_seconds,
@@ -308,7 +304,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 0.6 * len(rows) + 1.4), layout="constrained")
-    names = [f"{r['model']}, {r['captions'] // r['images']} caption(s) per image" for r in rows]
+    names = [f"{r['model']}, {r['captions']} caption(s) per image" for r in rows]
     at = range(len(rows))
     axis.barh([y + 0.2 for y in at], [r["plain_over_engine"] for r in rows], 0.4, label="measured")
     axis.barh([y - 0.2 for y in at], [r["theory"] for r in rows], 0.4, label="counted multiply-adds", color="silver")
@@ -320,7 +316,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Adds a row to the JSON file, which keeps those of other cases."""
+    """Runs one case; the plot also shows those whose files ``scoring*.json`` lie beside this one's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--images", type=int, help="default: 1,000 for the tiny CLIP, else 16")
@@ -345,26 +341,21 @@ def main() -> None:
     if options.within:
         print(json.dumps(within(options, options.within)))
         return
+    case = {"model": options.model, "layers": options.layers, "images": options.images, "captions": options.captions}
     if options.ranks:
-        row: dict[str, Any] = {"model": options.model, "images": options.images, "ranks": shared_out(options)}
+        row = {"what": "ranks", **case, **shared_out(options)}
         print(json.dumps(row, indent=1))
     elif options.budgets:
-        row = {"model": options.model, "layers": options.layers, "budgets": budgets(options)}
+        row = {"what": "budgets", **case, "budgets": budgets(options)}
     else:
-        row = compare(options)
+        row = {"what": "engine", **case, **compare(options)}
         print(json.dumps(row, indent=1))
-    known = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
-    key = ("model", "layers", "images", "captions", "device", "autocast")
-    kind = [name for name in ("ranks", "budgets") if name in row]
-    rows = [
-        other
-        for other in known
-        if any(other.get(k) != row.get(k) for k in key) or kind != [k for k in ("ranks", "budgets") if k in other]
-    ] + [row]
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        options.json.write_text(json.dumps(row, indent=1) + "\n")
     if options.plot:
-        plot([r for r in rows if "theory" in r], options.plot)
+        files = sorted(options.json.parent.glob("scoring*.json")) if options.json else []
+        rows = [json.loads(file.read_text()) for file in files] or [row]
+        plot([other for other in rows if other["what"] == "engine"], options.plot)
 
 
 if __name__ == "__main__":

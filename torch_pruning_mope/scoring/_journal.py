@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import WrongModelError
 from ._loss import Loss
@@ -47,6 +48,7 @@ class Journal:
     def __init__(self, path: Path | None, of: dict[str, Any], ranks: Ranks) -> None:
         self._known: dict[str, Loss] = {}
         self._orders: dict[str, Orders] = {}
+        self._arrays: dict[str, Tensor] = {}
         self._path = path
         self._of = of
         self._file: Any = None
@@ -84,8 +86,24 @@ class Journal:
         self._known[key] = loss
         line: dict[str, Any] = {"key": key, "of unit": ablation and str(ablation), "value": loss.value}
         if loss.shares is not None:
-            line["shares"] = base64.b64encode(loss.shares.numpy().tobytes()).decode()
+            line["shares"] = _encoded(loss.shares)
         self._write(line)
+
+    def array(self, key: str) -> Tensor | None:
+        """Embeddings measured already."""
+        return self._arrays.get(key)
+
+    def add_array(self, key: str, array: Tensor, *, write: bool = True) -> None:
+        """Keeps embeddings.
+
+        Args:
+            key: A name for them.
+            array: Of float32, on the CPU.
+            write: Whether this rank writes them down.
+        """
+        self._arrays[key] = array
+        if write:
+            self._write({"array": key, "shape": list(array.shape), "data": _encoded(array)})
 
     def share(self, key: str, loss: Loss) -> None:
         """Keeps a measurement that another rank has written down."""
@@ -140,8 +158,9 @@ class Journal:
     def _learn(self, line: dict[str, Any]) -> None:
         if "key" in line:
             shares = line.get("shares")
-            raw = None if shares is None else torch.frombuffer(bytearray(base64.b64decode(shares)), dtype=torch.double)
-            self._known[line["key"]] = Loss(line["value"], raw)
+            self._known[line["key"]] = Loss(line["value"], None if shares is None else _decoded(shares, torch.double))
+        elif "array" in line:
+            self._arrays[line["array"]] = _decoded(line["data"], torch.float32).view(line["shape"])
         elif "orders" in line:
             self._orders[line["rewire"]] = {(tower, layer): order for tower, layer, order in line["orders"]}
 
@@ -150,3 +169,11 @@ class Journal:
             # A line begins anew, should the one before be torn; a flush suffices against kill -9.
             self._file.write("\n" + json.dumps(line))
             self._file.flush()
+
+
+def _encoded(array: Tensor) -> str:
+    return base64.b64encode(array.contiguous().numpy().tobytes()).decode()
+
+
+def _decoded(text: str, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=dtype)

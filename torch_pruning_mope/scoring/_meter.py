@@ -1,6 +1,7 @@
 """Measuring what a metric loses under an ablation, on top of ablations that hold already."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -88,10 +89,44 @@ class Meter:
             for position in self._measure(tower, mine, keys, held, new):
                 yield mine[position], self._journal[keys[position]]
 
-    def _measure(
-        self, tower: TowerName, ablations: Sequence[Ablation], keys: Sequence[str], held: list[Ablation], new: set[int]
-    ) -> Iterator[int]:
-        """Positions whose loss has come into the journal: this rank's share, then the others'."""
+    @property
+    def whole(self) -> dict[TowerName, Tensor]:
+        """The normalised embeddings of the whole model."""
+        return {tower: embeddings[0] for tower, embeddings in self._whole.items()}
+
+    def sampled(self, ablations: Sequence[Ablation], rows: Tensor) -> Iterator[tuple[Ablation, Tensor]]:
+        """Normalised embeddings of some inputs under ablations of one tower; nothing else may be held removed.
+
+        Args:
+            ablations: Ablations of the same tower, to be tried one at a time.
+            rows: Which of that tower's inputs.
+
+        Yields:
+            Each ablation once, with the embeddings of these rows in their order.
+        """
+        tower = ablations[0].tower
+        sample = hashlib.sha256(rows.cpu().numpy().tobytes()).hexdigest()[:16]
+        keys = [f"{measurement_key(frozenset(), ablation)} {sample}" for ablation in ablations]
+        new = {position for position, key in enumerate(keys) if self._journal.array(key) is None}
+        if new:
+            inputs = self._inputs[tower][rows.to(self._inputs[tower].device)]
+            done: dict[str, Tensor] = {}
+            for positions, found in self._engine.ablations(tower, inputs, ablations, (), self._share_of(new)):
+                for position, embeddings in zip(positions, normalised(found, tower), strict=True):
+                    if position in new:
+                        done[keys[position]] = embeddings.float().cpu()
+                        self._journal.add_array(keys[position], done[keys[position]])
+                        self.computed += 1
+            for share in self._ranks.gather(done) if self._ranks.world > 1 else []:
+                for key, embeddings in share.items():
+                    self._journal.add_array(key, embeddings, write=False)
+        for ablation, key in zip(ablations, keys, strict=True):
+            embeddings = self._journal.array(key)
+            if embeddings is not None:
+                yield ablation, embeddings.to(self._index.device)
+
+    def _share_of(self, new: set[int]) -> Callable[[Sequence[int]], bool]:
+        """Whether this rank is to run a batch, batches that hold something new being dealt out in turn."""
         batches = 0
 
         def mine(batch: Sequence[int]) -> bool:
@@ -101,10 +136,18 @@ class Meter:
             batches += 1
             return batches % self._ranks.world == self._ranks.rank
 
+        return mine
+
+    def _measure(
+        self, tower: TowerName, ablations: Sequence[Ablation], keys: Sequence[str], held: list[Ablation], new: set[int]
+    ) -> Iterator[int]:
+        """Positions whose loss has come into the journal: this rank's share, then the others'."""
         baseline, current = self._baseline, self._embeddings
         other: TowerName = "text" if tower == "image" else "image"
         done = []
-        for positions, found in self._engine.ablations(tower, self._inputs[tower], ablations, held, mine):
+        for positions, found in self._engine.ablations(
+            tower, self._inputs[tower], ablations, held, self._share_of(new)
+        ):
             both = {tower: normalised(found, tower), other: current(other)}
             gains = self._gains(both["image"], both["text"])
             for position, gain in zip(positions, gains, strict=True):
