@@ -30,7 +30,7 @@ class MoPEImportance(UnitImportance):
         metric: Z; see :func:`torch_pruning_mope.score`, as for the following.
         kinds: ``head``, ``neurons`` or both; what is not scored goes to ``fallback``.
         groups: Neuron groups per MLP.
-        interaction: ``single``, ``nested`` or ``greedy``.
+        interaction: ``single``, ``nested``, ``greedy`` or ``joint``.
         rewire: How neurons are ordered before they are grouped.
         engine: ``prefix`` or ``plain``.
         batch_size: Sequences run at once.
@@ -113,6 +113,8 @@ class MoPEImportance(UnitImportance):
             scores = self.table.of(kind)
             # Neurons of a group tie, as do pooled units: the table's order decides, by less than scores show in print.
             step = 1e-9 * max((abs(score.value) for score in scores), default=0.0) or 1e-12
+            # On a joint path, a head of one tower may lose less than one of the other and still go later, being smaller.
+            joint = self.table.settings.get("interaction") == "joint"
             for position, score in enumerate(scores):
                 key = (kind, score.unit.tower, score.unit.layer)
                 own = channels.setdefault(
@@ -120,5 +122,6 @@ class MoPEImportance(UnitImportance):
                 )
                 owned = torch.tensor(score.unit.channels)
                 within = torch.linspace(0, 1, len(owned) + 1, dtype=torch.double)[:-1] * (kind == "neurons")
-                own[owned] = score.value + step * (position + within) / len(scores)
+                value = position if joint else score.value
+                own[owned] = value + (1e-3 if joint else step) * (position + within) / len(scores)
         return {key: own.view(-1, sublayers[key].unit_size)[:, 0] for key, own in channels.items()}

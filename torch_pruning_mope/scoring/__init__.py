@@ -4,6 +4,7 @@ from ._cost import Cost, estimate_cost
 from ._engine import PrefixEngine
 from ._greedy import greedy_path
 from ._guidance import Separation, calibration_guidance, separation
+from ._joint import freed_parameters, joint_path
 from ._journal import Journal
 from ._loss import Loss
 from ._meter import Meter, PairsLike
@@ -36,7 +37,9 @@ __all__ = [
     "enumerate_units",
     "estimate_cost",
     "fingerprint",
+    "freed_parameters",
     "greedy_path",
+    "joint_path",
     "masked",
     "nested_ablations",
     "neuron_orders",

@@ -17,6 +17,7 @@ from ..metrics import MetricLike, resolve_metric
 from ._curves import isotonic_pools, pooled
 from ._engine import PrefixEngine
 from ._greedy import greedy_path
+from ._joint import freed_parameters, joint_path
 from ._journal import Journal
 from ._loss import Loss, stacked_shares
 from ._meter import Meter, PairsLike
@@ -27,7 +28,7 @@ from ._rewire import Rewiring, neuron_orders, rewiring_name
 from ._table import Score, ScoreTable, fingerprint
 from ._units import KINDS, Ablation, Unit, enumerate_units, nested_ablations, single_ablation
 
-Interaction = Literal["single", "nested", "greedy"]
+Interaction = Literal["single", "nested", "greedy", "joint"]
 Autocast = Literal["bfloat16", "float16"]
 _Family = list[tuple[Unit, Loss]]
 """Units in the order in which they go, each with the loss once it and those before it are gone."""
@@ -65,6 +66,8 @@ def score(
         interaction: ``single``: each unit is removed alone, as in the paper. ``nested`` (ours): an MLP's lowest neuron
             groups go together, one more at a time, and a group's score is the isotonic increment. ``greedy`` (ours): besides,
             heads and blocks go one after another over both towers, the least missed first, re-scored as others have gone.
+            ``joint`` (ours): all kinds go in one order over both towers, what loses least per parameter it frees first, an
+            MLP's groups lowest first; the table's rows are in that order.
         rewire: How an MLP's neurons are ordered before they are grouped: ``taylor``, ``none``, or a Torch-Pruning importance.
         towers: Which towers.
         engine: ``prefix`` reuses what an ablation cannot change; ``plain`` evaluates the whole tower each time.
@@ -117,16 +120,18 @@ def score(
         ranks.check_same(**{name: str(of[name]) for name in ("weights", "pairs", "metric")})
         own = ranks.placed(encoder)
         journal = Journal(target, of, ranks)
-        runner = _engine(own, engine, batch_size, memory, autocast, keep=interaction == "greedy")
+        runner = _engine(own, engine, batch_size, memory, autocast, keep=interaction in {"greedy", "joint"})
         meter = Meter(runner, pairs, measure, own.device, journal=journal, ranks=ranks)
         orders = _orders(own, pairs, rewire, journal, ranks) if "neurons" in kinds else {}
         units = enumerate_units(own, kinds, orders, groups, towers)
         queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
         layers = {name: len(tower.blocks) for name, tower in own.towers.items()}
         with Progress(units, queries, layers, show=progress and ranks.rank == 0) as bar:
-            families = list(_families(meter, units, interaction, bar))
+            families = list(_families(meter, own, units, interaction, bar))
         table = ScoreTable(
-            scores=tuple(score for family in families for score in _scores(family, pairs.num_images)),
+            scores=tuple(
+                score for family in families for score in _scores(family, own, pairs.num_images, interaction == "joint")
+            ),
             dense=meter.dense,
             metric=measure.name,
             weights=str(of["weights"]),
@@ -190,8 +195,15 @@ def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> Score
     return table
 
 
-def _families(meter: Meter, units: Sequence[Unit], interaction: Interaction, bar: Progress) -> Iterator[_Family]:
-    """Units whose scores come from each other's removal: a greedy path, an MLP's nested groups, or any unit by itself."""
+def _families(
+    meter: Meter, encoder: DualEncoder, units: Sequence[Unit], interaction: Interaction, bar: Progress
+) -> Iterator[_Family]:
+    """Units whose scores come from each other's removal: a path, an MLP's nested groups, or any unit by itself."""
+    if interaction == "joint":
+        yield joint_path(
+            meter, encoder, units, evaluated=bar.evaluated, removed=lambda unit, loss: bar.scored(unit, loss.value)
+        )
+        return
     paths: dict[object, list[Unit]] = {}
     for unit in units:
         greedy = interaction == "greedy" and unit.kind != "neurons"
@@ -229,18 +241,20 @@ def _removed(bar: Progress, owner: Mapping[Ablation, Unit], ablation: Ablation, 
     bar.scored(owner[ablation], loss.value)
 
 
-def _scores(family: _Family, images: int) -> Iterator[Score]:
+def _scores(family: _Family, encoder: DualEncoder, images: int, per_parameter: bool) -> Iterator[Score]:
     """Isotonic increments along a family, with the standard error of their paired differences per calibration image."""
     values = torch.tensor([loss.value for _, loss in family], dtype=torch.double)
     increments = values.diff(prepend=values.new_zeros(1))
-    pools = isotonic_pools(increments)
-    scores, errors = pooled(increments, pools), torch.full_like(values, math.nan)
+    freed = [freed_parameters(encoder, unit) for unit, _ in family]
+    sizes = torch.tensor(freed, dtype=torch.double) if per_parameter else None
+    pools = isotonic_pools(increments, sizes)
+    scores, errors = pooled(increments, pools, sizes), torch.full_like(values, math.nan)
     shares = stacked_shares([loss for _, loss in family])
     if shares is not None:
-        shares = pooled(shares.diff(dim=0, prepend=torch.zeros_like(shares[:1])), pools)
+        shares = pooled(shares.diff(dim=0, prepend=torch.zeros_like(shares[:1])), pools, sizes)
         errors = shares.std(1) / math.sqrt(shares.shape[1])
-    for (unit, loss), value, error in zip(family, scores.tolist(), errors.tolist(), strict=True):
-        yield Score(unit, value, error, loss.value, images)
+    for (unit, loss), value, error, size in zip(family, scores.tolist(), errors.tolist(), freed, strict=True):
+        yield Score(unit, value, error, loss.value, size, images)
 
 
 def _check(
@@ -261,7 +275,7 @@ def _check(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, or None; found {batch_size}.")
     for name, value, known in (
-        ("interaction", interaction, ("single", "nested", "greedy")),
+        ("interaction", interaction, ("single", "nested", "greedy", "joint")),
         ("engine", engine, ("prefix", "plain")),
         ("autocast", autocast, (None, "bfloat16", "float16")),
     ):

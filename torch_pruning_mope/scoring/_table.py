@@ -26,6 +26,7 @@ _COLUMNS = (
     ("value", "number"),
     ("stderr", "number"),
     ("loss", "number"),
+    ("parameters", "any"),
     ("images", "any"),
     ("side", "string"),
 )
@@ -40,6 +41,7 @@ class Score:
         value: What the metric loses without it; on a path its isotonic increment. May be negative.
         stderr: Standard error of ``value`` over calibration images; NaN for a metric without per-image shares.
         loss: What the metric loses without it, and, on a path, without the units that go before it.
+        parameters: How many it frees when it is cut out of the whole model.
         images: Calibration images that it was evaluated on.
         side: Where it is certain to be in the exact table, ``removed`` or ``kept``, if scoring was adaptive; ``undecided`` if
             its place is the best guess; None if it was not adaptive.
@@ -49,6 +51,7 @@ class Score:
     value: float
     stderr: float
     loss: float
+    parameters: int | None = None
     images: int | None = None
     side: str | None = None
 
@@ -81,6 +84,40 @@ class ScoreTable:
             if score.unit.kind == kind and tower in {None, score.unit.tower} and layer in {None, score.unit.layer}
         ]
 
+    def first(self, parameters: float | int) -> list[Score]:
+        """The beginning of a joint path that frees a number of parameters: what to remove for a budget.
+
+        Args:
+            parameters: How many to free, or, below 1, the share of all that the table's units free together.
+
+        Returns:
+            The scores of the units, as few as suffice. Of a layer that goes whole, units behind it in the path count nothing.
+
+        Raises:
+            ValueError: If the table holds no joint path, or not as much can be freed.
+        """
+        if self.settings.get("interaction") != "joint":
+            raise ValueError(
+                f"table must hold a joint path; found interaction={self.settings.get('interaction')!r}. "
+                "Score with interaction='joint'."
+            )
+        gone: set[tuple[str, int]] = set()
+        freed: dict[tuple[str, int], int] = {}
+        running = []
+        for score in self.scores:
+            layer = (score.unit.tower, score.unit.layer)
+            if layer not in gone:
+                whole = score.unit.kind == "block"
+                freed[layer] = (score.parameters or 0) + (0 if whole else freed.get(layer, 0))
+                gone |= {layer} if whole else set()
+            running.append(sum(freed.values()))
+        wanted = parameters * running[-1] if parameters < 1 else parameters
+        if not 0 < wanted <= running[-1]:
+            raise ValueError(
+                f"parameters must be more than 0 and at most {running[-1]}, all there is; found {parameters}."
+            )
+        return list(self.scores[: next(i for i, total in enumerate(running) if total >= wanted) + 1])
+
     @classmethod
     def merge(cls, *tables: "ScoreTable") -> "ScoreTable":
         """One table of what several hold, made in separate runs on the same weights, pairs and metric.
@@ -92,7 +129,7 @@ class ScoreTable:
             Their scores one after another.
 
         Raises:
-            ValueError: If there are none, they are of different things, or a unit is in two of them.
+            ValueError: If there are none, they are of different things, a unit is in two of them, or one is a joint path.
         """
         if not tables:
             raise ValueError("tables must be one table at least; found none.")
@@ -100,6 +137,8 @@ class ScoreTable:
             found = sorted({getattr(table, name)[:16] for table in tables})
             if len(found) > 1:
                 raise ValueError(f"tables must be of the same {name}; found {found}.")
+        if len(tables) > 1 and any(table.settings.get("interaction") == "joint" for table in tables):
+            raise ValueError("tables must hold no joint path; found one, which is of all its units together.")
         scores = [score for table in tables for score in table.scores]
         owned = Counter((score.unit.kind, score.unit.tower, score.unit.layer, score.unit.index) for score in scores)
         repeated = [key for key, count in owned.items() if count > 1]
@@ -168,6 +207,7 @@ class ScoreTable:
                     value=float(row["value"]),
                     stderr=math.nan if row["stderr"] is None else float(row["stderr"]),
                     loss=float(row["loss"]),
+                    parameters=row["parameters"],
                     images=row["images"],
                     side=row["side"],
                 )

@@ -55,7 +55,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("interaction", ["single", "nested", "greedy"])
+@pytest.mark.parametrize("interaction", ["single", "nested", "greedy", "joint"])
 def test_runs_that_break_off_add_up_to_one_that_does_not(
     tmp_path: Path, counted: list[int], interaction: Any, encoder: mope.DualEncoder, pairs: mope.Pairs
 ) -> None:
