@@ -47,7 +47,7 @@ def test_shell_snippets_are_commands_that_exist() -> None:
         elif program == "python":
             known = (Path(__file__).parent.parent / arguments[0]).read_text(encoding="utf-8")
         else:
-            assert program in {"pip", "pytest"}
+            assert program in {"pip", "pytest", "torchrun"}
             continue
         for option in (argument for argument in arguments if argument.startswith("--")):
             assert option in known, f"{command!r}: no option {option}"
