@@ -1,0 +1,300 @@
+"""Adaptive scoring: spend evaluations where the cut is, and stop where its side is certain.
+
+What is decided is what the exact score table *on the same calibration images* would say, so with all images there is no
+uncertainty left. A unit is evaluated on a sample of the images that grows in stages. Its score is estimated by a difference
+estimator (Särndal, Swensson & Wretman 1992): the mean over all images of the loss that is predicted (see ``_prediction``), plus
+the sampled images' mean error of that prediction; only this error has a variance. The first sample is simple random. From its
+predictions one can tell which images' shares an ablation is likely to change, mostly few, and images are drawn from strata of
+that from then on (Dalenius & Hodges 1959, with Neyman's allocation).
+
+Axes: ``U`` ablations, ``I`` images, ``S`` strata.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..data import Pairs
+from ..encoder import DualEncoder, TowerName
+from ..metrics import Metric, normalised
+from ._engine import prefix_ablations
+from ._prediction import Features, Predictor
+from ._units import Ablation
+
+Side = Literal["removed", "kept", "undecided"]
+Evaluate = Callable[[Sequence[Ablation], Tensor], Iterator[tuple[Ablation, Tensor]]]
+"""From ablations of one tower and rows of its inputs to each ablation's normalised embeddings of these rows."""
+
+_STRATA = 8
+_DRAWS = 2
+_FLOOR = 0.05
+"""Share of the mean variance that every image is believed to have at least."""
+_PRIOR = 4
+"""Weight, in observations, of the other units' variance in a stratum (a moderated variance, Smyth 2004)."""
+
+
+@dataclass(frozen=True)
+class AdaptiveScore:
+    """What is known about one ablation's loss.
+
+    Attributes:
+        ablation: The ablation.
+        value: The loss, estimated; exact if all images were seen.
+        stderr: Standard error against the exact table; 0 if all images were seen.
+        queries: Images that it was evaluated on.
+        side: ``removed`` or ``kept`` where that is certain at the stated confidence, else ``undecided``.
+        removed: The best guess, true for exactly as many as are to be removed.
+    """
+
+    ablation: Ablation
+    value: float
+    stderr: float
+    queries: int
+    side: Side
+    removed: bool
+
+
+@dataclass
+class _State:
+    """One ablation under way: its sampled embeddings, its estimate, and the variance of the errors in each stratum."""
+
+    ablation: Ablation
+    embeddings: Tensor
+    images: int = 0
+    value: float = 0.0
+    errors: Float[Tensor, "S"] | None = None
+    variance: float = math.inf
+    freedom: float = math.inf
+    side: Side = "undecided"
+
+
+@dataclass
+class _Sample:
+    """In which order one tower's images are drawn, and from which strata."""
+
+    order: Int[Tensor, "I"]
+    stratum: Int[Tensor, "I"]
+
+    def stratify(self, deviations: Float[Tensor, "I"], pilot: int, strata: int) -> None:
+        """Draws all images after the pilot in turn from strata of equal total deviation; the pilot is one of its own."""
+        rest = self.order[pilot:]
+        rest = rest[deviations[rest].argsort(stable=True)]
+        shares = deviations[rest].cumsum(0) / deviations[rest].sum()
+        self.stratum[rest] = 1 + (shares * strata).long().clamp_max(strata - 1)
+        self.stratum[self.order[:pilot]] = 0
+        self.stratum = self.stratum.unique(return_inverse=True)[1]
+        turns = torch.zeros_like(self.order)
+        later = self.order[pilot:]
+        for stratum in self.stratum[later].unique():
+            members = later[self.stratum[later] == stratum]
+            turns[members] = torch.arange(len(members))
+        self.order[pilot:] = later[(turns[later] * (len(later) + 1) + self.stratum[later]).argsort()]
+
+
+def adaptive_scores(
+    evaluate: Evaluate,
+    ablations: Sequence[Ablation],
+    dense: Mapping[TowerName, Tensor],
+    metric: Metric,
+    image_index: Int[Tensor, "N"],
+    remove: int,
+    *,
+    features: Features | None = None,
+    confidence: float = 0.99,
+    budget: float | None = None,
+    stages: Sequence[int] = (32, 64, 128, 256, 512),
+    seed: int = 0,
+) -> list[AdaptiveScore]:
+    """Which ablations the exact table would put below the cut, from as few evaluations as that takes.
+
+    Args:
+        evaluate: Embeds some inputs under some ablations of one tower; see :func:`prefix_evaluate`.
+        ablations: The candidates, each a unit of its own, of either tower.
+        dense: Normalised embeddings of the unpruned model.
+        metric: Z; it must have per-image shares.
+        image_index: The image that each caption describes.
+        remove: How many will go: those with the lowest loss, the first of equals.
+        features: What is known about each input beforehand; see ``ablation_features``. Good ones save evaluations.
+        confidence: Of each single claim that a unit is removed or kept.
+        budget: Share of the exact table's evaluations to stop at; None goes on until every unit is decided.
+        stages: Images after which to look, ascending; all of them come last by themselves.
+        seed: Of the order in which images are drawn.
+
+    Returns:
+        One score per ablation, in their order.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    count = len(dense["image"])
+    stages = [*(stage for stage in stages if stage < count), count]
+    _check(len(ablations), remove, confidence, budget, stages)
+    predictor = Predictor(dense, metric, image_index, features or {})
+    generator = torch.Generator().manual_seed(seed)
+    samples = {
+        tower: _Sample(torch.randperm(count, generator=generator), torch.zeros(count, dtype=torch.long))
+        for tower in dense
+    }
+    states = [_State(ablation, dense[ablation.tower][:0]) for ablation in ablations]
+    left = math.inf if budget is None else budget * len(states) * count
+    # A wrong claim takes one wrong comparison with another unit, at one of the looks before the last.
+    level = (1 - confidence) / (max(1, len(stages) - 1) * max(1, len(states) - 1))
+    for look, (before, images) in enumerate(zip([0, *stages], stages, strict=False)):
+        open_ = [state for state in states if state.side == "undecided" and state.images == before]
+        if look and budget is not None:
+            affordable = int(left / (len(stages) - look) / (images - before))
+            open_ = _nearest(open_, states, remove)[:affordable]
+        left -= len(open_) * (images - before)
+        _advance(open_, evaluate, predictor, samples, images)
+        if look == 0 and images < count:
+            for tower, sample in samples.items():
+                mine = [state for state in states if state.ablation.tower == tower]
+                deviations = _deviations(mine, predictor, sample, images, generator)
+                sample.stratify(deviations, images, min(_STRATA, max(1, (stages[1] - images) // 2)))
+        _decide(states, remove, level)
+    order = sorted(states, key=lambda state: (("removed", "undecided", "kept").index(state.side), state.value))
+    gone = {state.ablation for state in order[:remove]}
+    return [
+        AdaptiveScore(s.ablation, s.value, math.sqrt(s.variance), s.images, s.side, s.ablation in gone) for s in states
+    ]
+
+
+def prefix_evaluate(encoder: DualEncoder, pairs: Pairs, batch_size: int = 128) -> Evaluate:
+    """The exact engine as ``evaluate``.
+
+    Args:
+        encoder: The dual encoder; left as it is.
+        pairs: Calibration pairs.
+        batch_size: Sequences run at once.
+
+    Returns:
+        The callable.
+    """
+
+    def evaluate(ablations: Sequence[Ablation], rows: Tensor) -> Iterator[tuple[Ablation, Tensor]]:
+        tower = ablations[0].tower
+        inputs = (pairs.images if tower == "image" else pairs.tokens)[rows.to(pairs.images.device)]
+        for positions, found in prefix_ablations(encoder, tower, inputs, ablations, batch_size):
+            yield from zip([ablations[i] for i in positions], normalised(found, tower), strict=True)
+
+    return evaluate
+
+
+def _advance(
+    states: Sequence[_State], evaluate: Evaluate, predictor: Predictor, samples: Mapping[TowerName, _Sample], images: int
+) -> None:
+    """Evaluates some ablations of the same stage on the images up to the next, and estimates their losses anew."""
+    for tower, sample in samples.items():
+        mine = {state.ablation: state for state in states if state.ablation.tower == tower}
+        if not mine:
+            continue
+        new = predictor.rows(tower, sample.order[next(iter(mine.values())).images : images])
+        rows = predictor.rows(tower, sample.order[:images])
+        for ablation, embeddings in evaluate(list(mine), new):
+            state = mine[ablation]
+            state.embeddings = torch.cat([state.embeddings, embeddings])
+            state.images = images
+            _estimate(state, predictor, sample, rows)
+        variances = torch.stack([state.errors for state in mine.values() if state.errors is not None])
+        for state in mine.values():
+            _moderate(state, sample, variances.mean(0))
+
+
+def _estimate(state: _State, predictor: Predictor, sample: _Sample, rows: Int[Tensor, "q"]) -> None:
+    """The loss, and the variance of the errors of its prediction within each stratum."""
+    if state.images == len(sample.order):
+        exact = torch.empty_like(state.embeddings)
+        exact[rows] = state.embeddings
+        state.value = float(predictor.losses(state.ablation, exact).mean())
+        state.errors = torch.zeros(int(sample.stratum.max()) + 1, dtype=torch.double)
+        return
+    predicted, mixed = (predictor.losses(state.ablation, e) for e in predictor.predict(state.ablation, rows, state.embeddings))
+    drawn = sample.order[: state.images]
+    errors, stratum = (mixed - predicted)[drawn].cpu(), sample.stratum[drawn]
+    sizes, seen = torch.bincount(sample.stratum).double(), torch.bincount(stratum).double()
+    means = torch.zeros_like(sizes).index_add_(0, stratum, errors) / seen
+    squares = torch.zeros_like(sizes).index_add_(0, stratum, (errors - means[stratum]).square())
+    state.value = float(predicted.mean()) + float((sizes * means).sum() / sizes.sum())
+    state.errors = squares / (seen - 1).clamp_min(1)
+
+
+def _moderate(state: _State, sample: _Sample, others: Float[Tensor, "S"]) -> None:
+    """The variance of the estimate; where few errors were seen, that of the other units counts as well."""
+    assert state.errors is not None  # noqa: S101
+    sizes, seen = torch.bincount(sample.stratum).double(), torch.bincount(sample.stratum[sample.order[: state.images]]).double()
+    freedom = seen - 1 + _PRIOR
+    variances = ((seen - 1) * state.errors + _PRIOR * others) / freedom
+    parts = (sizes / sizes.sum()).square() * variances * (1 / seen - 1 / sizes)
+    state.variance = float(parts.sum())
+    # Welch and Satterthwaite's degrees of freedom of a sum of variances.
+    state.freedom = state.variance**2 / float((parts.square() / freedom).sum()) if state.variance > 0 else math.inf
+
+
+def _deviations(
+    states: Sequence[_State], predictor: Predictor, sample: _Sample, pilot: int, generator: torch.Generator
+) -> Float[Tensor, "I"]:
+    """How uncertain each image's share is, over the ablations of a tower: predictions with errors drawn from the pilot's."""
+    total = torch.zeros(len(sample.order), dtype=torch.double)
+    for state in states:
+        rows = predictor.rows(state.ablation.tower, sample.order[:pilot])
+        predicted, _ = predictor.predict(state.ablation, rows, state.embeddings)
+        errors, plain = state.embeddings - predicted[rows], predictor.losses(state.ablation, predicted)
+        for _ in range(_DRAWS):
+            drawn = errors[torch.randint(len(errors), (len(predicted),), generator=generator)]
+            total += (predictor.losses(state.ablation, F.normalize(predicted + drawn, dim=-1)) - plain).square().cpu()
+    return (total + _FLOOR * total.mean() + 1e-30).sqrt()
+
+
+def _nearest(open_: Sequence[_State], states: Sequence[_State], remove: int) -> list[_State]:
+    """Those whose side of the cut is least certain first."""
+    values = sorted(state.value for state in states)
+    cut = (values[remove - 1] + values[remove]) / 2
+    return sorted(open_, key=lambda state: abs(state.value - cut) / math.sqrt(state.variance + 1e-30))
+
+
+def _decide(states: Sequence[_State], remove: int, level: float) -> None:
+    """A unit is removed if so many others are surely above it that those to be kept are complete, and the other way round."""
+    below = _surely_below(states, level)
+    for state, others_above, others_below in zip(states, below.sum(1).tolist(), below.sum(0).tolist(), strict=True):
+        if state.side == "undecided" and others_above >= len(states) - remove:
+            state.side = "removed"
+        elif state.side == "undecided" and others_below >= remove:
+            state.side = "kept"
+
+
+def _surely_below(states: Sequence[_State], level: float) -> Bool[Tensor, "U U"]:
+    """Whether the row's loss is certainly less than the column's; between two exact ones, the first of equals is less."""
+    values, variances, freedoms = (
+        torch.tensor([getattr(state, name) for state in states], dtype=torch.double)
+        for name in ("value", "variance", "freedom")
+    )
+    gaps = values[None, :] - values[:, None]
+    variance = variances[None, :] + variances[:, None]
+    freedom = variance.square() / (variances.square() / freedoms + (variances.square() / freedoms)[:, None])
+    z = -NormalDist().inv_cdf(level)
+    # Student's quantile from the normal one (Abramowitz & Stegun 26.7.5).
+    quantile = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom.square())
+    first = torch.ones(len(states), len(states), dtype=torch.bool).triu(1)
+    exact = (variances == 0)[None, :] & (variances == 0)[:, None]
+    return torch.where(exact, (gaps > 0) | ((gaps == 0) & first), gaps > quantile * variance.sqrt())
+
+
+def _check(units: int, remove: int, confidence: float, budget: float | None, stages: Sequence[int]) -> None:
+    if not 0 < remove < units:
+        raise ValueError(f"remove must be at least 1 and less than the number of ablations, {units}; found {remove}.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie strictly between 0 and 1; found {confidence}.")
+    if min(stages) < 8 or any(a >= b for a, b in zip(stages, stages[1:], strict=False)):
+        raise ValueError(f"stages must ascend, from 8 images at least; found {tuple(stages)}.")
+    if budget is not None and not stages[0] / stages[-1] <= budget <= 1:
+        raise ValueError(
+            f"budget must lie between the first stage's share of the images, {stages[0] / stages[-1]:.3g}, and 1; found {budget}."
+        )
