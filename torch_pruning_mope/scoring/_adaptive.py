@@ -11,9 +11,9 @@ Axes: ``U`` ablations, ``I`` images, ``S`` strata.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Literal
 
@@ -34,8 +34,9 @@ Evaluate = Callable[[Sequence[Ablation], Tensor], Iterator[tuple[Ablation, Tenso
 """From ablations of one tower and rows of its inputs to each ablation's normalised embeddings of these rows."""
 
 _STRATA = 8
-_DRAWS = 2
-_FLOOR = 0.05
+_SHARE = 0.5
+"""Of the budget that is left, what one stage may spend; the last may spend all of it."""
+_FLOOR = 0.3
 """Share of the mean variance that every image is believed to have at least."""
 _PRIOR = 4
 """Weight, in observations, of the other units' variance in a stratum (a moderated variance, Smyth 2004)."""
@@ -83,8 +84,21 @@ class _Sample:
     order: Int[Tensor, "I"]
     stratum: Int[Tensor, "I"]
 
-    def stratify(self, deviations: Float[Tensor, "I"], pilot: int, strata: int) -> None:
-        """Draws all images after the pilot in turn from strata of equal total deviation; the pilot is one of its own."""
+    @classmethod
+    def simple(cls, images: int, generator: torch.Generator) -> "_Sample":
+        """Simple random sampling: one stratum."""
+        order = torch.randperm(images, generator=generator)
+        return cls(order, torch.zeros_like(order))
+
+    def stratify(self, squares: Float[Tensor, "I"], pilot: int, strata: int) -> None:
+        """Draws all images after the pilot in turn from strata of equal total deviation; the pilot is one of its own.
+
+        Args:
+            squares: How far each image's share is expected to be from its prediction, squared, in any unit.
+            pilot: Images drawn already.
+            strata: How many strata to make of the others.
+        """
+        deviations = (squares + _FLOOR * squares.mean() + 1e-30).sqrt()
         rest = self.order[pilot:]
         rest = rest[deviations[rest].argsort(stable=True)]
         shares = deviations[rest].cumsum(0) / deviations[rest].sum()
@@ -139,10 +153,7 @@ def adaptive_scores(
     _check(len(ablations), remove, confidence, budget, stages)
     predictor = Predictor(dense, metric, image_index, features or {})
     generator = torch.Generator().manual_seed(seed)
-    samples = {
-        tower: _Sample(torch.randperm(count, generator=generator), torch.zeros(count, dtype=torch.long))
-        for tower in dense
-    }
+    samples = {tower: _Sample.simple(count, generator) for tower in dense}
     states = [_State(ablation, dense[ablation.tower][:0]) for ablation in ablations]
     left = math.inf if budget is None else budget * len(states) * count
     # A wrong claim takes one wrong comparison with another unit, at one of the looks before the last.
@@ -150,15 +161,15 @@ def adaptive_scores(
     for look, (before, images) in enumerate(zip([0, *stages], stages, strict=False)):
         open_ = [state for state in states if state.side == "undecided" and state.images == before]
         if look and budget is not None:
-            affordable = int(left / (len(stages) - look) / (images - before))
+            affordable = int(left * (1 if images == count else _SHARE) / (images - before))
             open_ = _nearest(open_, states, remove)[:affordable]
         left -= len(open_) * (images - before)
         _advance(open_, evaluate, predictor, samples, images)
         if look == 0 and images < count:
             for tower, sample in samples.items():
                 mine = [state for state in states if state.ablation.tower == tower]
-                deviations = _deviations(mine, predictor, sample, images, generator)
-                sample.stratify(deviations, images, min(_STRATA, max(1, (stages[1] - images) // 2)))
+                squares = _spread(mine, predictor, sample, images, generator)
+                sample.stratify(squares, images, min(_STRATA, max(1, (stages[1] - images) // 2)))
         _decide(states, remove, level)
     order = sorted(states, key=lambda state: (("removed", "undecided", "kept").index(state.side), state.value))
     gone = {state.ablation for state in order[:remove]}
@@ -189,7 +200,11 @@ def prefix_evaluate(encoder: DualEncoder, pairs: Pairs, batch_size: int = 128) -
 
 
 def _advance(
-    states: Sequence[_State], evaluate: Evaluate, predictor: Predictor, samples: Mapping[TowerName, _Sample], images: int
+    states: Sequence[_State],
+    evaluate: Evaluate,
+    predictor: Predictor,
+    samples: Mapping[TowerName, _Sample],
+    images: int,
 ) -> None:
     """Evaluates some ablations of the same stage on the images up to the next, and estimates their losses anew."""
     for tower, sample in samples.items():
@@ -216,7 +231,9 @@ def _estimate(state: _State, predictor: Predictor, sample: _Sample, rows: Int[Te
         state.value = float(predictor.losses(state.ablation, exact).mean())
         state.errors = torch.zeros(int(sample.stratum.max()) + 1, dtype=torch.double)
         return
-    predicted, mixed = (predictor.losses(state.ablation, e) for e in predictor.predict(state.ablation, rows, state.embeddings))
+    predicted, mixed = (
+        predictor.losses(state.ablation, e) for e in predictor.predict(state.ablation, rows, state.embeddings)
+    )
     drawn = sample.order[: state.images]
     errors, stratum = (mixed - predicted)[drawn].cpu(), sample.stratum[drawn]
     sizes, seen = torch.bincount(sample.stratum).double(), torch.bincount(stratum).double()
@@ -229,7 +246,10 @@ def _estimate(state: _State, predictor: Predictor, sample: _Sample, rows: Int[Te
 def _moderate(state: _State, sample: _Sample, others: Float[Tensor, "S"]) -> None:
     """The variance of the estimate; where few errors were seen, that of the other units counts as well."""
     assert state.errors is not None  # noqa: S101
-    sizes, seen = torch.bincount(sample.stratum).double(), torch.bincount(sample.stratum[sample.order[: state.images]]).double()
+    sizes, seen = (
+        torch.bincount(sample.stratum).double(),
+        torch.bincount(sample.stratum[sample.order[: state.images]]).double(),
+    )
     freedom = seen - 1 + _PRIOR
     variances = ((seen - 1) * state.errors + _PRIOR * others) / freedom
     parts = (sizes / sizes.sum()).square() * variances * (1 / seen - 1 / sizes)
@@ -238,19 +258,19 @@ def _moderate(state: _State, sample: _Sample, others: Float[Tensor, "S"]) -> Non
     state.freedom = state.variance**2 / float((parts.square() / freedom).sum()) if state.variance > 0 else math.inf
 
 
-def _deviations(
+def _spread(
     states: Sequence[_State], predictor: Predictor, sample: _Sample, pilot: int, generator: torch.Generator
 ) -> Float[Tensor, "I"]:
-    """How uncertain each image's share is, over the ablations of a tower: predictions with errors drawn from the pilot's."""
+    """How far each image's share moves, squared, if predictions err by what they erred by in the pilot; a tower's sum."""
     total = torch.zeros(len(sample.order), dtype=torch.double)
     for state in states:
         rows = predictor.rows(state.ablation.tower, sample.order[:pilot])
         predicted, _ = predictor.predict(state.ablation, rows, state.embeddings)
-        errors, plain = state.embeddings - predicted[rows], predictor.losses(state.ablation, predicted)
-        for _ in range(_DRAWS):
-            drawn = errors[torch.randint(len(errors), (len(predicted),), generator=generator)]
-            total += (predictor.losses(state.ablation, F.normalize(predicted + drawn, dim=-1)) - plain).square().cpu()
-    return (total + _FLOOR * total.mean() + 1e-30).sqrt()
+        errors = state.embeddings - predicted[rows]
+        drawn = errors[torch.randint(len(errors), (len(predicted),), generator=generator)]
+        moved = predictor.losses(state.ablation, F.normalize(predicted + drawn, dim=-1))
+        total += (moved - predictor.losses(state.ablation, predicted)).square().cpu()
+    return total
 
 
 def _nearest(open_: Sequence[_State], states: Sequence[_State], remove: int) -> list[_State]:
@@ -292,9 +312,9 @@ def _check(units: int, remove: int, confidence: float, budget: float | None, sta
         raise ValueError(f"remove must be at least 1 and less than the number of ablations, {units}; found {remove}.")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1; found {confidence}.")
-    if min(stages) < 8 or any(a >= b for a, b in zip(stages, stages[1:], strict=False)):
+    if min(stages) < 8 or any(a >= b for a, b in pairwise(stages)):
         raise ValueError(f"stages must ascend, from 8 images at least; found {tuple(stages)}.")
     if budget is not None and not stages[0] / stages[-1] <= budget <= 1:
         raise ValueError(
-            f"budget must lie between the first stage's share of the images, {stages[0] / stages[-1]:.3g}, and 1; found {budget}."
+            f"budget must lie between {stages[0] / stages[-1]:.3g}, what the first stage takes, and 1; found {budget}."
         )
