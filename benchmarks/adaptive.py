@@ -41,7 +41,6 @@ from torch_pruning_mope.scoring._adaptive import AdaptiveScore, adaptive_scores,
 from torch_pruning_mope.scoring._prediction import ablation_features
 
 RATIOS = (0.3, 0.5)
-BUDGETS = (0.25, None)
 METRICS = ("recall_mean", "contrastive_loss")
 
 
@@ -136,7 +135,7 @@ def bench(options: argparse.Namespace) -> list[dict[str, Any]]:
                 shares = draw.exact(metric)
                 for ratio in RATIOS:
                     remove = round(ratio * len(draw.ablations))
-                    for budget in BUDGETS[: 1 if options.budget_only else None]:
+                    for budget in options.budgets:
                         began = time.perf_counter()
                         scores = adaptive_scores(
                             evaluate, draw.ablations, draw.dense, metric, draw.pairs.image_index, remove,
@@ -150,6 +149,10 @@ def bench(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def _budget(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
 def main() -> None:
     """Runs, saves every row, prints a line per cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,7 +163,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--cache", type=Path, help="folder for exact embeddings")
     parser.add_argument("--engine", action="store_true", help="evaluate anew instead of looking up")
-    parser.add_argument("--budget-only", action="store_true", help="leave out the runs without a budget")
+    parser.add_argument("--budgets", type=_budget, nargs="+", default=[0.25, None], help="shares of the cost, or none")
     cells = defaultdict(list)
     for row in bench(parser.parse_args()):
         cells[row["model"], row["metric"], row["ratio"], row["budget"]].append(row)
