@@ -5,7 +5,8 @@
 The defaults are those of the shipped weights: a fixed number of steps and a seed, no clock, meant to reach the
 same recall within a point on another machine. The learning rate warms up, stays constant, and falls to zero over the last
 fifth of the steps. `--continue-from` a state saved before that fall, with other `--steps`, gives what a run of that
-many steps from the start would give, so what 20 % more steps add is cheap to measure.
+many steps from the start would give, so what 20 % more steps add is cheap to measure. `--config` trains another
+architecture: a JSON file with some keys of `tiny_clip.json`, the rest staying as they are.
 """
 
 from __future__ import annotations
@@ -23,13 +24,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from torch_pruning_mope.data import Pairs, emoji_batches, emoji_pairs
-from torch_pruning_mope.data._tiny_clip import build_tiny_clip
+from torch_pruning_mope.data._tiny_clip import build_tiny_clip, tiny_clip_config
 from torch_pruning_mope.metrics import Recall
 
 WARMUP_STEPS = 100
 DECAY_SHARE = 0.2
 WEIGHT_DECAY = 0.05
 MAX_LOGIT_SCALE = math.log(100)
+
+
+def build_model(config: Path | None) -> open_clip.CLIP:
+    """The shipped architecture with fresh weights, or, with a JSON file, the same but for the keys that it gives."""
+    if config is None:
+        return build_tiny_clip()
+    base, given = tiny_clip_config(), json.loads(config.read_text("utf-8"))
+    return open_clip.CLIP(
+        embed_dim=given.get("embed_dim", base["embed_dim"]),
+        vision_cfg=open_clip.CLIPVisionCfg(**base["vision_cfg"] | given.get("vision_cfg", {})),
+        text_cfg=open_clip.CLIPTextCfg(**base["text_cfg"] | given.get("text_cfg", {})),
+    )
 
 
 def encode_text(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
@@ -84,7 +97,7 @@ def recall(model: open_clip.CLIP, pairs: Pairs) -> dict[str, float]:
 def train(options: argparse.Namespace) -> tuple[open_clip.CLIP, float]:
     """Trains one model; returns it with the seconds taken by the steps of this process."""
     torch.manual_seed(options.seed)
-    model = build_tiny_clip()
+    model = build_model(options.config)
     optimizer = build_optimizer(model, options.lr)
     first = 0
     if options.continue_from:
@@ -120,6 +133,7 @@ def main() -> None:
     """Trains, saves float16 weights and prints the recall of exactly these."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file for the float16 weights")
+    parser.add_argument("--config", type=Path, help="JSON file of another architecture")
     parser.add_argument("--steps", type=int, default=4320)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)

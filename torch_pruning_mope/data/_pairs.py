@@ -156,7 +156,7 @@ class Pairs:
         digest = hashlib.sha256()
         for tensor in (self.images, self.tokens, self.image_index):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-            digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

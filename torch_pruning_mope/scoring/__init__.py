@@ -1,6 +1,7 @@
 """Scoring: units, rewiring, the exact ablation engine and the plain loop, the score table."""
 
 from ._cost import Cost, estimate_cost
+from ._cut import Cut
 from ._engine import PrefixEngine
 from ._greedy import greedy_path
 from ._guidance import Separation, calibration_guidance, separation
@@ -19,6 +20,7 @@ __all__ = [
     "Ablation",
     "Autocast",
     "Cost",
+    "Cut",
     "Interaction",
     "Journal",
     "Kind",

@@ -15,6 +15,7 @@ from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
 from ..metrics import MetricLike, resolve_metric
 from ._curves import isotonic_pools, pooled
+from ._cut import Cut, check_cut, cut_scores
 from ._engine import PrefixEngine
 from ._greedy import greedy_path
 from ._joint import freed_parameters, joint_path
@@ -48,6 +49,9 @@ def score(
     batch_size: int | None = None,
     memory: int | str | None = None,
     autocast: Autocast | None = None,
+    cut: Cut | None = None,
+    confidence: float = 0.99,
+    budget: float | None = None,
     path: str | Path | None = None,
     progress: bool = True,
 ) -> ScoreTable:
@@ -75,6 +79,11 @@ def score(
         memory: What the prefix engine may use besides the model and the pairs: bytes, a text like ``"4GiB"``, or None for
             half of what is free. With less, more is computed again; the scores are the same.
         autocast: Compute in this type under ``torch.autocast``; None for the model's own.
+        cut: How many units will go, as counts or shares below 1 by kind, over all layers of the towers: ``{"head": 0.3}``.
+            Units are then evaluated on no more images than it takes to tell which go (adaptive scoring); the table says of
+            each how many these were, and whether its side of the cut is certain. For units that are scored one at a time.
+        confidence: Of each claim that the exact table puts a unit on this side of the cut.
+        budget: Share of the exact evaluations at which to stop; the rest is guessed, and marked ``undecided``.
         path: Where the table is written once it is complete. Until then, measurements are written beside it as they come, and
             the same call goes on from them after a crash, in any number of processes. A complete table is read, not made.
         progress: Whether to show a progress bar.
@@ -86,10 +95,12 @@ def score(
         ValueError: If an argument is not one of the above, the captions do not fit the model, ``path`` holds another table,
             or ranks hold different weights or pairs.
         WrongModelError: If ``path`` holds measurements of other weights, pairs or metric.
-        MetricError: If the metric cannot be used.
+        MetricError: If the metric cannot be used; for a cut, if it has no per-image shares.
         NonFiniteError: If an embedding is NaN or infinite.
     """
     _check(kinds, groups, interaction, towers, engine, batch_size, autocast)
+    if cut is not None:
+        check_cut(cut, kinds, interaction, confidence, budget)
     measure = resolve_metric(metric, float(torch.as_tensor(encoder.logit_scale).detach()))
     pairs = Pairs.coerce(pairs)
     encoder.text.check_inputs(pairs.tokens)
@@ -110,6 +121,9 @@ def score(
         "rewire": rewiring_name(rewire),
         "engine": engine,
         "autocast": autocast,
+        "cut": None if cut is None else dict(cut),
+        "confidence": None if cut is None else confidence,
+        "budget": None if cut is None else budget,
     }
     if target is not None and target.exists():
         return _complete(target, of, settings)
@@ -127,16 +141,19 @@ def score(
         queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
         layers = {name: len(tower.blocks) for name, tower in own.towers.items()}
         with Progress(units, queries, layers, show=progress and ranks.rank == 0) as bar:
-            families = list(_families(meter, own, units, interaction, bar))
+            if cut is None:
+                families = _families(meter, own, units, interaction, bar)
+                scores = [s for f in families for s in _scores(f, own, pairs.num_images, interaction == "joint")]
+            else:
+                scores = cut_scores(meter, ranks, own, pairs, measure, units, cut, confidence, budget, bar)
+        evaluations = meter.evaluations + sum(s.images or 0 for s in scores if s.side) / pairs.num_images
         table = ScoreTable(
-            scores=tuple(
-                score for family in families for score in _scores(family, own, pairs.num_images, interaction == "joint")
-            ),
+            scores=tuple(scores),
             dense=meter.dense,
             metric=measure.name,
             weights=str(of["weights"]),
             pairs=str(of["pairs"]),
-            settings=settings | {"evaluations": meter.evaluations, "images": pairs.num_images},
+            settings=settings | {"evaluations": evaluations, "images": pairs.num_images},
         )
         if target is not None and ranks.rank == 0:
             table.save(target)

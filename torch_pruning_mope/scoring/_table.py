@@ -29,6 +29,7 @@ _COLUMNS = (
     ("parameters", "any"),
     ("images", "any"),
     ("side", "string"),
+    ("removed", "any"),
 )
 
 
@@ -43,8 +44,9 @@ class Score:
         loss: What the metric loses without it, and, on a path, without the units that go before it.
         parameters: How many it frees when it is cut out of the whole model.
         images: Calibration images that it was evaluated on.
-        side: Where it is certain to be in the exact table, ``removed`` or ``kept``, if scoring was adaptive; ``undecided`` if
-            its place is the best guess; None if it was not adaptive.
+        side: Which side of the cut it is certain to be on in the exact table, ``removed`` or ``kept``, or ``undecided``; None
+            if it was scored without a cut. Of a unit scored for a cut, ``stderr`` is against the exact table.
+        removed: Whether the cut removes it, certainly or by the best guess; None if it was scored without a cut.
     """
 
     unit: Unit
@@ -54,6 +56,7 @@ class Score:
     parameters: int | None = None
     images: int | None = None
     side: str | None = None
+    removed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ class ScoreTable:
                     parameters=row["parameters"],
                     images=row["images"],
                     side=row["side"],
+                    removed=row["removed"],
                 )
                 for row in content.pop("data")
             )
@@ -288,4 +292,4 @@ def fingerprint(model: nn.Module) -> str:
 def _bytes(tensor: Tensor) -> memoryview:
     """A view of a tensor's memory; a copy would be seen in the memory that scoring takes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

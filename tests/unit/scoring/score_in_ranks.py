@@ -31,7 +31,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", "0"))
     encoder = mope.DualEncoder(clip())
-    pairs = pairs_for(encoder.model, 12)
+    pairs = pairs_for(encoder.model, 12 if interaction != "cut" else 90)
     metric = Deadly(at if rank == rank_that_dies else 0)
     table = mope.score(
         encoder,
@@ -39,7 +39,8 @@ def main() -> None:
         metric=metric,
         kinds=("head", "neurons", "block"),
         groups=3,
-        interaction=interaction,  # type: ignore[arg-type]
+        interaction="single" if interaction == "cut" else interaction,  # type: ignore[arg-type]
+        cut={"head": 0.4, "neurons": 0.4, "block": 0.4} if interaction == "cut" else None,
         batch_size=12,
         path=out / "table.json",
         progress=False,

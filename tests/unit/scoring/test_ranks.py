@@ -30,7 +30,7 @@ def measured(out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interaction", ["nested", "greedy"])
+@pytest.mark.parametrize("interaction", ["nested", "greedy", "cut"])
 def test_ranks_end_with_the_table_of_one(tmp_path: Path, interaction: str) -> None:
     for world in (1, 2 if interaction == "nested" else 3):
         out = tmp_path / str(world)
