@@ -42,6 +42,7 @@ from torch_pruning_mope.scoring import (
     nested_ablations,
     single_ablation,
 )
+from torch_pruning_mope.scoring._engine import default_batch_size
 
 GROUPS = 16
 
@@ -123,12 +124,11 @@ class Products:
     def __init__(self, encoder: mope.DualEncoder, pairs: mope.Pairs, dtype: torch.dtype) -> None:
         self.calls: list[tuple[float, Callable[[], Tensor]]] = []
         device = encoder.device
-        batch = 64 if device.type == "cpu" else 512
         for name, inputs in (("image", pairs.images), ("text", pairs.tokens)):
             tower = encoder.towers[name]  # type: ignore[index]
             lengths = tower.lengths(inputs)
             tokens = tower.stem(inputs[:1].to(device)).x.shape[1] if lengths is None else int(lengths.float().mean())
-            count = batch if len(inputs) >= batch else batch // len(inputs) * len(inputs)
+            count = default_batch_size(tower, inputs, device)
             first = tower.blocks[0]
             d = first.feed_forward.output.out_features
             for m, k, n in ((4, d, d), (1, d, 4 * d), (1, 4 * d, d)):  # q, k, v, out; MLP

@@ -17,7 +17,7 @@ from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
 from ..metrics import MetricLike, normalised, resolve_metric
-from ._engine import Walk
+from ._engine import Walk, default_batch_size
 from ._meter import PairsLike
 from ._rewire import Rewiring
 from ._units import KINDS, enumerate_units, single_ablation
@@ -100,7 +100,6 @@ def estimate_cost(
         raise ValueError(f"kinds must be some of {KINDS} and devices at least 1; found {kinds!r} and {devices}.")
     pairs = Pairs.coerce(pairs)
     scale = (num_images or pairs.num_images) / pairs.num_images
-    size = batch_size or (64 if encoder.device.type == "cpu" else 512)
     units = enumerate_units(encoder, kinds, {}, groups, towers)
     inputs: dict[TowerName, Tensor] = {"image": pairs.images, "text": pairs.tokens}
     dtype = None if autocast is None else getattr(torch, autocast)
@@ -109,6 +108,7 @@ def estimate_cost(
     shared, own, counted, whole_plain = 0.0, 0.0, 0.0, 0
     for name, x in inputs.items():
         walk = Walk(encoder.towers[name], ())
+        size = batch_size or default_batch_size(walk.tower, x, encoder.device)
         part = _typical(walk, x, size)
         part = part.repeat(max(1, size // len(part)), *[1] * (part.ndim - 1))  # few inputs: several units run together
         weight = len(x) / len(part) * scale

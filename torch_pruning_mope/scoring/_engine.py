@@ -26,6 +26,31 @@ Batch = Sequence[int]
 """Positions of ablations that run together."""
 
 
+_TOKENS = {"cpu": 1536}
+_TOKENS_ELSEWHERE = 32_768
+"""Tokens run at once by default: on a CPU as many as stay in its cache, elsewhere enough to fill the device."""
+
+
+def default_batch_size(tower: Tower, inputs: Tensor, device: torch.device) -> int:
+    """Sequences to run at once.
+
+    Args:
+        tower: The tower.
+        inputs: Its inputs.
+        device: Where the model is.
+
+    Returns:
+        How many of average length have a suitable number of tokens.
+    """
+    lengths = tower.lengths(inputs)
+    if lengths is None:
+        with torch.inference_mode():
+            tokens = float(tower.stem(inputs[:1].to(device)).x.shape[1])
+    else:
+        tokens = float(lengths.float().mean())
+    return max(1, int(_TOKENS.get(device.type, _TOKENS_ELSEWHERE) / tokens))
+
+
 class Point(NamedTuple):
     """A sub-layer in mid-computation: the stream it adds to, its channels, its output."""
 
@@ -137,7 +162,7 @@ class _Recording:
         # Inputs of similar length together, each cut at its chunk's longest.
         self._lengths = walk.tower.lengths(inputs)
         order = torch.arange(len(inputs)) if self._lengths is None else self._lengths.cpu().argsort(stable=True)
-        self.rows = order.split(batch_size)
+        self.rows = order.tensor_split(-(-len(order) // batch_size))  # of nearly equal size
         self._streams: list[dict[int, Stream]] = [{} for _ in self.rows]
         self._points: dict[int, tuple[int, Point]] = {}
 
@@ -231,7 +256,7 @@ class PrefixEngine:
 
     Args:
         encoder: The dual encoder; left as it is.
-        batch_size: Sequences run at once; None for 64 on a CPU and 512 elsewhere, or fewer if memory is short.
+        batch_size: Sequences run at once; None for what suits the device, or fewer if memory is short.
         memory: What may be used besides the model and the pairs: bytes, a text like ``"4GiB"``, or None for half of what is
             free. With less of it more is computed again; the results are the same.
         dtype: Compute under autocast in this type, or None.
@@ -320,7 +345,7 @@ class PrefixEngine:
         """
         with self._running():
             recording = self._recording(tower, inputs, removed)
-            together = max(1, self._batch_sizes[tower] // len(inputs))
+            together = _together(self._batch_sizes[tower], len(inputs))
             recording.fill()
         try:
             for depth, batch in _batches(recording.walk, ablations, together):
@@ -364,10 +389,11 @@ class PrefixEngine:
 
     def _fit(self, walk: Walk, inputs: Tensor) -> int:
         """The batch size, once what a batch needs has been measured and set aside."""
-        size = self._asked or (64 if self._device.type == "cpu" else 512)
+        size = self._asked or default_batch_size(walk.tower, inputs, self._device)
         while True:
             recording = _Recording(walk, inputs, size, self._device, _Budget(0), keep=False)
-            needed = self._needed(recording) * size // len(recording.rows[-1])
+            most = max(len(recording.rows[-1]), _together(size, len(inputs)) * len(inputs) if size > len(inputs) else 0)
+            needed = self._needed(recording) * most // len(recording.rows[-1])
             if needed <= self._budget.left + self._workspace:
                 self._set_aside(needed)
                 return size
@@ -392,6 +418,11 @@ class PrefixEngine:
         """Keeps what the neediest step needs."""
         self._budget.left -= max(0, workspace - self._workspace)
         self._workspace = max(self._workspace, workspace)
+
+
+def _together(batch_size: int, inputs: int) -> int:
+    """Ablations that are run as one batch, where one alone would leave it short."""
+    return max(1, round(batch_size / inputs))
 
 
 def _batches(walk: Walk, ablations: Sequence[Ablation], together: int) -> Iterator[tuple[int, list[int]]]:

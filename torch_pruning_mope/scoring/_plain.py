@@ -47,7 +47,7 @@ class PlainEngine:
 
     Args:
         encoder: The dual encoder; left as it is.
-        batch_size: Sequences run at once; None for 64 on a CPU and 512 elsewhere.
+        batch_size: Sequences run at once; None for 32 on a CPU and 512 elsewhere.
         dtype: Compute under autocast in this type, or None.
     """
 
@@ -55,7 +55,7 @@ class PlainEngine:
         self, encoder: DualEncoder, *, batch_size: int | None = None, dtype: torch.dtype | None = None
     ) -> None:
         self._encoder = encoder
-        self._batch_size = batch_size or (64 if encoder.device.type == "cpu" else 512)
+        self._batch_size = batch_size or (32 if encoder.device.type == "cpu" else 512)
         self._autocast = torch.autocast(encoder.device.type, dtype, enabled=dtype is not None)
 
     def reserve(self, held: int, needed: int) -> None:

@@ -75,7 +75,7 @@ def score(
         rewire: How an MLP's neurons are ordered before they are grouped: ``taylor``, ``none``, or a Torch-Pruning importance.
         towers: Which towers.
         engine: ``prefix`` reuses what an ablation cannot change; ``plain`` evaluates the whole tower each time.
-        batch_size: Sequences run at once; None for 64 on a CPU and 512 elsewhere, or fewer if memory is short.
+        batch_size: Sequences run at once; None for what suits the device, or fewer if memory is short.
         memory: What the prefix engine may use besides the model and the pairs: bytes, a text like ``"4GiB"``, or None for
             half of what is free. With less, more is computed again; the scores are the same.
         autocast: Compute in this type under ``torch.autocast``; None for the model's own.
