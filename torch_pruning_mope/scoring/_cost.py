@@ -17,10 +17,11 @@ from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
 from ..metrics import MetricLike, normalised, resolve_metric
-from ._engine import Walk, default_batch_size
+from ._engine import default_batch_size
 from ._meter import PairsLike
 from ._rewire import Rewiring
 from ._units import KINDS, enumerate_units, single_ablation
+from ._walk import Walk
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Measuring what a metric loses under an ablation, on top of ablations that hold already."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from ..data import Pairs
 from ..encoder import TowerName
-from ..metrics import Metric, normalised
+from ..errors import WrongModelError
+from ..metrics import FunctionMetric, Metric, normalised
 from ._engine import PrefixEngine
 from ._journal import Journal, measurement_key
 from ._loss import Loss
@@ -202,11 +204,19 @@ class Meter:
 
     @cached_property
     def _baseline(self) -> Loss:
-        if _DENSE not in self._journal:
-            whole = self._whole
-            [gain] = self._gains(whole["image"], whole["text"])
-            gain = self._ranks.first(gain)
-            self._journal.add(_DENSE, gain, None)
+        known = _DENSE in self._journal
+        if known and not isinstance(self._metric, FunctionMetric):
+            return self._journal[_DENSE]
+        whole = self._whole
+        [gain] = self._gains(whole["image"], whole["text"])
+        if not known:
+            self._journal.add(_DENSE, self._ranks.first(gain), None)
+        # Callables of one name may differ; what they say of the whole model tells most of them apart.
+        elif not math.isclose(gain.value, self._journal[_DENSE].value, rel_tol=1e-4, abs_tol=1e-7):
+            raise WrongModelError(
+                f"path must hold measurements of the same metric; {self._metric.name} is {gain.value:.6g} for the whole model, "
+                f"found one that was {self._journal[_DENSE].value:.6g}. Choose another path."
+            )
         return self._journal[_DENSE]
 
     def _gains(self, images: Tensor, texts: Tensor) -> list[Loss]:

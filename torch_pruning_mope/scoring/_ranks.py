@@ -1,17 +1,31 @@
 """The processes that score together: one, or those that ``torchrun`` has started."""
 
 import copy
+import functools
+import itertools
 import os
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from ..encoder import DualEncoder
 
 _PATIENCE = timedelta(days=7)
 """How long a rank waits for the others, whose share may take hours; a rank that dies is noticed at once."""
+
+
+_GROUPS = itertools.count()
+"""Ranks make groups in the same order, so they count alike."""
+
+
+@functools.cache
+def _store() -> Any:
+    """The store that torchrun gives all ranks to meet at."""
+    store, _, _ = next(rendezvous("env://"))
+    return store
 
 
 class Ranks:
@@ -24,17 +38,23 @@ class Ranks:
         launched = (
             dist.is_available() and dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
         )
-        if launched and not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=_PATIENCE)
+        self._own = launched and not dist.is_initialized()
+        if self._own:
+            # Under keys of its own each time: those of a group that has ended may still be in torchrun's store.
+            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            store = dist.PrefixStore(f"mope/{next(_GROUPS)}", _store())  # type: ignore[attr-defined]
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
         together = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
         self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.world > 1 else None
 
     def close(self) -> None:
-        """Ends the processes' common group, not the default one."""
-        if self._group is not None:
+        """Leaves no process group behind that was not there, so that the user's script can make its own."""
+        if self._own:
+            dist.destroy_process_group()  # and with it the group for objects
+        elif self._group is not None:
             dist.destroy_process_group(self._group)
-            self._group = None
+        self._own, self._group = False, None
 
     def gather(self, mine: Any) -> list[Any]:
         """Every rank's object, on every rank, in the order of the ranks."""

@@ -13,7 +13,7 @@ import torch
 
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
-from ..metrics import MetricLike, resolve_metric
+from ..metrics import Metric, MetricLike, resolve_metric
 from ._curves import isotonic_pools, pooled
 from ._cut import Cut, check_cut, cut_scores
 from ._engine import PrefixEngine
@@ -110,10 +110,12 @@ def score(
         "weights": fingerprint(encoder.model),
         "pairs": pairs.fingerprint(),
         "metric": measure.name,
+        "metric_settings": _plain_attributes(measure),
         "engine": engine,
         "autocast": autocast,
     }
     settings = {
+        "metric_settings": of["metric_settings"],
         "kinds": sorted(kinds),
         "towers": sorted(towers),
         "groups": groups,
@@ -164,6 +166,12 @@ def score(
         if journal is not None:
             journal.close(remove=False)
         ranks.close()
+
+
+def _plain_attributes(metric: Metric) -> dict[str, Any]:
+    """What tells metrics of one name apart: public attributes, as JSON holds them."""
+    found = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(metric).items() if k != "name" and k[0] != "_"}
+    return {k: v for k, v in found.items() if isinstance(v, str | int | float | list)}
 
 
 def _engine(

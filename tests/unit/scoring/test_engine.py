@@ -20,7 +20,7 @@ from torch_pruning_mope.scoring import (
     nested_ablations,
     single_ablation,
 )
-from torch_pruning_mope.scoring._engine import Walk
+from torch_pruning_mope.scoring._walk import Walk
 
 GROUPS = 3
 

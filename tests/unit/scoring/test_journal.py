@@ -25,12 +25,12 @@ class Fuse(mope.ContrastiveLoss):
 
     def __init__(self, evaluations: int) -> None:
         super().__init__()
-        self.left = evaluations
+        self._left = evaluations
 
     def per_image(self, images: Tensor, texts: Tensor, image_index: Tensor) -> Tensor:
-        if len(images) == len(texts) == 1 and self.left < 0:
+        if len(images) == len(texts) == 1 and self._left < 0:
             raise Stopped
-        self.left -= 1
+        self._left -= 1
         return super().per_image(images, texts, image_index)
 
 
@@ -176,3 +176,37 @@ def test_metrics_without_shares_are_written_too(tmp_path: Path, encoder: mope.Du
     again = mope.score(encoder, pairs, metric=margin, **ARGUMENTS)
     assert [s.value for s in resumed.scores] == [s.value for s in again.scores]
     assert torch.tensor([s.stderr for s in resumed.scores]).isnan().all()
+
+
+def test_another_callable_of_the_same_name_is_refused(
+    tmp_path: Path, encoder: mope.DualEncoder, pairs: mope.Pairs
+) -> None:
+    def named(scale: float, at: int) -> Any:
+        calls = 0
+
+        def margin(images: Tensor, texts: Tensor) -> float:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise Stopped
+            return scale * (images @ texts.T).diagonal().mean().item()
+
+        return margin
+
+    path = tmp_path / "table.json"
+    with pytest.raises(Stopped):
+        mope.score(encoder, pairs, metric=named(1.0, 9), path=path, **ARGUMENTS)
+    with pytest.raises(
+        mope.WrongModelError, match=r"path must hold measurements of the same metric; .* found one that was"
+    ):
+        mope.score(encoder, pairs, metric=named(2.0, 999), path=path, **ARGUMENTS)
+    with pytest.raises(mope.WrongModelError, match="measurements of the same metric"):
+        mope.score(encoder, pairs, metric=mope.ContrastiveLoss(3.0), path=path, **ARGUMENTS)
+
+
+def test_the_metrics_settings_count(tmp_path: Path, encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
+    path = tmp_path / "table.json"
+    mope.score(encoder, pairs, metric=mope.ContrastiveLoss(3.0), path=path, **ARGUMENTS)
+    assert mope.score(encoder, pairs, metric=mope.ContrastiveLoss(3.0), path=path, **ARGUMENTS)
+    with pytest.raises(ValueError, match="is for other metric_settings"):
+        mope.score(encoder, pairs, metric=mope.ContrastiveLoss(4.0), path=path, **ARGUMENTS)

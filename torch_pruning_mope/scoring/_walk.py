@@ -1,0 +1,94 @@
+"""A tower as a chain of sub-layers, which can be entered and left anywhere.
+
+Axes as in ``towers``; ``K`` ablations run as one batch of ``K * n`` sequences, where ``n`` inputs form a chunk.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..towers import Stream, Sublayer, Tower
+from ._units import Ablation
+
+
+class Point(NamedTuple):
+    """A sub-layer in mid-computation: the stream it adds to, its channels, its output."""
+
+    base: Stream
+    hidden: Tensor
+    out: Tensor
+
+
+class Walk:
+    """A tower as a chain of sub-layers, some of whose units have been removed already.
+
+    Args:
+        tower: The tower.
+        removed: What contributes nothing from the start.
+    """
+
+    def __init__(self, tower: Tower, removed: Collection[Ablation]) -> None:
+        self.tower = tower
+        self.sublayers: list[Sublayer] = [sublayer for block in tower.blocks for sublayer in block.sublayers]
+        self.per_block = len(tower.blocks[0].sublayers)
+        self.last_mixing = max((d for d, sublayer in enumerate(self.sublayers) if sublayer.mixes_tokens), default=-1)
+        self._keep: dict[int, Tensor] = {}
+        self._skipped: set[int] = set()
+        for ablation in removed:
+            depth = self.depth(ablation)
+            if ablation.kind == "block":
+                self._skipped.update(range(depth, depth + self.per_block))
+                continue
+            weight = self.sublayers[depth].output.weight
+            keep = self._keep.setdefault(depth, torch.ones_like(weight[0]))
+            keep[list(ablation.channels)] = 0
+
+    def depth(self, ablation: Ablation) -> int:
+        """Position of the (first) sub-layer that an ablation is in."""
+        return ablation.layer * self.per_block + (ablation.kind == "neurons")
+
+    def point(self, depth: int, stream: Stream) -> Point:
+        """A sub-layer up to its output, narrowed to the pooled token where nothing later mixes tokens."""
+        pooled_only = stream.pooled is not None and depth >= self.last_mixing
+        hidden = self.sublayers[depth].hidden(stream, pooled_only=pooled_only)
+        if depth in self._keep:
+            hidden = hidden * self._keep[depth]
+        return Point(stream.narrow() if pooled_only else stream, hidden, self.sublayers[depth].output(hidden))
+
+    def finish(self, depth: int, point: Point) -> Stream:
+        """The stream after a sub-layer."""
+        return point.base.with_x(self.sublayers[depth].finish(point.base.x, point.out))
+
+    def step(self, depth: int, stream: Stream) -> Stream:
+        """The stream after a sub-layer, from the stream before it."""
+        return stream if depth in self._skipped else self.finish(depth, self.point(depth, stream))
+
+    def run(self, depth: int, stream: Stream) -> Float[Tensor, "N J"]:
+        """From the stream before ``depth`` to the embeddings."""
+        for later in range(depth, len(self.sublayers)):
+            stream = self.step(later, stream)
+        return self.tower.readout(stream)
+
+    def run_without(self, depth: int, point: Point, channels: Sequence[Sequence[int]]) -> Float[Tensor, "K n J"]:
+        """The embeddings where a sub-layer lacks some channels, for ``K`` choices of them."""
+        sublayer = self.sublayers[depth]
+        outs = [_without(sublayer, point.hidden, point.out, gone) for gone in channels]
+        many = point.base if len(outs) == 1 else point.base.repeat(len(outs))
+        many = many.with_x(sublayer.finish(many.x, outs[0] if len(outs) == 1 else torch.cat(outs)))
+        embeddings: Tensor = self.run(depth + 1, many).unflatten(0, (len(outs), -1))
+        return embeddings
+
+
+def _without(sublayer: Sublayer, hidden: Tensor, out: Tensor, channels: Sequence[int]) -> Float[Tensor, "n T D"]:
+    """The sub-layer's output without some channels, by whichever of the two sides is smaller."""
+    weight, bias = sublayer.output.weight, sublayer.output.bias
+    gone = torch.tensor(channels, device=hidden.device)
+    if 2 * len(channels) <= weight.shape[1]:
+        rows = torch.addmm(out.flatten(0, 1), hidden[..., gone].flatten(0, 1), weight[:, gone].mT, alpha=-1)
+        return rows.view_as(out)
+    kept = torch.ones(weight.shape[1], dtype=torch.bool, device=hidden.device)
+    kept[gone] = False
+    return torch.nn.functional.linear(hidden[..., kept], weight[:, kept], bias)
