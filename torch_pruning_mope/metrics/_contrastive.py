@@ -53,12 +53,12 @@ class ContrastiveLoss(PerImageMetric):
     def per_image(
         self, images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
     ) -> Float[Tensor, "K I"]:
-        """Minus each image's loss."""
+        """Minus each image's loss, on the CPU: MPS has no double precision."""
         count = max(len(images), len(texts))
         images, texts = images.expand(count, -1, -1), texts.expand(count, -1, -1)
         return -torch.cat(
             [
-                contrastive_losses(images[k : k + 1], texts[k : k + 1], image_index, self.logit_scale).double()
+                contrastive_losses(images[k : k + 1], texts[k : k + 1], image_index, self.logit_scale).cpu().double()
                 for k in range(count)
             ]
         )

@@ -82,16 +82,16 @@ class Recall(PerImageMetric):
     def per_image(
         self, images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
     ) -> Float[Tensor, "K I"]:
-        """Each image's hits, and its captions' hits scaled so that the mean over images is the mean over captions."""
+        """Each image's hits and its captions', scaled so that the mean over images is that over captions; on the CPU."""
         shares = []
         if "i2t" in self.directions:
             shares.append(self._hits(image_to_text_ranks(images, texts, image_index)))
         if "t2i" in self.directions:
             hits = self._hits(text_to_image_ranks(images, texts, image_index))
-            per_image = hits.new_zeros(len(hits), images.shape[1]).index_add_(1, image_index, hits)
+            per_image = hits.new_zeros(len(hits), images.shape[1]).index_add_(1, image_index.cpu(), hits)
             shares.append(per_image * (images.shape[1] / texts.shape[1]))
         return torch.stack(shares).mean(0)
 
     def _hits(self, ranks: Int[Tensor, "K Q"]) -> Float[Tensor, "K Q"]:
-        cutoffs = torch.tensor(self.ks, device=ranks.device)
-        return (ranks[..., None] < cutoffs).double().mean(-1)
+        # On the CPU, because MPS has no double precision.
+        return (ranks.cpu()[..., None] < torch.tensor(self.ks)).double().mean(-1)

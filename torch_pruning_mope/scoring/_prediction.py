@@ -92,6 +92,9 @@ def regress(
     Returns:
         Predictions of all rows; those of a sampled row are of the regression without all rows of its owner.
     """
+    device = targets.device
+    if device.type == "mps":  # which has no double precision
+        inputs, sampled, targets, owners = (tensor.cpu() for tensor in (inputs, sampled, targets, owners))
     squared = torch.cdist(inputs, inputs[sampled]).square().double()
     kernel = torch.exp(-squared / (2 * squared.median().clamp_min(1e-12))) + 1
     noise = _RIDGE * torch.eye(len(sampled), dtype=kernel.dtype, device=kernel.device)
@@ -101,7 +104,7 @@ def regress(
     # Leaving a block of rows out shifts them by the inverse of their block of `inverse`, times their weights.
     own = owners[:, None] == owners[None, :]
     predicted[sampled] = targets.double() - torch.linalg.solve(inverse * own, weights)
-    return predicted.to(targets.dtype)
+    return predicted.to(targets.dtype).to(device)
 
 
 class Predictor:
