@@ -7,7 +7,8 @@ to 16 tokens). All heads and 16 neuron groups per MLP of both towers are scored 
 for one evaluation of the plain loop (mask one unit, encode all images and captions in full, compute the metric, unmask) and
 for matrix products of the engine's shapes. The plain loop's time per unit does not depend on the unit, so its median is
 multiplied by the number of units. ``--budgets`` runs scoring again in fresh processes, each within a stated memory budget;
-``--ranks 2`` compares two processes under torchrun with one; ``--effect bfloat16`` tells what autocast does to scores.
+``--ranks 2`` compares two processes under torchrun with one; ``--effect bfloat16`` tells what autocast does to scores;
+``--adaptive`` compares scoring for a cut with the exact engine.
 
 JSON keys: ``plain_over_engine`` and ``theory`` (ratio of counted multiply-adds), ``fraction_of_peak`` (of the median product
 of the engine's shapes), ``peak_bytes`` (engine, over model and pairs), ``predicted_over_measured`` (the cost model), and more.
@@ -225,6 +226,31 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def adaptive(options: argparse.Namespace) -> dict[str, Any]:
+    """Heads by the exact engine against heads for a cut at 30 %, alternately; decided at 99 % or guessed at a quarter."""
+    encoder = build(options.model, options.layers)
+    pairs = draw(options.model, encoder, options.images, options.captions)
+    arguments: dict[str, Any] = {"kinds": ("head",), "metric": "contrastive_loss", "progress": False}
+    cases: dict[str, dict[str, Any]] = {
+        "exact": {},
+        "decided": {"cut": {"head": 0.3}},
+        "a_quarter": {"cut": {"head": 0.3}, "budget": 0.25},
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    tables = {}
+    for _ in range(options.repeats):
+        for name, more in cases.items():
+            began = time.perf_counter()
+            tables[name] = mope.score(encoder, pairs, **arguments, **more)
+            seconds[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        "seconds": median,
+        "engine_over_adaptive": {name: median["exact"] / median[name] for name in cases},
+        "evaluations": {name: table.settings["evaluations"] for name, table in tables.items()},
+    }
+
+
 def within(options: argparse.Namespace, budget: str | None) -> dict[str, Any]:
     """Peak memory and scores under one budget; run in a process of its own."""
     encoder = build(options.model, options.layers)
@@ -338,7 +364,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 0.6 * len(rows) + 1.4), layout="constrained")
-    names = [f"{r['model']}, {r['captions']} caption(s) per image" for r in rows]
+    layers = [f" of {r['layers']} layers" if r["layers"] else "" for r in rows]
+    names = [f"{r['model']}{cut}, {r['captions']} caption(s) per image" for r, cut in zip(rows, layers, strict=True)]
     at = range(len(rows))
     axis.barh([y + 0.2 for y in at], [r["plain_over_engine"] for r in rows], 0.4, label="measured")
     axis.barh([y - 0.2 for y in at], [r["theory"] for r in rows], 0.4, label="counted multiply-adds", color="silver")
@@ -362,8 +389,11 @@ def main() -> None:
     parser.add_argument("--effect", choices=["bfloat16", "float16"], help="what autocast does to the scores")
     parser.add_argument("--budgets", nargs="*", default=[], help="memory budgets to try, such as 512MiB")
     parser.add_argument("--towers", nargs="*", default=["image", "text"], help="for the budgets")
+    parser.add_argument(
+        "--adaptive", action="store_true", help="compare scoring for a cut with exact scoring, on heads"
+    )
     parser.add_argument("--ranks", type=int, help="compare so many processes with one")
-    parser.add_argument("--repeats", type=int, default=3, help="for the ranks")
+    parser.add_argument("--repeats", type=int, default=3, help="for --ranks and --adaptive")
     parser.add_argument("--into", help=argparse.SUPPRESS)
     parser.add_argument("--within", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
@@ -379,6 +409,9 @@ def main() -> None:
     case = {"model": options.model, "layers": options.layers, "images": options.images, "captions": options.captions}
     if options.ranks:
         row = {"what": "ranks", **case, **shared_out(options)}
+        print(json.dumps(row, indent=1))
+    elif options.adaptive:
+        row = {"what": "adaptive", **case, **adaptive(options)}
         print(json.dumps(row, indent=1))
     elif options.effect:
         row = {"what": "autocast", **case, **effect(options)}
