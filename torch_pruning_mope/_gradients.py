@@ -1,6 +1,8 @@
 """Gradients of the contrastive loss, for the criteria that need them."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +14,20 @@ from .data import Pairs
 from .encoder import DualEncoder
 from .errors import NonFiniteError
 from .metrics import contrastive_losses, normalised
+
+_PARTS = 8
+"""Batches are summed in so many parts, whoever computes them: the same order of summation, so the same bits."""
+
+
+@runtime_checkable
+class Peers(Protocol):
+    """Processes that share the batches."""
+
+    rank: int
+    world: int
+
+    def spread(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Overwrites the tensors with those of one process, on every process."""
 
 
 def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Float[Tensor, "N"]:
@@ -35,7 +51,13 @@ def _losses(encoder: DualEncoder, images: Float[Tensor, "N J"], texts: Float[Ten
 
 
 def accumulate_gradients(
-    encoder: DualEncoder, pairs: Pairs, *, squared: bool, batch_size: int, progress: bool = False
+    encoder: DualEncoder,
+    pairs: Pairs,
+    *,
+    squared: bool,
+    batch_size: int,
+    progress: bool = False,
+    peers: Peers | None = None,
 ) -> None:
     """See :meth:`torch_pruning_mope.DualEncoder.accumulate_gradients`.
 
@@ -45,6 +67,7 @@ def accumulate_gradients(
         squared: Mean squared gradient per pair, instead of the mean gradient.
         batch_size: Pairs per loss.
         progress: Whether to show a progress bar.
+        peers: Processes that share the batches, all of which make this call; the result is the same as of one.
 
     Raises:
         NonFiniteError: If a gradient is NaN or infinite.
@@ -54,24 +77,45 @@ def accumulate_gradients(
         raise ValueError(f"batch_size must be at least 2, because the loss contrasts pairs; found {batch_size}.")
     parameters = list(encoder.model.parameters())
     with evaluation_mode(encoder.model), own_gradients(encoder.model), trainable(encoder.model):
-        sums = [torch.zeros_like(parameter) for parameter in parameters]  # in here, so never inference tensors
-        total_batches = -(-pairs.num_images // batch_size)
-        batches = pairs.batches(batch_size)
-        for images, tokens in tqdm(
-            batches, "gradients", total_batches, unit="batch", disable=not progress, delay=2, leave=False
-        ):
-            if len(images) < 2:
-                continue  # a lone last pair has nothing to contrast with
-            for gradients in (_pair_gradients if squared else _batch_gradients)(encoder, parameters, images, tokens):
-                for total, gradient in zip(sums, gradients, strict=True):
-                    if gradient is not None:
-                        total += gradient**2 if squared else gradient
-        means = [total.detach() / pairs.num_images for total in sums]
+        totals = [torch.zeros_like(parameter) for parameter in parameters]  # in here, so never inference tensors
+        rank, world = (0, 1) if peers is None else (peers.rank, peers.world)
+        batches = -(-pairs.num_images // batch_size)
+        with tqdm(total=batches, desc="gradients", unit="batch", disable=not progress, delay=2, leave=False) as bar:
+            for part in range(min(_PARTS, batches)):
+                sums = [torch.zeros_like(parameter) for parameter in parameters]
+                for images, tokens in (
+                    islice(pairs.batches(batch_size), part, None, _PARTS) if part % world == rank else ()
+                ):
+                    _add(sums, encoder, parameters, images, tokens, squared=squared)
+                    bar.update()
+                if peers is not None and world > 1:
+                    peers.spread(sums, part % world)
+                for total, own in zip(totals, sums, strict=True):
+                    total += own
+        means = [total.detach() / pairs.num_images for total in totals]
     bad = sum(not bool(torch.isfinite(mean).all()) for mean in means)
     if bad:
         raise NonFiniteError(f"gradients must be finite; found NaN or infinity in {bad} of {len(means)} parameters.")
     for parameter, mean in zip(parameters, means, strict=True):
         parameter.grad = mean
+
+
+def _add(
+    sums: Sequence[Tensor],
+    encoder: DualEncoder,
+    parameters: Sequence[nn.Parameter],
+    images: Tensor,
+    tokens: Tensor,
+    *,
+    squared: bool,
+) -> None:
+    """Adds a batch's gradients, or its pairs' squared ones, to the sums."""
+    if len(images) < 2:
+        return  # a lone last pair has nothing to contrast with
+    for gradients in (_pair_gradients if squared else _batch_gradients)(encoder, parameters, images, tokens):
+        for total, gradient in zip(sums, gradients, strict=True):
+            if gradient is not None:
+                total += gradient**2 if squared else gradient
 
 
 def _batch_gradients(

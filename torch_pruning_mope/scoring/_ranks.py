@@ -4,11 +4,13 @@ import copy
 import functools
 import itertools
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from ..encoder import DualEncoder
@@ -63,6 +65,19 @@ class Ranks:
         everyone: list[Any] = [None] * self.world
         dist.all_gather_object(everyone, mine, group=self._group)
         return everyone
+
+    def spread(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Overwrites tensors with those of one rank, on every rank.
+
+        Args:
+            tensors: Of the same shapes on all ranks, on any device.
+            source: Whose count.
+        """
+        for tensor in tensors:
+            copy_of_it = tensor.detach().cpu().contiguous()
+            dist.broadcast(copy_of_it, source, group=self._group)
+            if self.rank != source:
+                tensor.detach().copy_(copy_of_it)
 
     def first(self, mine: Any) -> Any:
         """Rank 0's object, on every rank."""

@@ -7,10 +7,12 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from .._gradients import accumulate_gradients
 from .._state import own_gradients
 from ..data import Pairs
 from ..encoder import DualEncoder
 from ..errors import NonFiniteError
+from ._ranks import Ranks
 from ._units import Orders
 
 Rewiring = Literal["taylor", "none"] | Callable[[Any], Tensor | None]
@@ -33,7 +35,7 @@ def rewiring_name(rewire: Rewiring) -> str:
     return f"{name}({', '.join(f'{k}={v!r}' for k, v in sorted(plain.items()))})"
 
 
-def neuron_orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring) -> Orders:
+def neuron_orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring, ranks: Ranks | None = None) -> Orders:
     """Neurons of each MLP, least important first.
 
     Args:
@@ -41,6 +43,7 @@ def neuron_orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring) -> Order
         pairs: What gradients are taken on, if the criterion needs them.
         rewire: ``taylor``: first-order Taylor under the contrastive loss, the sum of ``|w * g|`` over a neuron's row of the
             first layer, its bias and its column of the second; ``none``: contiguous groups; or a Torch-Pruning importance.
+        ranks: Who shares the work.
 
     Returns:
         An order per (tower, layer); none for ``none``.
@@ -59,7 +62,7 @@ def neuron_orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring) -> Order
     orders: dict[tuple[str, int], list[int]] = {}
     with own_gradients(encoder.model):
         if hessian or isinstance(rewire, tp.importance.GroupTaylorImportance):
-            encoder.accumulate_gradients(pairs, squared=hessian)
+            accumulate_gradients(encoder, pairs, squared=hessian, batch_size=64, peers=ranks)
         graph = encoder.dependency_graph()
         for layer in encoder.layers:
             feed_forward: Any = layer.block.feed_forward

@@ -194,7 +194,7 @@ def _orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring, journal: Journ
     name = rewiring_name(rewire)
     known = journal.orders(name)
     if known is None:
-        known = ranks.first(neuron_orders(encoder, pairs, rewire) if ranks.rank == 0 else None)
+        known = ranks.first(neuron_orders(encoder, pairs, rewire, ranks))
         journal.add_orders(name, known)
     return known
 
