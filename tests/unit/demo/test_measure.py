@@ -8,6 +8,7 @@ import torch_pruning as tp
 from torch_pruning_mope import DualEncoder, Pairs, load_tiny_clip, prune
 from torch_pruning_mope.data import tiny_clip_config
 from torch_pruning_mope.demo import multiply_adds, parameters, recalls
+from torch_pruning_mope.scoring import PlainEngine
 
 from ..models import TEXT, VISION, clip
 
@@ -61,7 +62,7 @@ def test_recalls_are_percentages_of_both_directions(monkeypatch: pytest.MonkeyPa
     encoder = DualEncoder(clip())
     # Caption 0 finds image 0; captions 1 and 2 both point at image 1, so image 2 and caption 2 miss at 1.
     points = {"image": torch.eye(3), "text": torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.9, 0.1]])}
-    monkeypatch.setattr("torch_pruning_mope.demo._measure.embeddings", lambda _, tower, *__: points[tower])
+    monkeypatch.setattr(PlainEngine, "embeddings", lambda _, tower, __: points[tower])
     pairs = Pairs(torch.zeros(3, 3, 24, 24), torch.ones(3, 9, dtype=torch.long))
     found = recalls(encoder, pairs)
     assert found._asdict() == pytest.approx({"i2t_r1": 100.0, "i2t_r5": 100.0, "t2i_r1": 66.6667, "t2i_r5": 100.0})
