@@ -54,6 +54,7 @@ class Journal:
         self._file: Any = None
         if path is None:
             return
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
         found: list[dict[str, Any]] | WrongModelError = []
         if ranks.rank == 0:  # one reader, so that all ranks agree on what is left to do
             try:

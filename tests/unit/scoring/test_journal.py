@@ -81,7 +81,7 @@ def test_runs_that_break_off_add_up_to_one_that_does_not(
 def test_a_complete_table_is_read(
     tmp_path: Path, counted: list[int], encoder: mope.DualEncoder, pairs: mope.Pairs
 ) -> None:
-    path = tmp_path / "table.json"
+    path = tmp_path / "new" / "folders" / "table.json"
     first = mope.score(encoder, pairs, path=path, **ARGUMENTS)
     evaluations = sum(counted)
     assert mope.score(encoder, pairs, path=path, **ARGUMENTS) == first
