@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ._ranks import Ranks
 from ._state import evaluation_mode, own_gradients, trainable
 from .data import Pairs
 from .encoder import DualEncoder
@@ -17,17 +17,6 @@ from .metrics import contrastive_losses, normalised
 
 _PARTS = 8
 """Batches are summed in so many parts, whoever computes them: the same order of summation, so the same bits."""
-
-
-@runtime_checkable
-class Peers(Protocol):
-    """Processes that share the batches."""
-
-    rank: int
-    world: int
-
-    def spread(self, tensors: Sequence[Tensor], source: int) -> None:
-        """Overwrites the tensors with those of one process, on every process."""
 
 
 def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Float[Tensor, "N"]:
@@ -57,7 +46,7 @@ def accumulate_gradients(
     squared: bool,
     batch_size: int,
     progress: bool = False,
-    peers: Peers | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """See :meth:`torch_pruning_mope.DualEncoder.accumulate_gradients`.
 
@@ -67,7 +56,7 @@ def accumulate_gradients(
         squared: Mean squared gradient per pair, instead of the mean gradient.
         batch_size: Pairs per loss.
         progress: Whether to show a progress bar.
-        peers: Processes that share the batches, all of which make this call; the result is the same as of one.
+        ranks: Who shares the batches: all of them make this call; the result is the same as of one.
 
     Raises:
         NonFiniteError: If a gradient is NaN or infinite.
@@ -78,7 +67,7 @@ def accumulate_gradients(
     parameters = list(encoder.model.parameters())
     with evaluation_mode(encoder.model), own_gradients(encoder.model), trainable(encoder.model):
         totals = [torch.zeros_like(parameter) for parameter in parameters]  # in here, so never inference tensors
-        rank, world = (0, 1) if peers is None else (peers.rank, peers.world)
+        rank, world = (0, 1) if ranks is None else (ranks.rank, ranks.world)
         batches = -(-pairs.num_images // batch_size)
         with tqdm(total=batches, desc="gradients", unit="batch", disable=not progress, delay=2, leave=False) as bar:
             for part in range(min(_PARTS, batches)):
@@ -88,8 +77,8 @@ def accumulate_gradients(
                 ):
                     _add(sums, encoder, parameters, images, tokens, squared=squared)
                     bar.update()
-                if peers is not None and world > 1:
-                    peers.spread(sums, part % world)
+                if ranks is not None and world > 1:
+                    ranks.spread(sums, part % world)
                 for total, own in zip(totals, sums, strict=True):
                     total += own
         means = [total.detach() / pairs.num_images for total in totals]

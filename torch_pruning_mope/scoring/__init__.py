@@ -1,5 +1,6 @@
 """Scoring: units, rewiring, the exact ablation engine and the plain loop, the score table."""
 
+from .._ranks import Ranks
 from ._cost import Cost, estimate_cost
 from ._cut import Cut
 from ._engine import PrefixEngine
@@ -10,7 +11,6 @@ from ._journal import Journal
 from ._loss import Loss
 from ._meter import Meter, PairsLike
 from ._plain import PlainEngine, masked
-from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders
 from ._score import Autocast, Interaction, score
 from ._table import Score, ScoreTable, fingerprint

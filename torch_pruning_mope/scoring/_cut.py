@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .._ranks import Ranks
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
 from ..metrics import Metric
@@ -14,7 +15,6 @@ from ._joint import freed_parameters
 from ._meter import Meter
 from ._prediction import ablation_features
 from ._progress import Progress
-from ._ranks import Ranks
 from ._table import Score
 from ._units import Ablation, Unit, single_ablation
 
@@ -39,7 +39,7 @@ def check_cut(cut: Cut, kinds: Collection[str], interaction: str, confidence: fl
         raise ValueError(
             f"cut must say how many go of each of the kinds that are scored, {sorted(kinds)}; found {dict(cut)}."
         )
-    if any(isinstance(value, bool) or value <= 0 for value in cut.values()):
+    if any(isinstance(value, bool) or value <= 0 or (value > 1 and value != int(value)) for value in cut.values()):
         raise ValueError(f"cut must hold counts, or shares below 1, of more than 0; found {dict(cut)}.")
     if interaction in {"greedy", "joint"} or (interaction == "nested" and "neurons" in kinds):
         raise ValueError(
@@ -81,9 +81,8 @@ def cut_scores(
     Returns:
         A score per unit, in their order.
     """
-    if (
-        ranks.rank
-    ):  # rank 0 decides what is evaluated next, so that rounding on different machines cannot part the ranks
+    # Rank 0 decides what is evaluated next, so that rounding on different machines cannot part the ranks.
+    if ranks.rank:
         while (asked := ranks.first(None)) is not None:
             list(meter.sampled(*asked))
         return list(ranks.first(None))

@@ -7,30 +7,31 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._ranks import Ranks
 from ..errors import WrongModelError
 from ._loss import Loss
-from ._ranks import Ranks
 from ._units import Ablation, Orders
 
 
-def measurement_key(removed: frozenset[Ablation], ablation: Ablation) -> str:
-    """Names the measurement of an ablation on top of others.
+def measurement_keys(removed: Iterable[Ablation], ablations: Iterable[Ablation]) -> list[str]:
+    """Names the measurements of ablations on top of others.
 
     Args:
-        removed: Those that hold already.
-        ablation: The one that is tried.
+        removed: Those that hold already, in any order.
+        ablations: Those that are tried.
 
     Returns:
-        A digest.
+        A digest for each.
     """
-    text = "\n".join([*sorted(map(repr, removed)), "", repr(ablation)])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    held = "\n".join(sorted(map(repr, removed)))
+    return [hashlib.sha256(f"{held}\n\n{ablation!r}".encode()).hexdigest()[:32] for ablation in ablations]
 
 
 class Journal:
@@ -80,7 +81,7 @@ class Journal:
         """Keeps a measurement.
 
         Args:
-            key: From :func:`measurement_key`.
+            key: From :func:`measurement_keys`.
             loss: What was measured.
             ablation: What was tried, for people who read the file; None for the whole model.
         """

@@ -8,16 +8,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .._ranks import Ranks
 from ..data import Pairs
 from ..encoder import TowerName
 from ..errors import WrongModelError
 from ..metrics import FunctionMetric, Metric, normalised
 from ._engine import PrefixEngine
-from ._journal import Journal, measurement_key
+from ._journal import Journal, measurement_keys
 from ._loss import Loss
 from ._memory import nbytes, peak_bytes
 from ._plain import PlainEngine
-from ._ranks import Ranks
 from ._units import Ablation
 
 PairsLike = Pairs | Iterable[tuple[Tensor, Tensor]]
@@ -81,7 +81,7 @@ class Meter:
         for tower in self._inputs:
             mine = [ablation for ablation in ablations if ablation.tower == tower]
             held = self._held(tower)
-            keys = [measurement_key(frozenset(self._removed), ablation) for ablation in mine]
+            keys = measurement_keys(self._removed, mine)
             new = {position for position, key in enumerate(keys) if key not in self._journal}
             for position, key in enumerate(keys):
                 if position not in new:
@@ -108,7 +108,7 @@ class Meter:
         """
         tower = ablations[0].tower
         sample = hashlib.sha256(rows.cpu().numpy().tobytes()).hexdigest()[:16]
-        keys = [f"{measurement_key(frozenset(), ablation)} {sample}" for ablation in ablations]
+        keys = [f"{key} {sample}" for key in measurement_keys((), ablations)]
         new = {position for position, key in enumerate(keys) if self._journal.array(key) is None}
         if new:
             inputs = self._inputs[tower][rows.to(self._inputs[tower].device)]

@@ -127,13 +127,7 @@ class Predictor:
         self._metric = metric
         self._index = image_index
         self._owners = {"image": torch.arange(len(dense["image"]), device=image_index.device), "text": image_index}
-        shares = metric.per_image(dense["image"][None], dense["text"][None], image_index)
-        if shares is None:
-            raise MetricError(
-                f"metric must have per-image shares, so that what some images lose says something; {metric.name} has none. "
-                "Score it exactly."
-            )
-        self._baseline = shares[0].double()
+        self._baseline = self._shares(dense)
         self._features = features
         self._known = {name: _standardised(embeddings) for name, embeddings in dense.items()}
 
@@ -149,10 +143,16 @@ class Predictor:
 
     def losses(self, ablation: Ablation, embeddings: Float[Tensor, "N J"]) -> Float[Tensor, "I"]:
         """What each image's share loses if these are the embeddings of the ablated tower."""
-        both = {name: dense[None] for name, dense in self._dense.items()} | {ablation.tower: embeddings[None]}
-        shares = self._metric.per_image(both["image"], both["text"], self._index)
-        assert shares is not None  # noqa: S101 (they were there for the unpruned model)
-        return self._baseline - shares[0].double()
+        return self._baseline - self._shares({**self._dense, ablation.tower: embeddings})
+
+    def _shares(self, embeddings: Mapping[TowerName, Tensor]) -> Float[Tensor, "I"]:
+        shares = self._metric.per_image(embeddings["image"][None], embeddings["text"][None], self._index)
+        if shares is None:
+            raise MetricError(
+                f"metric must have per-image shares, so that what some images lose says something; {self._metric.name} has "
+                "none. Score it exactly."
+            )
+        return shares[0].double()
 
     def predict(
         self, ablation: Ablation, rows: Int[Tensor, "q"], embeddings: Float[Tensor, "q J"]

@@ -8,11 +8,11 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .._gradients import accumulate_gradients
+from .._ranks import Ranks
 from .._state import own_gradients
 from ..data import Pairs
 from ..encoder import DualEncoder
 from ..errors import NonFiniteError
-from ._ranks import Ranks
 from ._units import Orders
 
 Rewiring = Literal["taylor", "none"] | Callable[[Any], Tensor | None]
@@ -62,7 +62,7 @@ def neuron_orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring, ranks: R
     orders: dict[tuple[str, int], list[int]] = {}
     with own_gradients(encoder.model):
         if hessian or isinstance(rewire, tp.importance.GroupTaylorImportance):
-            accumulate_gradients(encoder, pairs, squared=hessian, batch_size=64, peers=ranks)
+            accumulate_gradients(encoder, pairs, squared=hessian, batch_size=64, ranks=ranks)
         graph = encoder.dependency_graph()
         for layer in encoder.layers:
             feed_forward: Any = layer.block.feed_forward

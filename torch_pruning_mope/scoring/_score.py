@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from .._ranks import Ranks
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
@@ -24,7 +25,6 @@ from ._loss import Loss, stacked_shares
 from ._meter import Meter, PairsLike
 from ._plain import PlainEngine
 from ._progress import Progress
-from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders, rewiring_name
 from ._table import Score, ScoreTable, fingerprint
 from ._units import KINDS, Ablation, Unit, enumerate_units, nested_ablations, single_ablation

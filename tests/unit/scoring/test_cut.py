@@ -93,6 +93,7 @@ def test_what_was_sampled_is_not_sampled_again(wide: Any, tmp_path: Path, monkey
     [
         ({"cut": {"block": 1}}, r"cut must say how many go of each of the kinds that are scored, \['head'\]"),
         ({"cut": {"head": 0}}, "cut must hold counts, or shares below 1, of more than 0; found"),
+        ({"cut": {"head": 2.5}}, "cut must hold counts, or shares below 1, of more than 0; found"),
         ({"cut": {"head": 99}}, "remove must be at least 1 and less than the number of ablations"),
         ({"cut": {"head": 3}, "interaction": "greedy"}, "cut needs units that are scored one at a time"),
         ({"cut": {"neurons": 3}, "kinds": ("neurons",), "interaction": "nested"}, "Pass interaction='single'"),
