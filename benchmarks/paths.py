@@ -110,7 +110,7 @@ class Bench:
             if ("heads" if lazy else "full") not in parts:
                 continue
             meter, clock = self.meter(pairs, self.loss()), time.perf_counter()
-            orders[name] = [owner[ablation] for ablation, _ in greedy_path(meter, list(owner), lazy=lazy)]
+            orders[name] = [unit for unit, _ in greedy_path(meter, units, lazy=lazy)]
             cost[name] = {"evaluations": meter.evaluations, "seconds": time.perf_counter() - clock}
         for name, order in orders.items():
             for ratio in HEAD_RATIOS:
@@ -161,9 +161,8 @@ class Bench:
         ranked: list[tuple[float, Unit]] = []
         for (_, layer), members in families.items():
             if layer is None:
-                owner = {single_ablation(unit): unit for unit in members}
-                path = greedy_path(meter, list(owner))
-                order, losses = [owner[a] for a, _ in path], [loss.value for _, loss in path]
+                path = greedy_path(meter, members)
+                order, losses = [unit for unit, _ in path], [loss.value for _, loss in path]
             else:
                 nested = nested_ablations(members)
                 found = dict(meter.losses(nested))

@@ -3,26 +3,29 @@
 Single removals are not additive: two heads that stand in for each other both look useless. (Not in the paper.)
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
 
 from ._loss import Loss
 from ._meter import Meter
-from ._units import Ablation
+from ._units import Unit, single_ablation
 
 
 def greedy_path(
     meter: Meter,
-    ablations: Sequence[Ablation],
+    units: Sequence[Unit],
     *,
     lazy: bool = True,
-    evaluated: Callable[[Ablation], object] = lambda _: None,
-    removed: Callable[[Ablation, Loss], object] = lambda *_: None,
-) -> list[tuple[Ablation, Loss]]:
-    """All ablations in the order in which they go, each with the loss once it and those before it are gone.
+    evaluated: Callable[[Unit], object] = lambda _: None,
+    removed: Callable[[Unit, Loss], object] = lambda *_: None,
+) -> list[tuple[Unit, Loss]]:
+    """All units in the order in which they go, each with the loss once it and those before it are gone.
 
     Args:
         meter: What measures them; reset before and after.
-        ablations: The candidates, of both towers if need be.
+        units: The candidates, all heads or all blocks, of both towers if need be.
         lazy: Re-evaluate only the candidate whose last increment is lowest, until the lowest is fresh (Minoux 1978; exact
             where increments only grow along the path). False evaluates all candidates at every step.
         evaluated: Called after each evaluation.
@@ -31,31 +34,118 @@ def greedy_path(
     Returns:
         The path; an order, so that one pass serves every ratio.
     """
+    return cheapest_first(meter, dict.fromkeys(units, 1), lazy=lazy, evaluated=evaluated, removed=removed)
+
+
+def cheapest_first(
+    meter: Meter,
+    sizes: Mapping[Unit, int],
+    *,
+    lazy: bool = True,
+    budget: int | None = None,
+    evaluated: Callable[[Unit], object] = lambda _: None,
+    removed: Callable[[Unit, Loss], object] = lambda *_: None,
+) -> list[tuple[Unit, Loss]]:
+    """Units in the order in which they go, whatever adds least to the loss per size first.
+
+    An MLP's neuron groups go in their given order. With a block goes all that is left of it.
+
+    Args:
+        meter: What measures them; reset before and after.
+        sizes: The units, each with how much goes with it.
+        lazy: As for :func:`greedy_path`.
+        budget: Stop once so much is gone; None for all.
+        evaluated: Called after each evaluation.
+        removed: Called for each unit that goes.
+
+    Returns:
+        The path.
+    """
     meter.reset()
-    path: list[tuple[Ablation, Loss]] = []
-
-    def losses(candidates: Sequence[Ablation]) -> dict[Ablation, Loss]:
-        found = {}
-        for ablation, loss in meter.losses(candidates):
-            found[ablation] = loss
-            evaluated(ablation)
-        return found
-
-    fresh = losses(ablations)
-    increments = {ablation: loss.value for ablation, loss in fresh.items()}
-    while increments:
-        done = path[-1][1].value if path else 0.0
-        lowest = min(increments, key=increments.__getitem__)
-        while lowest not in fresh:
-            found = losses([lowest] if lazy else list(increments))
-            fresh |= found
-            increments |= {ablation: loss.value - done for ablation, loss in found.items()}
-            lowest = min(increments, key=increments.__getitem__)
-        path.append((lowest, fresh[lowest]))
-        del increments[lowest]
-        fresh = {}
-        if increments:
-            meter.remove(lowest)
-        removed(*path[-1])
+    sizes = dict(sizes)
+    queues: dict[object, _Queue] = {}
+    for unit in sizes:
+        queues.setdefault((unit.tower, unit.layer) if unit.kind == "neurons" else unit, _Queue()).units.append(unit)
+    path: list[tuple[Unit, Loss]] = []
+    freed = 0
+    while queues and (budget is None or freed < budget):
+        lowest = _lowest(queues)
+        while not queues[lowest].fresh:
+            stale = [queue for queue in queues.values() if not queue.fresh]
+            # What has never been measured is measured together, which costs the engine less than one by one.
+            unknown = [queue for queue in stale if not lazy or queue.loss is None]
+            _measure(meter, unknown or [queues[lowest]], sizes, path[-1][1].value if path else 0.0, evaluated)
+            lowest = _lowest(queues)
+        for queue in queues.values():
+            queue.fresh = False
+        taken = _take(queues, lowest, sizes)
+        path += taken
+        freed += sizes[taken[0][0]]
+        if queues:
+            meter.remove(single_ablation(taken[0][0]))
+        for unit, loss in taken:
+            removed(unit, loss)
     meter.reset()
     return path
+
+
+@dataclass
+class _Queue:
+    """Units that can only go in this order: the neuron groups of one MLP; or one head; or one block.
+
+    Attributes:
+        units: Those that are left.
+        loss: The loss once the first of them is gone besides those before it; None before it is measured.
+        slope: What that adds to the loss, per parameter freed.
+        fresh: Whether both are of the model as it is now.
+    """
+
+    units: list[Unit] = field(default_factory=list)
+    loss: Loss | None = None
+    slope: float = -math.inf
+    fresh: bool = False
+
+    def forget(self) -> None:
+        """What was measured says nothing any more."""
+        self.loss, self.slope, self.fresh = None, -math.inf, False
+
+
+def _lowest(queues: Mapping[object, _Queue]) -> object:
+    """The queue with the least loss per parameter, the first of those that tie."""
+    return min(queues, key=lambda key: queues[key].slope)
+
+
+def _measure(
+    meter: Meter,
+    queues: Collection[_Queue],
+    sizes: Mapping[Unit, int],
+    done: float,
+    evaluated: Callable[[Unit], object],
+) -> None:
+    """Measures the next unit of some queues, given the loss of the model as it is."""
+    owner = {single_ablation(queue.units[0]): queue for queue in queues}
+    for ablation, loss in meter.losses(list(owner)):
+        queue = owner[ablation]
+        queue.loss, queue.fresh = loss, True
+        queue.slope = (loss.value - done) / max(1, sizes[queue.units[0]])
+        evaluated(queue.units[0])
+
+
+def _take(queues: dict[object, _Queue], key: object, sizes: dict[Unit, int]) -> list[tuple[Unit, Loss]]:
+    """Takes a queue's next unit out, and with a block all that is left of it."""
+    queue = queues[key]
+    unit, loss = queue.units.pop(0), cast("Loss", queue.loss)
+    queue.forget()
+    if not queue.units:
+        del queues[key]
+    taken = [(unit, loss)]
+    for other, rest in list(queues.items()):
+        first = rest.units[0]
+        if (first.tower, first.layer) != (unit.tower, unit.layer):
+            continue
+        if unit.kind == "block":
+            taken += [(inner, loss) for inner in queues.pop(other).units]
+        elif first.kind == "block":  # frees less now
+            sizes[first] -= sizes[unit]
+            rest.forget()
+    return taken

@@ -5,17 +5,15 @@ for each kind. Here all kinds compete, each unit scored without those gone befor
 budget of parameters is a prefix of one path.
 """
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import cast
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from ..encoder import DualEncoder
+from ._greedy import cheapest_first
 from ._loss import Loss
 from ._meter import Meter
-from ._units import Unit, single_ablation
+from ._units import Unit
 
 
 def freed_parameters(encoder: DualEncoder, unit: Unit) -> int:
@@ -47,27 +45,6 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@dataclass
-class _Queue:
-    """Units that can only go in this order: the neuron groups of one MLP; or one head; or one block.
-
-    Attributes:
-        units: Those that are left.
-        loss: The loss once the first of them is gone besides those before it; None before it is measured.
-        slope: What that adds to the loss, per parameter freed.
-        fresh: Whether both are of the model as it is now.
-    """
-
-    units: list[Unit] = field(default_factory=list)
-    loss: Loss | None = None
-    slope: float = -math.inf
-    fresh: bool = False
-
-    def forget(self) -> None:
-        """What was measured says nothing any more."""
-        self.loss, self.slope, self.fresh = None, -math.inf, False
-
-
 def joint_path(
     meter: Meter,
     encoder: DualEncoder,
@@ -97,70 +74,5 @@ def joint_path(
     Returns:
         The path.
     """
-    meter.reset()
     sizes = {unit: freed_parameters(encoder, unit) for unit in units}
-    queues: dict[object, _Queue] = {}
-    for unit in units:
-        queues.setdefault((unit.tower, unit.layer) if unit.kind == "neurons" else unit, _Queue()).units.append(unit)
-    path: list[tuple[Unit, Loss]] = []
-    freed = 0
-    while queues and (budget is None or freed < budget):
-        lowest = _lowest(queues)
-        while not queues[lowest].fresh:
-            stale = [queue for queue in queues.values() if not queue.fresh]
-            # What has never been measured is measured together, which costs the engine less than one by one.
-            unknown = [queue for queue in stale if not lazy or queue.loss is None]
-            _measure(meter, unknown or [queues[lowest]], sizes, path[-1][1].value if path else 0.0, evaluated)
-            lowest = _lowest(queues)
-        for queue in queues.values():
-            queue.fresh = False
-        taken = _take(queues, lowest, sizes)
-        path += taken
-        freed += sizes[taken[0][0]]
-        if queues:
-            meter.remove(single_ablation(taken[0][0]))
-        for unit, loss in taken:
-            removed(unit, loss)
-    meter.reset()
-    return path
-
-
-def _lowest(queues: Mapping[object, _Queue]) -> object:
-    """The queue with the least loss per parameter, the first of those that tie."""
-    return min(queues, key=lambda key: queues[key].slope)
-
-
-def _measure(
-    meter: Meter,
-    queues: Collection[_Queue],
-    sizes: Mapping[Unit, int],
-    done: float,
-    evaluated: Callable[[Unit], object],
-) -> None:
-    """Measures the next unit of some queues, given the loss of the model as it is."""
-    owner = {single_ablation(queue.units[0]): queue for queue in queues}
-    for ablation, loss in meter.losses(list(owner)):
-        queue = owner[ablation]
-        queue.loss, queue.fresh = loss, True
-        queue.slope = (loss.value - done) / max(1, sizes[queue.units[0]])
-        evaluated(queue.units[0])
-
-
-def _take(queues: dict[object, _Queue], key: object, sizes: dict[Unit, int]) -> list[tuple[Unit, Loss]]:
-    """Takes a queue's next unit out, and with a block all that is left of it."""
-    queue = queues[key]
-    unit, loss = queue.units.pop(0), cast("Loss", queue.loss)
-    queue.forget()
-    if not queue.units:
-        del queues[key]
-    taken = [(unit, loss)]
-    for other, rest in list(queues.items()):
-        first = rest.units[0]
-        if (first.tower, first.layer) != (unit.tower, unit.layer):
-            continue
-        if unit.kind == "block":
-            taken += [(inner, loss) for inner in queues.pop(other).units]
-        elif first.kind == "block":  # frees less now
-            sizes[first] -= sizes[unit]
-            rest.forget()
-    return taken
+    return cheapest_first(meter, sizes, lazy=lazy, budget=budget, evaluated=evaluated, removed=removed)

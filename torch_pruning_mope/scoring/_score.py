@@ -4,8 +4,7 @@
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from ._plain import PlainEngine
 from ._progress import Progress
 from ._rewire import Rewiring, neuron_orders, rewiring_name
 from ._table import Score, ScoreTable, fingerprint
-from ._units import KINDS, Ablation, Unit, enumerate_units, nested_ablations, single_ablation
+from ._units import KINDS, Ablation, Unit, enumerate_units, nested_ablations
 
 Interaction = Literal["single", "nested", "greedy", "joint"]
 Autocast = Literal["bfloat16", "float16"]
@@ -224,10 +223,12 @@ def _families(
     meter: Meter, encoder: DualEncoder, units: Sequence[Unit], interaction: Interaction, bar: Progress
 ) -> Iterator[_Family]:
     """Units whose scores come from each other's removal: a path, an MLP's nested groups, or any unit by itself."""
+
+    def removed(unit: Unit, loss: Loss) -> None:
+        bar.scored(unit, loss.value)
+
     if interaction == "joint":
-        yield joint_path(
-            meter, encoder, units, evaluated=bar.evaluated, removed=lambda unit, loss: bar.scored(unit, loss.value)
-        )
+        yield joint_path(meter, encoder, units, evaluated=bar.evaluated, removed=removed)
         return
     paths: dict[object, list[Unit]] = {}
     for unit in units:
@@ -238,14 +239,7 @@ def _families(
     owner: dict[Ablation, Unit] = {}
     for group, members in paths.items():
         if isinstance(group, str):
-            alone = {single_ablation(unit): unit for unit in members}
-            path = greedy_path(
-                meter,
-                list(alone),
-                evaluated=partial(_evaluated, bar, alone),
-                removed=partial(_removed, bar, alone),
-            )
-            yield [(alone[ablation], loss) for ablation, loss in path]
+            yield greedy_path(meter, members, evaluated=bar.evaluated, removed=removed)
         else:
             owner |= dict(zip(nested_ablations(members), members, strict=True))
     losses: dict[Unit, Loss] = {}
@@ -256,14 +250,6 @@ def _families(
     for group, members in paths.items():
         if not isinstance(group, str):
             yield [(unit, losses[unit]) for unit in members]
-
-
-def _evaluated(bar: Progress, owner: Mapping[Ablation, Unit], ablation: Ablation) -> None:
-    bar.evaluated(owner[ablation])
-
-
-def _removed(bar: Progress, owner: Mapping[Ablation, Unit], ablation: Ablation, loss: Loss) -> None:
-    bar.scored(owner[ablation], loss.value)
 
 
 def _scores(family: _Family, encoder: DualEncoder, images: int, per_parameter: bool) -> Iterator[Score]:
