@@ -10,6 +10,7 @@ from .encoder import DualEncoder
 from .errors import (
     MetricError,
     MissingGradientsError,
+    ModelLoadError,
     MopeError,
     NonFiniteError,
     PruningMismatchError,
@@ -19,6 +20,7 @@ from .errors import (
 )
 from .importance import MoPEImportance, UnitImportance, WeightedImportance
 from .metrics import ContrastiveLoss, Metric, Recall
+from .names import LoadedModel, load_model
 from .pruning import prune
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .surgery import PrunableAttention, register_attention
@@ -42,10 +44,12 @@ __all__ = [
     "DualEncoder",
     "EmojiTokenizer",
     "FeedForwardSublayer",
+    "LoadedModel",
     "Metric",
     "MetricError",
     "MissingGradientsError",
     "MoPEImportance",
+    "ModelLoadError",
     "MopeError",
     "NonFiniteError",
     "Pairs",
@@ -71,6 +75,7 @@ __all__ = [
     "emoji_pairs",
     "emoji_scenes",
     "estimate_cost",
+    "load_model",
     "load_tiny_clip",
     "prune",
     "register_attention",

@@ -31,3 +31,7 @@ class WrongModelError(MopeError, ValueError):
 
 class PruningMismatchError(MopeError, RuntimeError):
     """What was removed is not what was asked for."""
+
+
+class ModelLoadError(MopeError, ValueError):
+    """A name stands for no model that can be loaded."""
