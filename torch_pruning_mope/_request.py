@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from .towers import Block
+from .towers import Block, Prunable
 
 Ratios = Mapping[nn.Module | tuple[nn.Module, ...], float]
 
@@ -18,12 +18,12 @@ class Layer:
     """One block of one tower.
 
     Attributes:
-        tower: ``image`` or ``text``.
+        tower: ``image``, ``text`` or ``decoder``.
         index: Position of the block in its tower.
         block: The block.
     """
 
-    tower: str
+    tower: Literal["image", "text", "decoder"]
     index: int
     block: Block
 
@@ -80,7 +80,7 @@ class PruningRequest:
     """
 
     layers: Sequence[Layer]
-    widths: Mapping[str, int]
+    streams: Mapping[str, Sequence[nn.Module]]
     head_ratio: float = 0.0
     ffn_ratio: float = 0.0
     width_ratio: float = 0.0
@@ -114,16 +114,22 @@ class PruningRequest:
         return not any(inner in taken for module in modules for inner in module.modules())
 
     @property
-    def attentions(self) -> list[Any]:
+    def attentions(self) -> list[Prunable]:
         """Attention sub-layers that the head ratio is for."""
-        found: list[Any] = [layer.block.attention for layer in self.layers]
-        return [a for a in found if self._free([a.attention])]
+        found = [layer.block.attention for layer in self.layers]
+        return [units for units in found if units is not None and self._free(units.sources)]
 
     @property
-    def feed_forwards(self) -> list[Any]:
+    def feed_forwards(self) -> list[Prunable]:
         """MLP sub-layers that the FFN ratio is for."""
-        found: list[Any] = [layer.block.feed_forward for layer in self.layers]
-        return [f for f in found if self._free([f.first])]
+        found = [layer.block.feed_forward for layer in self.layers]
+        return [units for units in found if units is not None and self._free(units.sources)]
+
+    @property
+    def widths(self) -> list[tuple[nn.Module, int]]:
+        """Layers whose output channels are a residual width that the width ratio is for, each with that width."""
+        found = [output for outputs in self.streams.values() for output in outputs]
+        return [(output, _width(output)) for output in found]
 
     @property
     def asked(self) -> Counts:
@@ -133,12 +139,8 @@ class PruningRequest:
         return Counts(
             heads=self._total(self.head_ratio, heads),
             neurons=self._total(self.ffn_ratio, neurons),
-            width=sum(_share(self.width_ratio, width) for width in self.widths.values()),
+            width=sum(_share(self.width_ratio, width) for _, width in self.widths),
         )
-
-    def stream_end(self, tower: str) -> nn.Module:
-        """A layer of a tower whose output channels are the residual width."""
-        return next(layer.block.feed_forward.output for layer in self.layers if layer.tower == tower)
 
     def _total(self, ratio: float, sizes: Sequence[int]) -> int:
         return _share(ratio, sum(sizes)) if self.global_pruning else sum(_share(ratio, size) for size in sizes)
@@ -147,7 +149,7 @@ class PruningRequest:
         for name, ratio, kind, sizes in (
             ("head_ratio", self.head_ratio, "head", [a.num_units for a in self.attentions]),
             ("ffn_ratio", self.ffn_ratio, "neuron", [f.num_units for f in self.feed_forwards]),
-            ("width_ratio", self.width_ratio, "residual channel", list(self.widths.values())),
+            ("width_ratio", self.width_ratio, "residual channel", [width for _, width in self.widths]),
         ):
             least = self.round_to or 1 if kind != "head" else 1
             if self.global_pruning and kind != "residual channel":
@@ -170,25 +172,25 @@ class PruningRequest:
         asked = self.asked
         if self.head_ratio and attentions:
             # Torch-Pruning removes heads only where some channel ratio is above 0 (trap H).
-            ratios[tuple(attention.attention.v_proj for attention in attentions)] = self.head_ratio
+            ratios[tuple(source for attention in attentions for source in attention.sources)] = self.head_ratio
         if self.ffn_ratio and feed_forwards:
             sizes = [feed_forward.num_units for feed_forward in feed_forwards]
-            firsts = [feed_forward.first for feed_forward in feed_forwards]
             if self.global_pruning:
-                ratios[tuple(firsts)] = _exact(asked.neurons, sum(sizes))
+                firsts = tuple(source for feed_forward in feed_forwards for source in feed_forward.sources)
+                ratios[firsts] = _exact(asked.neurons, sum(sizes))
             else:
-                for first, size in zip(firsts, sizes, strict=True):
-                    ratios[first] = _exact(_share(self.ffn_ratio, size), size)
+                for feed_forward, size in zip(feed_forwards, sizes, strict=True):
+                    ratios[tuple(feed_forward.sources)] = _exact(_share(self.ffn_ratio, size), size)
         if self.width_ratio:
-            for tower, width in self.widths.items():
-                ratios[self.stream_end(tower)] = _exact(_share(self.width_ratio, width), width)
+            for output, width in self.widths:
+                ratios[output] = _exact(_share(self.width_ratio, width), width)
         ratios.update(self.pruning_ratio_dict)
         by_layer: dict[nn.Module, float] = {}
         num_heads: dict[nn.Module, int] = {}
         for sublayer in attentions:
             ratio = _HeadRatio(self.head_ratio)
             ratio.heads = sublayer.num_units
-            for projection in (sublayer.attention.q_proj, sublayer.attention.k_proj, sublayer.attention.v_proj):
+            for projection in sublayer.sources:
                 num_heads[projection] = sublayer.num_units
                 by_layer[projection] = ratio
         return {
@@ -209,6 +211,10 @@ class PruningRequest:
             "out_channel_groups": {},
             "channel_groups": {},
         }
+
+
+def _width(output: Any) -> int:
+    return int(output.weight.shape[0])
 
 
 def _check_ratio(name: str, ratio: object) -> None:

@@ -65,3 +65,29 @@ def own_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
+
+
+@contextmanager
+def kept_modules(model: nn.Module) -> Iterator[None]:
+    """Every module's own attributes, parameters and buffers again afterwards, whatever was cut inside.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    tables = ("_parameters", "_buffers", "_modules")
+    saved = [
+        (module, dict(vars(module)), {table: dict(vars(module)[table]) for table in tables}) for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for table, content in contents.items():
+                own = vars(module)[table]
+                own.clear()
+                own.update(content)

@@ -12,9 +12,9 @@ from ._request import Counts, Layer, PruningRequest, Ratios
 from .data import Pairs
 from .errors import NonFiniteError
 from .surgery import build_graph, check_grouped, customized_pruners, swap_attention, tracing_forward
-from .towers import Tower, is_known, towers_of
+from .towers import BlockTower, Prunable, towers_of
 
-TowerName = Literal["image", "text"]
+TowerName = Literal["image", "text", "decoder"]
 
 
 class DualEncoder:
@@ -32,30 +32,28 @@ class DualEncoder:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if not is_known(model):
-            towers_of(model)  # raises with the list of what is known
+        towers_of(model)  # raises with what is known, before anything is touched
         _check_weights(model)
-        towers_of(model).image.blocks  # noqa: B018 (refuses unknown blocks before the swap)
-        towers_of(model).text.blocks  # noqa: B018
         swap_attention(model)
         self.model: Any = model
         self._towers = towers_of(model)
         self._original = self._unit_counts()
 
     @property
-    def image(self) -> Tower:
+    def image(self) -> BlockTower:
         """The image tower."""
         return self._towers.image
 
     @property
-    def text(self) -> Tower:
+    def text(self) -> BlockTower:
         """The text tower."""
         return self._towers.text
 
     @property
-    def towers(self) -> dict[TowerName, Tower]:
-        """Both towers by name."""
-        return {"image": self.image, "text": self.text}
+    def towers(self) -> dict[TowerName, BlockTower]:
+        """The towers by name: ``image``, ``text``, and ``decoder`` if there is one (CoCa)."""
+        towers: dict[TowerName, BlockTower] = {"image": self.image, "text": self.text}
+        return towers if self._towers.decoder is None else towers | {"decoder": self._towers.decoder}
 
     @property
     def layers(self) -> list[Layer]:
@@ -105,14 +103,14 @@ class DualEncoder:
     def _unit_counts(self) -> dict[str, list[int]]:
         counts: dict[str, list[int]] = {}
         for name, tower in self.towers.items():
-            counts[f"{name}.heads"] = [block.attention.num_units for block in tower.blocks]
-            counts[f"{name}.neurons"] = [block.feed_forward.num_units for block in tower.blocks]
+            counts[f"{name}.heads"] = [_units(block.attention) for block in tower.blocks]
+            counts[f"{name}.neurons"] = [_units(block.feed_forward) for block in tower.blocks]
         return counts
 
     @property
     def widths(self) -> dict[TowerName, int]:
-        """The residual width of each tower."""
-        return {name: tower.blocks[0].feed_forward.output.out_features for name, tower in self.towers.items()}
+        """The residual width of each tower, summed over the stages of one that has several."""
+        return {name: tower.width for name, tower in self.towers.items()}
 
     def counts(self) -> Counts:
         """Heads, neurons and residual channels that the model has now, over both towers."""
@@ -139,14 +137,17 @@ class DualEncoder:
         unwrapped += [(parameter, 0) for parameter in self._left_alone()]
         return {
             "example_inputs": self.example_inputs,
-            "forward_fn": tracing_forward(self._towers.encode_image, self._towers.encode_text, self.model),
+            "forward_fn": tracing_forward(
+                self._towers.encode_image, self._towers.encode_text, self.model, self._towers.decode
+            ),
             "unwrapped_parameters": unwrapped,
         }
 
     def _left_alone(self) -> list[nn.Parameter]:
-        """The temperature and its bias."""
+        """The temperature and its bias, and what the towers leave alone."""
         found = [getattr(self.model, name, None) for name in ("logit_scale", "logit_bias")]
-        return [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
+        own = [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
+        return own + [parameter for tower in self.towers.values() for parameter in tower.left_alone]
 
     def dependency_graph(self) -> tp.DependencyGraph:
         """Torch-Pruning's dependency graph of both towers, checked to cover every parameter.
@@ -168,12 +169,12 @@ class DualEncoder:
             What is asked for, in ratios and in counts.
 
         Raises:
-            ValueError: If ``towers`` names something else than ``image`` and ``text``.
+            ValueError: If ``towers`` names something that the model has not.
         """
-        if not towers or set(towers) - {"image", "text"}:
-            raise ValueError(f"towers must name 'image', 'text' or both; found {tuple(towers)!r}.")
+        if not towers or set(towers) - self.towers.keys():
+            raise ValueError(f"towers must name some of {', '.join(self.towers)}; found {tuple(towers)!r}.")
         layers = [layer for layer in self.layers if layer.tower in towers]
-        return PruningRequest(layers, {name: w for name, w in self.widths.items() if name in towers}, **ratios)
+        return PruningRequest(layers, {name: self.towers[name].streams for name in towers}, **ratios)
 
     def pruner_arguments(
         self,
@@ -275,19 +276,20 @@ class DualEncoder:
 
         Raises:
             ValueError: If an index is out of range or repeated, or no layer would be left.
-            NotImplementedError: If the tower has no list of blocks.
+            NotImplementedError: If one of them cannot be deleted: it stands in no list, or changes the shape of the states.
         """
-        blocks = self.towers[tower].block_list
-        if blocks is None:
-            raise NotImplementedError(f"the {tower} tower must define block_list for its layers to be removable.")
+        count = len(self.towers[tower].blocks)
         chosen = set(indices)
-        if len(chosen) != len(indices) or not chosen <= set(range(len(blocks))) or len(chosen) == len(blocks):
+        if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:
             raise ValueError(
-                f"indices must name some, not all, of the {len(blocks)} layers of the {tower} tower, each once; found "
+                f"indices must name some, not all, of the {count} layers of the {tower} tower, each once; found "
                 f"{list(indices)}."
             )
-        for index in sorted(chosen, reverse=True):
-            del blocks[index]
+        self.towers[tower].delete(list(indices))
+
+
+def _units(units: Prunable | None) -> int:
+    return 0 if units is None else units.num_units
 
 
 def _check_weights(model: nn.Module) -> None:

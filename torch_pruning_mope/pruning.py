@@ -58,20 +58,24 @@ def prune(
     return removed
 
 
+_TAKES = {tp.prune_linear_in_channels, tp.prune_conv_in_channels}
+_MAKES = {tp.prune_linear_out_channels, tp.prune_conv_out_channels}
+
+
 def _count(groups: Sequence[Any], request: PruningRequest) -> Counts:
     """Units that some groups would remove, of the layers that the request counts."""
     heads = {sublayer.output: sublayer.unit_size for sublayer in request.attentions}
     neurons = {sublayer.output for sublayer in request.feed_forwards}
-    streams = {request.stream_end(tower) for tower in request.widths}
+    streams = {output for output, _ in request.widths}
     found = {"heads": 0, "neurons": 0, "width": 0}
     for group in groups:
         for dep, idxs in group:
             module = dep.target.module
-            if dep.handler == tp.prune_linear_in_channels and module in heads:
+            if dep.handler in _TAKES and module in heads:
                 found["heads"] += len(idxs) // heads[module]
-            elif dep.handler == tp.prune_linear_in_channels and module in neurons:
+            elif dep.handler in _TAKES and module in neurons:
                 found["neurons"] += len(idxs)
-            elif dep.handler == tp.prune_linear_out_channels and module in streams:
+            elif dep.handler in _MAKES and module in streams:
                 found["width"] += len(idxs)
     return Counts(**found)
 

@@ -120,7 +120,7 @@ class MoPEImportance(UnitImportance):
             for position, score in enumerate(scores):
                 key = (kind, score.unit.tower, score.unit.layer)
                 own = channels.setdefault(
-                    key, torch.full((sublayers[key].output.in_features,), torch.nan, dtype=torch.double)
+                    key, torch.full((sublayers[key].channels,), torch.nan, dtype=torch.double)
                 )
                 owned = torch.tensor(score.unit.channels)
                 within = torch.linspace(0, 1, len(owned) + 1, dtype=torch.double)[:-1] * (kind == "neurons")

@@ -9,9 +9,9 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._request import Layer
 from ..encoder import DualEncoder
 from ..errors import NonFiniteError, WrongModelError
+from ..towers import Prunable
 from ._stock import call_criterion
 
 Key = tuple[str, str, int]
@@ -111,17 +111,14 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
         return channels
 
 
-def unit_sublayers(encoder: DualEncoder) -> list[tuple[Key, Any, nn.Linear]]:
-    """Every sub-layer with its key and output linear."""
-
-    def of(layer: Layer) -> list[tuple[Key, Any, nn.Linear]]:
-        attention, feed_forward = layer.block.attention, layer.block.feed_forward
-        return [
-            (("head", layer.tower, layer.index), attention, attention.output),
-            (("neurons", layer.tower, layer.index), feed_forward, feed_forward.output),
-        ]
-
-    return [entry for layer in encoder.layers for entry in of(layer)]
+def unit_sublayers(encoder: DualEncoder) -> list[tuple[Key, Prunable, nn.Module]]:
+    """Everything that has heads or neurons, with its key and the layer that takes them."""
+    return [
+        ((kind, layer.tower, layer.index), units, units.output)
+        for layer in encoder.layers
+        for kind, units in (("head", layer.block.attention), ("neurons", layer.block.feed_forward))
+        if units is not None
+    ]
 
 
 def _best(values: Tensor, count: int) -> Tensor:

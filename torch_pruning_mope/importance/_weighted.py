@@ -68,7 +68,8 @@ class WeightedImportance(UnitImportance):
         """A Torch-Pruning criterion on every layer's heads (mean over channels, as Torch-Pruning does) and neurons."""
         raw: dict[Key, Tensor] = {}
         for key, sublayer, output in unit_sublayers(self.encoder):
-            group = graph.get_pruning_group(output, tp.prune_linear_in_channels, list(range(output.in_features)))
+            takes = graph.get_pruner_of_module(output).prune_in_channels
+            group = graph.get_pruning_group(output, takes, list(range(sublayer.channels)))
             values = call_criterion(criterion, group)
             if values is None:
                 raise ValueError(f"criteria must score every head and neuron; {type(criterion).__name__} skips {key}.")

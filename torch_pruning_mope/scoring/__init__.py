@@ -10,7 +10,7 @@ from ._joint import freed_parameters, joint_path
 from ._journal import Journal
 from ._loss import Loss
 from ._meter import Meter, PairsLike
-from ._plain import PlainEngine, masked
+from ._plain import PlainEngine
 from ._rewire import Rewiring, neuron_orders
 from ._score import Autocast, Interaction, score
 from ._table import Score, ScoreTable, fingerprint
@@ -42,7 +42,6 @@ __all__ = [
     "freed_parameters",
     "greedy_path",
     "joint_path",
-    "masked",
     "nested_ablations",
     "neuron_orders",
     "score",

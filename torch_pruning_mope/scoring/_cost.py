@@ -17,11 +17,11 @@ from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
 from ..metrics import MetricLike, normalised, resolve_metric
-from ._engine import default_batch_size
+from ._engine import PrefixEngine, default_batch_size
 from ._meter import PairsLike
 from ._rewire import Rewiring
 from ._units import KINDS, enumerate_units, single_ablation
-from ._walk import Walk
+from ._walk import StreamWalk, Walk
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Tower:
-    """Costs of one tower's parts per chunk: of what comes before, of each sub-layer, of what comes after."""
+    """Costs of one tower per chunk: of what comes before, and from each step on to the embeddings."""
 
     stem: float
-    steps: list[float]
-    readout: float
-
-    def after(self, depth: int) -> float:
-        """From a sub-layer on."""
-        return sum(self.steps[depth:]) + self.readout
+    after: list[float]
 
 
 def estimate_cost(
@@ -106,10 +101,11 @@ def estimate_cost(
     dtype = None if autocast is None else getattr(torch, autocast)
     timer = _Timer(encoder, dtype, repeats)
 
+    engine = PrefixEngine(encoder, batch_size=batch_size)
     shared, own, counted, whole_plain = 0.0, 0.0, 0.0, 0
     for name, x in inputs.items():
-        walk = Walk(encoder.towers[name], ())
-        size = batch_size or default_batch_size(walk.tower, x, encoder.device)
+        walk = engine.walk(name)
+        size = batch_size or default_batch_size(walk, x, encoder.device)
         part = _typical(walk, x, size)
         part = part.repeat(max(1, size // len(part)), *[1] * (part.ndim - 1))  # few inputs: several units run together
         weight = len(x) / len(part) * scale
@@ -117,9 +113,9 @@ def estimate_cost(
         blocks = Counter(walk.depth(single_ablation(u)) for u in units if u.tower == name and u.kind == "block")
         seconds, macs = timer.tower(walk, part, _seconds), timer.tower(walk, part, _macs)
         dense_twice = 1 + (1 if mine else 0)  # once for the baseline, once while walking
-        shared += weight * dense_twice * (seconds.stem + seconds.after(0))
-        own += weight * _ablations(seconds, mine, blocks)
-        counted += weight * (dense_twice * (macs.stem + macs.after(0)) + _ablations(macs, mine, blocks))
+        shared += weight * dense_twice * (seconds.stem + seconds.after[0])
+        own += weight * _ablations(walk, seconds, mine, blocks)
+        counted += weight * (dense_twice * (macs.stem + macs.after[0]) + _ablations(walk, macs, mine, blocks))
         full = x[: len(part)].to(encoder.device)
         whole_plain += int(len(x) / len(full) * scale * timer.once(partial(encoder.embed, name, full), _macs))
         if "neurons" in kinds and rewire != "none":
@@ -129,17 +125,18 @@ def estimate_cost(
     return Cost(shared + own / devices, round(counted), whole_plain * len(units), len(units))
 
 
-def _ablations(cost: _Tower, units: "Counter[int]", blocks: "Counter[int]") -> float:
-    """All units of a tower: the rest of their sub-layer's output is small, what follows is run."""
+def _ablations(walk: Walk, cost: _Tower, units: "Counter[int]", blocks: "Counter[int]") -> float:
+    """All units of a tower: what follows is run; the rest of their sub-layer is small where it can be entered."""
+    entered = isinstance(walk, StreamWalk)
     return sum(
-        (count - blocks[depth]) * cost.after(depth + 1) + blocks[depth] * cost.after(depth + 2)
+        (count - blocks[depth]) * cost.after[depth + entered] + blocks[depth] * cost.after[depth + 2 * entered]
         for depth, count in units.items()
     )
 
 
 def _typical(walk: Walk, inputs: Tensor, size: int) -> Tensor:
     """A chunk of the mean length among those that the engine will make."""
-    lengths = walk.tower.lengths(inputs)
+    lengths = walk.lengths(inputs)
     if lengths is None:
         return inputs[:size]
     order = lengths.cpu().argsort(stable=True).split(size)
@@ -173,14 +170,17 @@ class _Timer:
     def tower(self, walk: Walk, part: Tensor, measure: _Measure) -> _Tower:
         """Each part of a tower on one chunk."""
         device = self.encoder.device
-        streams = [self.embed(lambda: walk.tower.stem(part.to(device)))]
-        steps = []
-        for depth in range(len(walk.sublayers)):
-            step = partial(walk.step, depth, streams[depth])
-            steps.append(self.once(step, measure))
-            streams.append(self.embed(step))
-        stem = self.once(lambda: walk.tower.stem(part.to(device)), measure)
-        return _Tower(stem, steps, self.once(lambda: walk.tower.readout(streams[-1]), measure))
+        streams = [self.embed(lambda: walk.stem(part.to(device)))]
+        for depth in range(walk.depths):
+            streams.append(self.embed(partial(walk.step, depth, streams[depth])))
+        ends = [partial(walk.run, depth, stream) for depth, stream in enumerate(streams)]
+        stem = self.once(lambda: walk.stem(part.to(device)), measure)
+        if not isinstance(walk, StreamWalk):
+            return _Tower(stem, [self.once(end, measure) for end in ends])
+        after = [self.once(ends[-1], measure)]
+        for depth in reversed(range(walk.depths)):
+            after.insert(0, after[0] + self.once(partial(walk.step, depth, streams[depth]), measure))
+        return _Tower(stem, after)
 
     def once(self, function: Callable[[], Any], measure: _Measure) -> float:
         """What one call costs."""

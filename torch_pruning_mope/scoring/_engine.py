@@ -18,10 +18,12 @@ from torch import Tensor
 from .._state import evaluation_mode
 from ..encoder import DualEncoder, TowerName
 from ..towers import Tower
+from ._ablate import Ablator
 from ._memory import peak_bytes, resolve_memory
 from ._recording import Budget, Recording
+from ._replay import ReplayWalk
 from ._units import Ablation
-from ._walk import Walk
+from ._walk import StreamWalk, Walk
 
 Batch = Sequence[int]
 """Positions of ablations that run together."""
@@ -30,21 +32,21 @@ _TOKENS_ELSEWHERE = 32_768
 """Tokens run at once by default: on a CPU as many as stay in its cache, elsewhere enough to fill the device."""
 
 
-def default_batch_size(tower: Tower, inputs: Tensor, device: torch.device) -> int:
+def default_batch_size(walk: Walk, inputs: Tensor, device: torch.device) -> int:
     """Sequences to run at once.
 
     Args:
-        tower: The tower.
+        walk: The tower.
         inputs: Its inputs.
         device: Where the model is.
 
     Returns:
         How many of average length have a suitable number of tokens.
     """
-    lengths = tower.lengths(inputs)
+    lengths = walk.lengths(inputs)
     if lengths is None:
         with torch.inference_mode():
-            tokens = float(tower.stem(inputs[:1].to(device)).x.shape[1])
+            tokens = float(walk.tokens(walk.stem(inputs[:1].to(device))))
     else:
         tokens = float(lengths.float().mean())
     return max(1, int(_TOKENS.get(device.type, _TOKENS_ELSEWHERE) / tokens))
@@ -73,8 +75,10 @@ class PrefixEngine:
         memory: int | str | None = None,
         dtype: torch.dtype | None = None,
         keep: bool = False,
+        ablator: Ablator | None = None,
     ) -> None:
         self._encoder = encoder
+        self._ablator = ablator or Ablator(encoder)
         self._device = encoder.device
         self._asked = batch_size
         self._memory = resolve_memory(memory, self._device)
@@ -114,7 +118,7 @@ class PrefixEngine:
             walk, parts = recording.walk, []
             for chunk in range(len(recording)):
                 if self._keep:  # from the first stream that the removal has changed, recording those after it
-                    parts.append(walk.tower.readout(recording.stream(chunk, len(walk.sublayers))))
+                    parts.append(walk.run(walk.depths, recording.stream(chunk, walk.depths)))
                 else:
                     parts.append(walk.run(0, recording.stem(chunk)))
             return recording.gather(parts)
@@ -144,7 +148,7 @@ class PrefixEngine:
         """
         with self._running():
             recording = self._recording(tower, inputs, removed)
-            together = _together(self._batch_sizes[tower], len(inputs))
+            together = self._together(recording.walk, self._batch_sizes[tower], len(inputs))
             recording.fill()
         try:
             for depth, batch in _batches(recording.walk, ablations, together):
@@ -169,9 +173,21 @@ class PrefixEngine:
                 stack.enter_context(torch.autocast(self._device.type, self._dtype))
             yield
 
+    def walk(self, tower: TowerName, removed: Collection[Ablation] = ()) -> Walk:
+        """The way through a tower: in its parts where it has such and masks are enough, else by the model's own code."""
+        view = self._encoder.towers[tower]
+        if isinstance(view, Tower) and self._ablator.is_masked(tower):
+            return StreamWalk(view, removed)
+        return ReplayWalk(self._encoder, tower, removed, self._ablator)
+
+    @staticmethod
+    def _together(walk: Walk, batch_size: int, inputs: int) -> int:
+        """Ablations that are run as one batch, where one alone would leave it short."""
+        return max(1, round(batch_size / inputs)) if isinstance(walk, StreamWalk) else 1
+
     def _recording(self, tower: TowerName, inputs: Tensor, removed: Collection[Ablation]) -> Recording:
         """A recording of these inputs; one that was kept, less what the change of ``removed`` has made stale."""
-        walk, held = Walk(self._encoder.towers[tower], removed), frozenset(removed)
+        walk, held = self.walk(tower, removed), frozenset(removed)
         before, recording = self._kept.get(tower, (held, None))
         if recording is None or recording.inputs is not inputs:
             if recording is not None:
@@ -188,10 +204,11 @@ class PrefixEngine:
 
     def _fit(self, walk: Walk, inputs: Tensor) -> int:
         """The batch size, once what a batch needs has been measured and set aside."""
-        size = self._asked or default_batch_size(walk.tower, inputs, self._device)
+        size = self._asked or default_batch_size(walk, inputs, self._device)
         while True:
             recording = Recording(walk, inputs, size, self._device, Budget(0), keep=False)
-            most = max(len(recording.rows[-1]), _together(size, len(inputs)) * len(inputs) if size > len(inputs) else 0)
+            together = self._together(walk, size, len(inputs))
+            most = max(len(recording.rows[-1]), together * len(inputs) if size > len(inputs) else 0)
             needed = self._needed(recording) * most // len(recording.rows[-1])
             if needed <= self._budget.left + self._workspace:
                 self._set_aside(needed)
@@ -206,10 +223,13 @@ class PrefixEngine:
     def _needed(self, recording: Recording) -> int:
         """What the longest chunk needs at its peak, where nothing is recorded."""
         walk, longest = recording.walk, len(recording) - 1
-        depth = next((d for d, sublayer in enumerate(walk.sublayers) if not sublayer.mixes_tokens), 0)
 
         def ablate() -> Tensor:
-            return walk.run_without(depth, recording.point(longest, depth), [(0,)])
+            if not isinstance(walk, StreamWalk):
+                return walk.run(0, recording.stem(longest))
+            depth = next((d for d, sublayer in enumerate(walk.sublayers) if not sublayer.mixes_tokens), 0)
+            trial = Ablation("image", 0, "head", (0,))  # which tower and layer, the depth says
+            return walk.run_without(depth, recording.point(longest, depth), [trial])
 
         return peak_bytes(ablate, self._device)
 
@@ -217,11 +237,6 @@ class PrefixEngine:
         """Keeps what the neediest step needs."""
         self._budget.left -= max(0, workspace - self._workspace)
         self._workspace = max(self._workspace, workspace)
-
-
-def _together(batch_size: int, inputs: int) -> int:
-    """Ablations that are run as one batch, where one alone would leave it short."""
-    return max(1, round(batch_size / inputs))
 
 
 def _batches(walk: Walk, ablations: Sequence[Ablation], together: int) -> Iterator[tuple[int, list[int]]]:
@@ -241,5 +256,5 @@ def _ablate(recording: Recording, chunk: int, depth: int, batch: Sequence[Ablati
     """One chunk's embeddings under each ablation of a batch."""
     walk = recording.walk
     if batch[0].kind == "block":
-        return walk.run(depth + walk.per_block, recording.stream(chunk, depth))[None]
-    return walk.run_without(depth, recording.point(chunk, depth), [ablation.channels for ablation in batch])
+        return walk.run_past(depth, recording.stream(chunk, depth), batch[0])[None]
+    return walk.run_without(depth, recording.point(chunk, depth), batch)

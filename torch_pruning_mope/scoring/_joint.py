@@ -27,18 +27,19 @@ def freed_parameters(encoder: DualEncoder, unit: Unit) -> int:
 
     Returns:
         Their number.
+
+    Raises:
+        ValueError: If the model has no such unit.
     """
     block = encoder.towers[unit.tower].blocks[unit.layer]
     if unit.kind == "block":
         return _count(block.module)
-    # All of a sub-layer's inner parameters belong to its units, each unit to as many as any other of its kind.
-    if unit.kind == "head":
-        output = block.attention.output
-        inner = _count(block.attention.attention) - _count(output)  # type: ignore[attr-defined]
-    else:
-        output = block.feed_forward.output
-        inner = _count(block.feed_forward.first)  # type: ignore[attr-defined]
-    return (inner + output.weight.numel()) * len(unit.channels) // output.in_features
+    units = block.attention if unit.kind == "head" else block.feed_forward
+    if units is None:
+        raise ValueError(f"unit must be of the model as it is now; found {unit}, which it has not.")
+    # All parameters of the layers around belong to the units, to each as many as to any other of its kind.
+    inner = sum(_count(source) for source in units.sources)
+    return (inner + units.output.weight.numel()) * len(unit.channels) // units.channels
 
 
 def _count(module: nn.Module) -> int:

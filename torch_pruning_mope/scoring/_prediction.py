@@ -7,6 +7,8 @@ leave their own image out, so that their errors are those of inputs that were no
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,8 @@ from .._state import evaluation_mode
 from ..encoder import DualEncoder, TowerName
 from ..errors import MetricError
 from ..metrics import Metric
-from ..towers import Stream
-from ._units import Ablation
+from ..towers import Stream, Tower, first_tensor
+from ._units import Ablation, Kind
 
 Features = Mapping[Ablation, Sequence[Float[Tensor, "_ _"]]]
 """For each ablation, what is known about each input of its tower (a row each) without removing anything."""
@@ -45,25 +47,62 @@ def ablation_features(
     """
     found: dict[Ablation, tuple[list[Tensor], list[Tensor]]] = {ablation: ([], []) for ablation in ablations}
     view = encoder.towers[tower]
+    observe = _through_parts if isinstance(view, Tower) else _by_hooks
     with evaluation_mode(encoder.model):
         for part in inputs.split(batch_size):
-            lengths = view.lengths(part)
-            cut = part if lengths is None else part[:, : int(lengths.max())]
-            stream = view.stem(cut.to(encoder.device))
-            for layer, block in enumerate(view.blocks):
-                before = stream
-                seen: dict[str, Tensor] = {}
-                for kind, sublayer in zip(("head", "neurons"), block.sublayers, strict=True):
-                    seen[kind] = hidden = sublayer.hidden(stream)
-                    stream = stream.with_x(sublayer.finish(stream.x, sublayer.output(hidden)))
-                seen["block"] = stream.x - before.x
-                summaries = {kind: _summaries(hidden, stream, lengths) for kind, hidden in seen.items()}
-                for ablation, (pooled, mean) in found.items():
-                    if ablation.layer == layer:
-                        channels = list(ablation.channels) if ablation.channels else slice(None)
-                        pooled.append(summaries[ablation.kind][0][:, channels])
-                        mean.append(summaries[ablation.kind][1][:, channels])
+            summaries = observe(encoder, tower, part)
+            for ablation, (pooled, mean) in found.items():
+                channels = list(ablation.channels) if ablation.channels else slice(None)
+                at_pooled, on_average = summaries[ablation.layer, ablation.kind]
+                pooled.append(at_pooled[:, channels])
+                mean.append(on_average[:, channels])
     return {ablation: (torch.cat(pooled), torch.cat(mean)) for ablation, (pooled, mean) in found.items()}
+
+
+_Summaries = dict[tuple[int, Kind], tuple[Tensor, Tensor]]
+
+
+def _through_parts(encoder: DualEncoder, tower: TowerName, part: Tensor) -> _Summaries:
+    """Layer by layer, where the tower has parts: its pooled token is known then, and how long an input is."""
+    view = cast("Tower", encoder.towers[tower])
+    lengths = view.lengths(part)
+    cut = part if lengths is None else part[:, : int(lengths.max())]
+    stream = view.stem(cut.to(encoder.device))
+    summaries: _Summaries = {}
+    for layer, block in enumerate(view.blocks):
+        before = stream
+        for sublayer in block.sublayers:
+            kind: Kind = "head" if sublayer is block.attention else "neurons"
+            hidden = sublayer.hidden(stream)
+            stream = stream.with_x(sublayer.finish(stream.x, sublayer.output(hidden)))
+            summaries[layer, kind] = _summaries(hidden, stream, lengths)
+        summaries[layer, "block"] = _summaries(stream.x - before.x, stream, lengths)
+    return summaries
+
+
+def _by_hooks(encoder: DualEncoder, tower: TowerName, part: Tensor) -> _Summaries:
+    """From what enters the layers that take the units, and from what blocks make of their input."""
+    seen: dict[tuple[int, Kind], Tensor] = {}
+
+    def put(key: tuple[int, Kind], value: Tensor) -> None:
+        seen[key] = value.flatten(2).mT if value.ndim == 4 else value[:, None] if value.ndim == 2 else value
+
+    def taken(key: tuple[int, Kind]) -> Any:
+        return lambda _module, inputs: put(key, inputs[0])
+
+    def changed(key: tuple[int, Kind]) -> Any:
+        return lambda _module, args, kwargs, output: put(key, first_tensor(output) - first_tensor((args, kwargs)))
+
+    with ExitStack() as hooks:
+        for layer, block in enumerate(encoder.towers[tower].blocks):
+            for kind, units in (("head", block.attention), ("neurons", block.feed_forward)):
+                if units is not None:
+                    hooks.callback(units.output.register_forward_pre_hook(taken((layer, kind))).remove)  # type: ignore[arg-type]
+            if block.siblings is not None:
+                handle = block.module.register_forward_hook(changed((layer, "block")), with_kwargs=True)
+                hooks.callback(handle.remove)
+        encoder.embed(tower, part)
+    return {key: (hidden.mean(1), hidden.mean(1)) for key, hidden in seen.items()}
 
 
 def _summaries(hidden: Float[Tensor, "n T U"], stream: Stream, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

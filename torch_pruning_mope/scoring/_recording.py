@@ -1,11 +1,11 @@
 """Recorded residual streams, as far as a memory budget goes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..towers import Stream
 from ._memory import nbytes
 from ._walk import Point, Walk
 
@@ -51,16 +51,16 @@ class Recording:
         self._budget = budget
         self._keep = keep
         # Inputs of similar length together, each cut at its chunk's longest.
-        self._lengths = walk.tower.lengths(inputs)
+        self._lengths = walk.lengths(inputs)
         order = torch.arange(len(inputs)) if self._lengths is None else self._lengths.cpu().argsort(stable=True)
         self.rows = order.tensor_split(-(-len(order) // batch_size))  # of nearly equal size
-        self._streams: list[dict[int, Stream]] = [{} for _ in self.rows]
+        self._streams: list[dict[int, Any]] = [{} for _ in self.rows]
         self._points: dict[int, tuple[int, Point]] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def stem(self, chunk: int) -> Stream:
+    def stem(self, chunk: int) -> Any:
         """The stream that enters the first sub-layer."""
         rows = self.rows[chunk]
         if self._lengths is None:
@@ -68,7 +68,7 @@ class Recording:
         else:
             part = self.inputs[rows.to(self.inputs.device)]
             part = part[:, : int(self._lengths[rows.to(self._lengths.device)].max())]
-        return self.walk.tower.stem(part.to(self._device))
+        return self.walk.stem(part.to(self._device))
 
     def fill(self) -> None:
         """Records the first streams of all chunks, before anything else takes the memory."""
@@ -76,7 +76,7 @@ class Recording:
             if not self._streams[chunk]:
                 self._store(chunk, 0, self.stem(chunk))
 
-    def stream(self, chunk: int, depth: int) -> Stream:
+    def stream(self, chunk: int, depth: int) -> Any:
         """The stream before a sub-layer."""
         known = self._streams[chunk]
         start = max((d for d in known if d <= depth), default=None)
@@ -124,17 +124,18 @@ class Recording:
             gathered[..., rows.to(part.device), :] = part
         return gathered
 
-    def _store(self, chunk: int, depth: int, stream: Stream) -> None:
-        stored = self._budget.take(nbytes(stream.x))
+    def _store(self, chunk: int, depth: int, stream: Any) -> None:
+        size = nbytes(*self.walk.kept(stream))
+        stored = self._budget.take(size)
         if not stored and depth - 1 in self._streams[chunk]:  # rather the latest stream than the one before it
             self._drop_stream(chunk, depth - 1)
-            stored = self._budget.take(nbytes(stream.x))
+            stored = self._budget.take(size)
         if stored:
             self._streams[chunk][depth] = stream
 
     def _drop_stream(self, chunk: int, depth: int) -> None:
         if depth in self._streams[chunk]:
-            self._budget.give(nbytes(self._streams[chunk].pop(depth).x))
+            self._budget.give(nbytes(*self.walk.kept(self._streams[chunk].pop(depth))))
 
     def _drop_point(self, chunk: int) -> None:
         if chunk in self._points:

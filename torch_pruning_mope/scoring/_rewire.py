@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._gradients import accumulate_gradients
 from .._ranks import Ranks
@@ -65,12 +65,14 @@ def neuron_orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring, ranks: R
             accumulate_gradients(encoder, pairs, squared=hessian, batch_size=64, ranks=ranks)
         graph = encoder.dependency_graph()
         for layer in encoder.layers:
-            feed_forward: Any = layer.block.feed_forward
-            first = next(m for m in feed_forward.first.modules() if isinstance(m, nn.Linear))
-            channels = list(range(first.out_features))
-            importance = rewire(graph.get_pruning_group(first, tp.prune_linear_out_channels, channels))
+            units = layer.block.feed_forward
+            if units is None or layer.tower == "decoder":
+                continue
+            first, channels = units.sources[0], list(range(units.channels))
+            makes = graph.get_pruner_of_module(first).prune_out_channels
+            importance = rewire(graph.get_pruning_group(first, makes, channels))
             name = f"{layer.tower} layer {layer.index}"
-            if importance is None or importance.shape != (first.out_features,):
+            if importance is None or importance.shape != (units.channels,):
                 raise ValueError(f"rewire must score each neuron of {name}; found {importance!r}.")
             if not torch.isfinite(importance).all():
                 raise NonFiniteError(f"rewire must yield finite scores; found NaN or infinity in {name}.")

@@ -73,25 +73,25 @@ def enumerate_units(
     Returns:
         The units, in the order of the towers, layers, kinds and indices.
     """
-    units = []
+    units: list[Unit] = []
     for layer in encoder.layers:
-        tower: TowerName = "image" if layer.tower == "image" else "text"
+        tower, block = layer.tower, layer.block
         if tower not in towers:
             continue
-        if "head" in kinds:
-            size = layer.block.attention.unit_size
+        if "head" in kinds and block.attention is not None:
+            size = block.attention.unit_size
             units += [
                 Unit("head", tower, layer.index, head, tuple(range(head * size, (head + 1) * size)))
-                for head in range(layer.block.attention.num_units)
+                for head in range(block.attention.num_units)
             ]
-        if "neurons" in kinds:
-            count = layer.block.feed_forward.num_units
+        if "neurons" in kinds and block.feed_forward is not None:
+            count = block.feed_forward.num_units
             order = orders.get((tower, layer.index), range(count))
             units += [
                 Unit("neurons", tower, layer.index, rank, tuple(order[start:stop]))
                 for rank, (start, stop) in enumerate(_cuts(count, min(groups, count)))
             ]
-        if "block" in kinds:
+        if "block" in kinds and block.siblings is not None:
             units.append(Unit("block", tower, layer.index, 0))
     return units
 

@@ -3,8 +3,9 @@
 Axes as in ``towers``; ``K`` ablations run as one batch of ``K * n`` sequences, where ``n`` inputs form a chunk.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,13 +18,66 @@ from ._units import Ablation
 class Point(NamedTuple):
     """A sub-layer in mid-computation: the stream it adds to, its channels, its output."""
 
-    base: Stream
+    base: Any
     hidden: Tensor
     out: Tensor
 
 
-class Walk:
-    """A tower as a chain of sub-layers, some of whose units have been removed already.
+class Walk(ABC):
+    """A tower, some of whose units have been removed already, as a chain of steps that can be entered anywhere."""
+
+    depths: int
+    """Number of steps."""
+    per_block: int
+    """Steps of one block."""
+
+    @abstractmethod
+    def depth(self, ablation: Ablation) -> int:
+        """The (first) step that an ablation is in."""
+
+    @abstractmethod
+    def lengths(self, inputs: Tensor) -> Tensor | None:
+        """As :meth:`torch_pruning_mope.Tower.lengths`."""
+
+    @abstractmethod
+    def stem(self, inputs: Tensor) -> Any:
+        """What enters the first step."""
+
+    @abstractmethod
+    def tokens(self, stream: Any) -> int:
+        """Places of one input in a stream."""
+
+    @abstractmethod
+    def kept(self, stream: Any) -> Sequence[Tensor]:
+        """The tensors that keeping a stream holds."""
+
+    @abstractmethod
+    def point(self, depth: int, stream: Any) -> Point:
+        """A step up to its output."""
+
+    @abstractmethod
+    def finish(self, depth: int, point: Point) -> Any:
+        """The stream after a step."""
+
+    @abstractmethod
+    def step(self, depth: int, stream: Any) -> Any:
+        """The stream after a step, from the stream before it."""
+
+    @abstractmethod
+    def run(self, depth: int, stream: Any) -> Float[Tensor, "N J"]:
+        """From the stream before a step to the embeddings."""
+
+    @abstractmethod
+    def run_without(self, depth: int, point: Point, ablations: Sequence[Ablation]) -> Float[Tensor, "K n J"]:
+        """The embeddings under each of some ablations of one step, heads or neurons."""
+
+    @abstractmethod
+    def run_past(self, depth: int, stream: Any, ablation: Ablation) -> Float[Tensor, "n J"]:
+        """The embeddings without the block that begins at a step."""
+
+
+class StreamWalk(Walk):
+    """A tower that is taken apart into stem, sub-layers and readout.
 
     Args:
         tower: The tower.
@@ -32,8 +86,10 @@ class Walk:
 
     def __init__(self, tower: Tower, removed: Collection[Ablation]) -> None:
         self.tower = tower
-        self.sublayers: list[Sublayer] = [sublayer for block in tower.blocks for sublayer in block.sublayers]
-        self.per_block = len(tower.blocks[0].sublayers)
+        blocks = tower.blocks
+        self.sublayers: list[Sublayer] = [sublayer for block in blocks for sublayer in block.sublayers]
+        self.depths = len(self.sublayers)
+        self.per_block = len(blocks[0].sublayers)
         self.last_mixing = max((d for d, sublayer in enumerate(self.sublayers) if sublayer.mixes_tokens), default=-1)
         self._keep: dict[int, Tensor] = {}
         self._skipped: set[int] = set()
@@ -50,6 +106,22 @@ class Walk:
         """Position of the (first) sub-layer that an ablation is in."""
         return ablation.layer * self.per_block + (ablation.kind == "neurons")
 
+    def lengths(self, inputs: Tensor) -> Tensor | None:
+        """The tower's."""
+        return self.tower.lengths(inputs)
+
+    def stem(self, inputs: Tensor) -> Stream:
+        """The tower's."""
+        return self.tower.stem(inputs)
+
+    def tokens(self, stream: Stream) -> int:
+        """Tokens of a sequence."""
+        return int(stream.x.shape[1])
+
+    def kept(self, stream: Stream) -> Sequence[Tensor]:
+        """The hidden states."""
+        return (stream.x,)
+
     def point(self, depth: int, stream: Stream) -> Point:
         """A sub-layer up to its output, narrowed to the pooled token where nothing later mixes tokens."""
         pooled_only = stream.pooled is not None and depth >= self.last_mixing
@@ -60,7 +132,8 @@ class Walk:
 
     def finish(self, depth: int, point: Point) -> Stream:
         """The stream after a sub-layer."""
-        return point.base.with_x(self.sublayers[depth].finish(point.base.x, point.out))
+        base: Stream = point.base
+        return base.with_x(self.sublayers[depth].finish(base.x, point.out))
 
     def step(self, depth: int, stream: Stream) -> Stream:
         """The stream after a sub-layer, from the stream before it."""
@@ -68,18 +141,23 @@ class Walk:
 
     def run(self, depth: int, stream: Stream) -> Float[Tensor, "N J"]:
         """From the stream before ``depth`` to the embeddings."""
-        for later in range(depth, len(self.sublayers)):
+        for later in range(depth, self.depths):
             stream = self.step(later, stream)
         return self.tower.readout(stream)
 
-    def run_without(self, depth: int, point: Point, channels: Sequence[Sequence[int]]) -> Float[Tensor, "K n J"]:
-        """The embeddings where a sub-layer lacks some channels, for ``K`` choices of them."""
+    def run_without(self, depth: int, point: Point, ablations: Sequence[Ablation]) -> Float[Tensor, "K n J"]:
+        """All ablations run as one batch, their contribution subtracted from the recorded output."""
         sublayer = self.sublayers[depth]
-        outs = [_without(sublayer, point.hidden, point.out, gone) for gone in channels]
-        many = point.base if len(outs) == 1 else point.base.repeat(len(outs))
+        outs = [_without(sublayer, point.hidden, point.out, ablation.channels) for ablation in ablations]
+        base: Stream = point.base
+        many = base if len(outs) == 1 else base.repeat(len(outs))
         many = many.with_x(sublayer.finish(many.x, outs[0] if len(outs) == 1 else torch.cat(outs)))
         embeddings: Tensor = self.run(depth + 1, many).unflatten(0, (len(outs), -1))
         return embeddings
+
+    def run_past(self, depth: int, stream: Stream, ablation: Ablation) -> Float[Tensor, "n J"]:  # noqa: ARG002
+        """A residual block that does nothing leaves the stream as it is."""
+        return self.run(depth + self.per_block, stream)
 
 
 def _without(sublayer: Sublayer, hidden: Tensor, out: Tensor, channels: Sequence[int]) -> Float[Tensor, "n T D"]:

@@ -1,11 +1,15 @@
 """Physical removal: prunable attention, the dependency graph of a dual encoder, and what a pruner is asked for."""
 
+from . import _open_clip as _open_clip  # registers itself
+from . import _timm as _timm
+from . import _transformers as _transformers
 from ._attention import PrunableAttention
 from ._graph import (
     UnwrappedParameters,
     build_graph,
     check_grouped,
     customized_pruners,
+    masking_is_removal,
     tracing_forward,
 )
 from ._swap import register_attention, swap_attention
@@ -16,6 +20,7 @@ __all__ = [
     "build_graph",
     "check_grouped",
     "customized_pruners",
+    "masking_is_removal",
     "register_attention",
     "swap_attention",
     "tracing_forward",

@@ -1,6 +1,8 @@
 """Attention whose heads Torch-Pruning can remove (traps A, B, D and F of Torch-Pruning on CLIP-like models)."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,12 +11,66 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+_TRACING = False
+"""Not a context variable, which torch.compile could not read."""
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Inside, attention shows Torch-Pruning's tracer its projections and nothing that has other channels than they.
+
+    Yields:
+        Nothing.
+    """
+    global _TRACING  # noqa: PLW0603
+    before, _TRACING = _TRACING, True
+    try:
+        yield
+    finally:
+        _TRACING = before
+
+
+class HeadProjection(nn.Linear):
+    """A value projection that knows which of the original heads its rows are, for what is per head besides.
+
+    Args:
+        input_dim: Width of its input.
+        num_heads: Number of heads.
+        head_dim: Channels of each.
+        bias: Whether it has one.
+    """
+
+    heads: Tensor
+
+    def __init__(self, input_dim: int, num_heads: int, head_dim: int, *, bias: bool = True) -> None:
+        super().__init__(input_dim, num_heads * head_dim, bias=bias)
+        self.head_dim = head_dim
+        # On the CPU even where weights are to be on "meta": nothing replaces it.
+        self.register_buffer("heads", torch.arange(num_heads, device="cpu"), persistent=False)
+
+    def keep(self, channels: list[int]) -> None:
+        """Mutates it: records that only these channels of whole heads are left.
+
+        Raises:
+            ValueError: If a head is cut in two.
+        """
+        kept = torch.tensor(channels).view(-1)
+        heads = (kept // self.head_dim).unique_consecutive()
+        if len(heads) * self.head_dim != len(kept):
+            raise ValueError(f"channels must be whole heads of {self.head_dim}; found {len(kept)} of {len(heads)} heads.")
+        self.heads = self.heads[heads.to(self.heads.device)]
+
+
 class PrunableAttention(nn.Module):
     """Multi-head attention with separate projections, a free head count and a frozen softmax scale.
 
     ``nn.MultiheadAttention`` ties the rows of its fused projection to one width and derives the head dimension from it, so
     a head cannot leave. Here each projection is an ``nn.Linear`` of its own, the number of heads follows from the width that
-    is left, and the scale stays what it was. State dicts of the module it replaced still load (``in_proj_*`` is split).
+    is left, and the scale stays what it was. State dicts of the module it replaced still load: fused projections are split
+    and other names of the projections translated.
+
+    What some models do besides hangs on attributes, all off by default: ``q_norm`` and ``k_norm`` over each head's channels,
+    ``gate`` and ``norm`` on the heads' outputs, ``query_scale`` and ``head_scale``, one number per head.
 
     Args:
         query_dim: Width ``D`` of the queries' input.
@@ -26,10 +82,14 @@ class PrunableAttention(nn.Module):
         out_bias: Whether the output projection has one.
         dropout: Dropout of the attention weights in training.
         batch_first: Whether inputs are ``[N, T, D]`` rather than ``[T, N, D]``.
+        tracks_heads: Whether it has to know which heads are left, because something outside the projections is per head.
 
     Raises:
         ValueError: If ``num_heads`` does not divide ``inner_dim``.
     """
+
+    unlisted: tuple[str, ...] = ()
+    """Parts whose units are none of the encoder's."""
 
     def __init__(
         self,
@@ -43,6 +103,7 @@ class PrunableAttention(nn.Module):
         out_bias: bool = True,
         dropout: float = 0.0,
         batch_first: bool = True,
+        tracks_heads: bool = False,
     ) -> None:
         super().__init__()
         if num_heads < 1 or inner_dim % num_heads:
@@ -53,9 +114,19 @@ class PrunableAttention(nn.Module):
         self.batch_first = batch_first
         self.q_proj = nn.Linear(query_dim, inner_dim, bias=bias)
         self.k_proj = nn.Linear(key_dim, inner_dim, bias=bias)
-        self.v_proj = nn.Linear(key_dim, inner_dim, bias=bias)
+        self.v_proj: nn.Linear = (
+            HeadProjection(key_dim, num_heads, self.head_dim, bias=bias)
+            if tracks_heads
+            else nn.Linear(key_dim, inner_dim, bias=bias)
+        )
         self.out_proj = nn.Linear(inner_dim, output_dim, bias=out_bias)
-        self.register_load_state_dict_pre_hook(_split_fused_projection)  # type: ignore[no-untyped-call]
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        self.norm: nn.Module = nn.Identity()
+        self.gate: nn.Linear | None = None
+        self.query_scale: nn.Parameter | None = None
+        self.head_scale: nn.Parameter | None = None
+        self.register_load_state_dict_pre_hook(translate_names)  # type: ignore[no-untyped-call]
 
     @property
     def num_heads(self) -> int:
@@ -77,12 +148,29 @@ class PrunableAttention(nn.Module):
         """Head count and dimension for printing."""
         return f"heads={self.v_proj.out_features // self.head_dim}, head_dim={self.head_dim}"
 
+    @property
+    def left_alone(self) -> list[nn.Parameter]:
+        """Parameters that pruning does not touch: of the norms that all heads share, and what is per head besides."""
+        shared = [*self.q_norm.parameters(), *self.k_norm.parameters()]
+        return shared + [p for p in (self.query_scale, self.head_scale) if p is not None]
+
+    def own(self, per_head: Tensor) -> Tensor:
+        """Of numbers per original head, along the first dimension, those of the heads that are left."""
+        return per_head[self.v_proj.heads] if isinstance(self.v_proj, HeadProjection) else per_head
+
+    def rotated(self, x: Float[Tensor, "N H T E"], rope: Tensor | None) -> Float[Tensor, "N H T E"]:  # noqa: ARG002
+        """Queries or keys with their positions turned in; a matter for subclasses that have rotary positions."""
+        return x
+
     def heads(
         self,
         query: Float[Tensor, "N Tq Dq"],
         key: Float[Tensor, "N Tk Dk"],
         value: Float[Tensor, "N Tk Dk"],
         mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+        rope: Tensor | None = None,
     ) -> Float[Tensor, "N Tq HE"]:
         """The heads' outputs side by side, as ``out_proj`` receives them.
 
@@ -91,6 +179,8 @@ class PrunableAttention(nn.Module):
             key: Batch-first input of the key projection.
             value: Batch-first input of the value projection.
             mask: Additive, or boolean with True where attention is *allowed*; broadcastable to ``[N, H, Tq, Tk]``.
+            causal: Mask what follows instead.
+            rope: Rotary positions, as the subclass takes them.
 
         Returns:
             Head ``h`` in channels ``h * E`` to ``(h + 1) * E``.
@@ -99,9 +189,22 @@ class PrunableAttention(nn.Module):
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=self.scale)
-        return out.transpose(1, 2).flatten(2)
+        if _TRACING:
+            # What is per head, or the same for all, would enter the graph with channels it does not have (trap O).
+            out = F.scaled_dot_product_attention(q, k, v)
+        else:
+            q, k = self.rotated(self.q_norm(q), rope), self.rotated(self.k_norm(k), rope)
+            if self.query_scale is not None:  # scaled cosine: Swin Transformer V2, arXiv 2111.09883
+                q = F.normalize(q, dim=-1) * self.own(self.query_scale).clamp(max=math.log(100)).exp()
+                k = F.normalize(k, dim=-1)
+            dropout = self.dropout if self.training else 0.0
+            out = F.scaled_dot_product_attention(
+                q.type_as(v), k.type_as(v), v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale
+            )
+            if self.head_scale is not None:
+                out = out * self.own(self.head_scale)
+        result: Tensor = self.norm(out.transpose(1, 2).flatten(2))
+        return result if self.gate is None else result * self.gate(query).sigmoid()
 
     def forward(
         self,
@@ -154,7 +257,7 @@ class PrunableAttention(nn.Module):
         mask = mask.unflatten(0, (batch, -1))
         if mask.shape[1] == self.num_heads:
             return mask
-        if not torch.equal(mask, mask[:, :1].expand_as(mask)):
+        if not torch.compiler.is_compiling() and not torch.equal(mask, mask[:, :1].expand_as(mask)):
             raise ValueError(
                 f"attn_mask must hold one mask per head that is left ({self.num_heads}) or the same for all; found "
                 f"{mask.shape[1]} different ones. Rebuild the mask with the pruned head count."
@@ -169,17 +272,37 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
 
 
-def _split_fused_projection(
+_FUSED = {"in_proj": "qkv", "qkv": "qkv", "kv": "kv"}
+_RENAMED = {
+    "q_proj_weight": "q_proj.weight",
+    "k_proj_weight": "k_proj.weight",
+    "v_proj_weight": "v_proj.weight",
+    "q_bias": "q_proj.bias",
+    "v_bias": "v_proj.bias",
+    "q.": "q_proj.",
+    "proj.": "out_proj.",
+    "c_proj.": "out_proj.",
+    "o.": "out_proj.",
+    "k.": "k_proj.",
+    "v.": "v_proj.",
+    "ln_q.": "q_norm.",
+    "ln_k.": "k_norm.",
+    "ln_inner.": "norm.",
+    "logit_scale": "query_scale",
+}
+"""How the attention of open_clip, timm and torch calls what we call otherwise."""
+
+
+def translate_names(
     _module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
 ) -> None:  # a load_state_dict pre-hook: it edits ``state``
-    """Splits ``in_proj_weight`` and ``in_proj_bias`` of an original checkpoint into q, k and v; renames split weights."""
-    for suffix, separate in (("weight", "{}_proj_weight"), ("bias", None)):
-        fused = state.pop(f"{prefix}in_proj_{suffix}", None)
-        parts: Mapping[str, Tensor | None]
-        if fused is not None:
-            parts = dict(zip("qkv", fused.chunk(3), strict=True))
-        elif separate is not None:
-            parts = {name: state.pop(prefix + separate.format(name), None) for name in "qkv"}
-        else:
-            continue
-        state.update({f"{prefix}{name}_proj.{suffix}": part for name, part in parts.items() if part is not None})
+    """Splits the fused projections of an original checkpoint into q, k and v, and gives other parts our names."""
+    for fused, letters in _FUSED.items():
+        for separator, suffix in (("_", "weight"), (".", "weight"), ("_", "bias"), (".", "bias")):
+            tensor = state.pop(f"{prefix}{fused}{separator}{suffix}", None)
+            if tensor is not None:
+                parts = zip(letters, tensor.chunk(len(letters)), strict=True)
+                state.update({f"{prefix}{name}_proj.{suffix}": part for name, part in parts})
+    for theirs, ours in _RENAMED.items():
+        for name in [name for name in state if name.startswith(prefix + theirs)]:
+            state[prefix + ours + name.removeprefix(prefix + theirs)] = state.pop(name)

@@ -13,8 +13,15 @@ from torch_pruning.pruner import function
 
 from .._state import trainable
 from ..errors import UngroupedParametersError
+from ._attention import HeadProjection, tracing
 
 UnwrappedParameters = list[tuple[nn.Parameter, int]]
+
+
+_OPERATIONS = {
+    getattr(tp.ops.OPTYPE, name) for name in ("ELEMENTWISE", "RESHAPE", "CONCAT", "SPLIT", "UNBIND", "EXPAND", "SLICE")
+}
+"""Nodes of the graph that hold no parameters."""
 
 
 class _SortedLayerNormPruner(function.LayernormPruner):  # type: ignore[misc]
@@ -44,6 +51,25 @@ class _SortedLayerNormPruner(function.LayernormPruner):  # type: ignore[misc]
         return layer
 
     prune_in_channels = prune_out_channels
+
+
+class _HeadProjectionPruner(function.LinearPruner):  # type: ignore[misc]
+    """Surgery on a value projection that remembers which heads are left."""
+
+    def prune_out_channels(self, layer: HeadProjection, idxs: Sequence[int]) -> HeadProjection:
+        """Mutates ``layer``: removes the channels ``idxs``, of whole heads.
+
+        Args:
+            layer: The projection.
+            idxs: Channels to remove.
+
+        Returns:
+            The layer.
+        """
+        gone = set(idxs)
+        layer.keep([channel for channel in range(layer.out_features) if channel not in gone])
+        super().prune_out_channels(layer, list(idxs))
+        return layer
 
 
 class _UnboundedOutputPruner(tp.ops.OutputPruner):  # type: ignore[misc]
@@ -85,11 +111,15 @@ def customized_pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
     norms = {type(module) for module in model.modules() if isinstance(module, nn.LayerNorm)}
     pruners: dict[type[nn.Module], Any] = dict.fromkeys(norms, _SortedLayerNormPruner())
     pruners[tp.ops._OutputOp] = _UnboundedOutputPruner()
+    pruners[HeadProjection] = _HeadProjectionPruner()
     return pruners
 
 
 def tracing_forward(
-    encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[Tensor], Tensor], model: nn.Module
+    encode_image: Callable[[Tensor], Tensor],
+    encode_text: Callable[[Tensor], Tensor],
+    model: nn.Module,
+    decode: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Callable[[nn.Module, dict[str, Tensor]], list[Tensor]]:
     """A ``forward_fn`` that keeps the towers apart and the model as it was.
 
@@ -102,6 +132,7 @@ def tracing_forward(
         encode_image: The model's image encoder.
         encode_text: The model's text encoder.
         model: The model.
+        decode: What makes use of both besides, such as CoCa's decoder, or None.
 
     Returns:
         The function.
@@ -110,8 +141,9 @@ def tracing_forward(
 
     def forward(traced: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
         try:
-            with trainable(traced):
-                return [encode_image(inputs["images"]), encode_text(inputs["tokens"])]
+            with trainable(traced), tracing():
+                outputs = [encode_image(inputs["images"]), encode_text(inputs["tokens"])]
+                return outputs if decode is None else [*outputs, decode(inputs["images"], inputs["tokens"])]
         except BaseException:
             for module in traced.modules():
                 for handle, hook in list(module._forward_hooks.items()):
@@ -150,6 +182,31 @@ def build_graph(
             unwrapped_parameters=list(unwrapped_parameters),
             customized_pruners=customized_pruners(model),
         )
+
+
+def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
+    """Whether zeroing input channels of a layer is what removing them from the model would do, for any of them.
+
+    It is, unless a norm over the channels stands before that layer, which would then be over fewer, or another layer or a
+    bare parameter has to do with them too. Batch normalisation and depthwise convolutions keep channels apart.
+
+    Args:
+        graph: The graph of the model.
+        output: The layer.
+
+    Returns:
+        Whether it is.
+    """
+    pruner = graph.get_pruner_of_module(output)
+    channels = list(range(pruner.get_in_channels(output)))
+    for dep, _ in graph.get_pruning_group(output, pruner.prune_in_channels, channels):
+        module = dep.target.module
+        if module is output or isinstance(module, nn.modules.batchnorm._BatchNorm) or dep.target.type in _OPERATIONS:
+            continue
+        makes = isinstance(module, nn.Linear | tp.ops.TORCH_CONV) and graph.is_out_channel_pruning_fn(dep.handler)
+        if not makes:
+            return False
+    return True
 
 
 def check_grouped(graph: tp.DependencyGraph, model: nn.Module, left_alone: Sequence[nn.Parameter]) -> None:

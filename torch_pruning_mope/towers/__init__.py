@@ -1,19 +1,30 @@
-"""Towers: stem → blocks → readout, one file per family of models, registered by module type."""
+"""Towers: the views of an encoder, one file per family of models, registered by module type."""
 
-from . import _open_clip as _open_clip  # registers itself
+from . import _open_clip as _open_clip  # these register themselves
+from . import _timm as _timm
+from . import _transformers as _transformers
+from ._discover import register_units
+from ._opaque import OpaqueTower, first_tensor
+from ._prunable import Prunable, Units
 from ._registry import Towers, is_known, register_towers, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
-from ._tower import Block, Tower
+from ._tower import Block, BlockTower, Tower
 
 __all__ = [
     "AttentionSublayer",
     "Block",
+    "BlockTower",
     "FeedForwardSublayer",
+    "OpaqueTower",
+    "Prunable",
     "Stream",
     "Sublayer",
     "Tower",
     "Towers",
+    "Units",
+    "first_tensor",
     "is_known",
     "register_towers",
+    "register_units",
     "towers_of",
 ]

@@ -1,11 +1,16 @@
 """open_clip's native models: ``CLIP`` and ``CustomTextCLIP`` with a ``VisionTransformer`` and a ``TextTransformer``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.modified_resnet import Bottleneck
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import (
     CustomResidualAttentionBlock,
     LayerScale,
@@ -17,44 +22,54 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
+from ._checks import check_tokens
+from ._discover import Found, register_units
+from ._opaque import OpaqueTower
+from ._prunable import Units
 from ._registry import Towers, register_towers
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream
-from ._tower import Block, Tower
+from ._tower import Block, BlockTower, Tower, remove_element
+from ._transformers import holds_positions
 
 
-def _require(module: Any, kind: type, what: str) -> None:
-    if type(module) is not kind:
-        raise UnsupportedModelError(
-            f"{what} must be an open_clip {kind.__qualname__}; found {type(module).__qualname__}. Other encoders are not "
-            "supported yet: write a torch_pruning_mope.Tower for it."
-        )
+_BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
 
 
-def _block(module: Any) -> Block:
-    if type(module) not in {ResidualAttentionBlock, CustomResidualAttentionBlock}:
-        raise UnsupportedModelError(
-            f"a block must be an open_clip ResidualAttentionBlock; found {type(module).__qualname__}. Write a "
-            "torch_pruning_mope.Tower for this encoder."
-        )
+@register_units(*_BLOCKS)
+def _units_of_block(module: Any) -> Found:
+    return [("neurons", Units((module.mlp[0],), module.mlp[-1]))]
+
+
+@register_units(Bottleneck)
+def _units_of_bottleneck(module: Any) -> Found:
+    return [("neurons", Units((module.conv1,), module.conv2)), ("neurons", Units((module.conv2,), module.conv3))]
+
+
+def _is_plain(transformer: Any) -> bool:
+    """Whether nothing but units stands between the layers that make units and those that take them."""
+    return type(transformer) is Transformer and all(
+        type(block) in _BLOCKS
+        and isinstance(getattr(block.attn, "norm", None) or nn.Identity(), nn.Identity)
+        and not any(isinstance(part, nn.LayerNorm) for part in block.mlp)
+        for block in transformer.resblocks
+    )
+
+
+def _block(module: Any, siblings: nn.ModuleList) -> Block:
     scale: nn.Module = module.ls_1
     if not isinstance(getattr(module, "ln_attn", nn.Identity()), nn.Identity):
         scale = nn.Sequential(module.ln_attn, module.ls_1)
     *first, output = module.mlp
-    if any(isinstance(part, nn.LayerNorm) for part in first):
-        raise UnsupportedModelError(
-            "an MLP must have no norm between its layers (open_clip's scale_fc), because removing neurons would then "
-            "change the others; this is not supported yet."
-        )
     return Block(
         module,
         AttentionSublayer(module.ln_1, module.attn, scale),
         FeedForwardSublayer(module.ln_2, nn.Sequential(*first), output, module.ls_2),
+        siblings,
     )
 
 
 def _blocks(transformer: Transformer) -> list[Block]:
-    return [_block(module) for module in transformer.resblocks]
+    return [_block(module, transformer.resblocks) for module in transformer.resblocks]
 
 
 def _gammas(transformer: Transformer) -> list[tuple[nn.Parameter, int]]:
@@ -65,14 +80,6 @@ class _OpenClipVision(Tower):
     """``VisionTransformer`` with a class token or average pooling."""
 
     def __init__(self, visual: Any) -> None:
-        _require(visual, VisionTransformer, "the image encoder")
-        _require(visual.transformer, Transformer, "the image encoder's transformer")
-        if visual.attn_pool is not None or visual.pool_type not in {"tok", "avg"}:
-            found = repr(visual.pool_type) if visual.attn_pool is None else "an attentional pool"
-            raise UnsupportedModelError(
-                f"the image encoder must pool its class token or the average of its tokens; found {found}, which is not "
-                "supported yet."
-            )
         self._visual = visual
 
     def stem(self, inputs: Tensor) -> Stream:
@@ -93,12 +100,6 @@ class _OpenClipVision(Tower):
         return pooled if self._visual.proj is None else pooled @ self._visual.proj
 
     @property
-    def block_list(self) -> nn.ModuleList:
-        """The resblocks."""
-        blocks: nn.ModuleList = self._visual.transformer.resblocks
-        return blocks
-
-    @property
     def joint_parameters(self) -> Sequence[tuple[nn.Parameter, int]]:
         """Class token, positions, projection and layer scales."""
         visual = self._visual
@@ -117,14 +118,6 @@ class _OpenClipText(Tower):
     """
 
     def __init__(self, owner: Any, pool_type: str, eos_id: int | None) -> None:
-        _require(owner.transformer, Transformer, "the text encoder's transformer")
-        if getattr(owner, "cls_emb", None) is not None or getattr(owner, "use_pad_mask", False):
-            raise UnsupportedModelError(
-                "the text encoder must have neither an appended class token nor a padding mask (CoCa has); not supported "
-                "yet."
-            )
-        if pool_type not in {"argmax", "eos", "first", "last"}:
-            raise UnsupportedModelError(f"text pool_type must be argmax, eos, first or last; found {pool_type!r}.")
         self._owner = owner
         self._pool_type = pool_type
         self._eos_id = eos_id
@@ -159,12 +152,6 @@ class _OpenClipText(Tower):
         return result
 
     @property
-    def block_list(self) -> nn.ModuleList:
-        """The resblocks."""
-        blocks: nn.ModuleList = self._owner.transformer.resblocks
-        return blocks
-
-    @property
     def joint_parameters(self) -> Sequence[tuple[nn.Parameter, int]]:
         """Positions, layer scales and, where it is a bare parameter, the projection."""
         projection = self._owner.text_projection
@@ -176,53 +163,169 @@ class _OpenClipText(Tower):
         return None if self._owner.attn_mask is None else self._pooled(inputs) + 1
 
     def check_inputs(self, inputs: Tensor) -> None:
-        """Token ids in range, and an end-of-text token in every caption.
+        """Token ids in range, and an end-of-text token in every caption."""
+        check_tokens(inputs, self._owner.token_embedding.num_embeddings, self._owner.positional_embedding.shape[0])
+        _check_end(inputs, self._pool_type, self._eos_id)
 
-        Raises:
-            ValueError: Otherwise.
-        """
-        if inputs.ndim != 2 or inputs.is_floating_point():
-            raise ValueError(f"tokens must be integer ids [N, T]; found {inputs.dtype} of shape {tuple(inputs.shape)}.")
-        vocabulary = self._owner.token_embedding.num_embeddings
-        context = self._owner.positional_embedding.shape[0]
-        if inputs.shape[1] > context or inputs.min() < 0 or inputs.max() >= vocabulary:
-            raise ValueError(
-                f"tokens must be ids below {vocabulary}, at most {context} a caption; found ids {int(inputs.min())} to "
-                f"{int(inputs.max())}, {inputs.shape[1]} a caption. Use the tokenizer of this model."
-            )
-        if self._pool_type == "argmax":
-            # CLIP pools the highest id, which its tokenizers give to the end-of-text token alone.
-            bad = (inputs.amax(1) != inputs.max()) | (inputs.amax(1) == inputs.amin(1))
-        elif self._pool_type == "eos":
-            bad = ~inputs.eq(self._eos_id or 0).any(1)
-        else:
-            return
-        if bad.any():
-            raise ValueError(
-                f"every caption must hold an end-of-text token, which the text tower pools; {int(bad.sum())} of {len(bad)} "
-                f"have none (first: caption {int(bad.nonzero()[0])}). Use the tokenizer of this model, and let it truncate."
-            )
+
+def _check_end(tokens: Tensor, pool_type: str, eos_id: int | None) -> None:
+    """An end-of-text token in every caption, where one is pooled.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if pool_type == "argmax":
+        # CLIP pools the highest id, which its tokenizers give to the end-of-text token alone.
+        bad = (tokens.amax(1) != tokens.max()) | (tokens.amax(1) == tokens.amin(1))
+    elif pool_type == "eos":
+        bad = ~tokens.eq(eos_id or 0).any(1)
+    else:
+        return
+    if bad.any():
+        raise ValueError(
+            f"every caption must hold an end-of-text token, which the text tower pools; {int(bad.sum())} of {len(bad)} "
+            f"have none (first: caption {int(bad.nonzero()[0])}). Use the tokenizer of this model, and let it truncate."
+        )
 
 
 @register_towers(CLIP)
 def _clip(model: Any) -> Towers:
-    return _towers(model, _OpenClipText(model, model.text_pool_type, getattr(model, "text_eos_id", None)))
+    pool_type, eos_id = model.text_pool_type, getattr(model, "text_eos_id", None)
+    text: BlockTower = _OpenClipText(model, pool_type, eos_id)
+    if not _is_plain(model.transformer) or pool_type not in _POOLS:
+        native = text
+        text = OpaqueTower(
+            model.transformer,
+            model.encode_text,
+            lambda: _tokens(model, model.context_length),
+            more_parameters=lambda: [(model.positional_embedding, 1), *_projection(model.text_projection)],
+            check=native.check_inputs,
+        )
+    return _towers(model, text, model.encode_image, model.encode_text, model.context_length)
 
 
 @register_towers(CustomTextCLIP)
 def _custom_text_clip(model: Any) -> Towers:
-    _require(model.text, TextTransformer, "the text encoder")
-    return _towers(model, _OpenClipText(model.text, model.text.pool_type, getattr(model.text, "eos_id", None)))
+    length = _context(model.text)
+    text = _text_tower(model.text, model.encode_text, length)
+    return _towers(model, text, model.encode_image, model.encode_text, length)
 
 
-def _towers(model: Any, text: _OpenClipText) -> Towers:
-    vision = _OpenClipVision(model.visual)
-    height, width = model.visual.image_size
+@register_towers(CoCa)
+def _coca(model: Any) -> Towers:
+    length = _context(model.text)
+    encode_image, encode_text = partial(model.encode_image, normalize=False), partial(model.encode_text, normalize=False)
+    text = _text_tower(model.text, encode_text, length)
+    towers = _towers(model, text, encode_image, encode_text, length)
+
+    def decode(images: Tensor, tokens: Tensor) -> Tensor:
+        logits: Tensor = model(images, tokens, output_labels=False)["logits"]
+        return logits
+
+    def run(tokens: Tensor) -> Tensor:
+        return decode(_image(model), tokens)
+
+    decoder = _CoCaDecoder(
+        model.text_decoder, run, lambda: _tokens(model, length), dimensions={"text_projection": 0}
+    )
+    return replace(towers, decoder=decoder, decode=decode)
+
+
+class _CoCaDecoder(OpaqueTower):
+    """CoCa's decoder, whose self-attention and cross-attention layers run in pairs."""
+
+    def delete(self, indices: Sequence[int]) -> None:
+        """Mutates the model: deletes layers, each with its partner.
+
+        Args:
+            indices: Positions of either of a pair.
+        """
+        blocks, decoder = self.blocks, self.root
+        pairs: list[Any] = [
+            pair
+            for pair in zip(decoder.resblocks, decoder.cross_attn, strict=True)  # type: ignore[arg-type]
+            if any(blocks[index].module in pair for index in indices)
+        ]
+        for own, cross in pairs:
+            remove_element(decoder.resblocks, own)
+            remove_element(decoder.cross_attn, cross)
+
+
+_POOLS = {"argmax", "eos", "first", "last"}
+
+
+def _text_tower(text: Any, encode: Callable[[Tensor], Tensor], length: int) -> BlockTower:
+    """The tower of a text encoder of its own."""
+    if type(text) is not TextTransformer:
+        return OpaqueTower(text, encode, lambda: _tokens(text, length), fixed=holds_positions)
+    native = _OpenClipText(text, text.pool_type, getattr(text, "eos_id", None))
+    simple = text.cls_emb is None and not text.use_pad_mask and not text.output_tokens
+    if simple and text.pool_type in _POOLS and _is_plain(text.transformer):
+        return native
+    return OpaqueTower(
+        text, encode, lambda: _tokens(text, length), dimensions={"text_projection": 0}, check=_checks(text)
+    )
+
+
+def _checks(text: Any) -> Callable[[Tensor], None]:
+    def check(tokens: Tensor) -> None:
+        check_tokens(tokens, text.token_embedding.num_embeddings, text.context_length)
+        if text.cls_emb is None:
+            _check_end(tokens, text.pool_type, text.eos_id)
+
+    return check
+
+
+def _context(text: Any) -> int:
+    """Tokens of a caption; Hugging Face's encoders say how many places they have, which is more than CLIPs use."""
+    return min(int(text.context_length or 77), 77)
+
+
+def _tokens(owner: nn.Module, length: int) -> Tensor:
+    return torch.ones(1, length, dtype=torch.long, device=next(owner.parameters()).device)
+
+
+def _image(model: Any) -> Tensor:
+    weight = next(model.visual.parameters())
+    return torch.zeros(1, *_image_shape(model.visual), device=weight.device, dtype=weight.dtype)
+
+
+def _image_shape(visual: Any) -> tuple[int, int, int]:
+    size = visual.image_size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return 3, int(height), int(width)
+
+
+def _projection(projection: Any) -> list[tuple[nn.Parameter, int]]:
+    return [(projection, 0)] if isinstance(projection, nn.Parameter) else []
+
+
+def _image_tower(model: Any, encode: Callable[[Tensor], Tensor]) -> BlockTower:
+    visual = model.visual
+    if type(visual) is VisionTransformer:
+        simple = visual.attn_pool is None and visual.pool_type in {"tok", "avg"} and not visual.output_tokens
+        if simple and _is_plain(visual.transformer):
+            return _OpenClipVision(visual)
+    # A head after the trunk of a timm model projects into the joint embedding, which stays as it is.
+    root = visual.trunk if type(visual) is TimmModel else visual
+    return OpaqueTower(root, encode, lambda: _image(model), dimensions={"proj": 0})
+
+
+def _towers(
+    model: Any,
+    text: BlockTower,
+    encode_image: Callable[[Tensor], Tensor],
+    encode_text: Callable[[Tensor], Tensor],
+    context_length: int,
+) -> Towers:
+    def encode(images: Tensor) -> Tensor:
+        return encode_image(images.to(next(model.visual.parameters()).dtype))
+
     return Towers(
-        image=vision,
+        image=_image_tower(model, encode),
         text=text,
-        encode_image=lambda images: model.encode_image(images.to(model.visual.conv1.weight.dtype)),
-        encode_text=model.encode_text,
-        image_shape=(model.visual.conv1.in_channels, height, width),
-        context_length=model.context_length,
+        encode_image=encode,
+        encode_text=encode_text,
+        image_shape=_image_shape(model.visual),
+        context_length=context_length,
     )

@@ -2,12 +2,28 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
+from .._registry import Kind, Registry
 from ..errors import UnsupportedModelError
-from ._tower import Tower
+from ._tower import BlockTower
+
+HOW_TO = """register a factory of towers:
+
+    @mope.register_towers(MyModel)
+    def my_towers(model):
+        return mope.Towers(image=MyTower(model.vision), text=..., encode_image=model.vision, ...)
+
+where a tower is a subclass of mope.Tower with three methods,
+
+    def stem(self, inputs): ...      # inputs -> mope.Stream, what enters the first block
+    def blocks(self): ...            # a property: mope.Block for each layer
+    def readout(self, stream): ...   # mope.Stream -> embeddings
+
+or simply mope.OpaqueTower(model.vision, encode_image, example), which finds layers of known types by itself. README has a
+complete example."""
 
 
 @dataclass(frozen=True)
@@ -21,26 +37,28 @@ class Towers:
         encode_text: The model's own text encoder, not normalising.
         image_shape: ``(C, R, R)`` of one image.
         context_length: Tokens of one caption.
+        decoder: What comes after both towers and has no part in the embeddings (CoCa's), or None.
+        decode: Images and tokens to whatever the decoder makes of them, or None.
     """
 
-    image: Tower
-    text: Tower
+    image: BlockTower
+    text: BlockTower
     encode_image: Callable[[Tensor], Tensor]
     encode_text: Callable[[Tensor], Tensor]
     image_shape: tuple[int, int, int]
     context_length: int
+    decoder: BlockTower | None = None
+    decode: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
-_Factory = Callable[[Any], Towers]
-_FactoryT = TypeVar("_FactoryT", bound=_Factory)
-_FACTORIES: dict[type[nn.Module], _Factory] = {}
+_FACTORIES: Registry[Callable[[Any], Towers]] = Registry("a factory of their towers")
 
 
-def register_towers(*kinds: type[nn.Module]) -> Callable[[_FactoryT], _FactoryT]:
+def register_towers(*kinds: Kind) -> Callable[..., Any]:
     """Registers a factory of :class:`Towers` for models of exactly these types.
 
     Args:
-        *kinds: The model types.
+        *kinds: The model types, or their full names, which spares importing them.
 
     Returns:
         The decorator.
@@ -48,20 +66,12 @@ def register_towers(*kinds: type[nn.Module]) -> Callable[[_FactoryT], _FactoryT]
     Raises:
         ValueError: If one of the types is registered already.
     """
-    taken = [kind.__qualname__ for kind in kinds if kind in _FACTORIES]
-    if taken:
-        raise ValueError(f"kinds must be types without a factory; registered already: {taken}.")
-
-    def register(factory: _FactoryT) -> _FactoryT:
-        _FACTORIES.update(dict.fromkeys(kinds, factory))
-        return factory
-
-    return register
+    return _FACTORIES.register(*kinds)
 
 
 def is_known(model: nn.Module) -> bool:
     """Whether the model's type has a factory."""
-    return type(model) in _FACTORIES
+    return _FACTORIES.get(type(model)) is not None
 
 
 def towers_of(model: nn.Module) -> Towers:
@@ -76,11 +86,11 @@ def towers_of(model: nn.Module) -> Towers:
     Raises:
         UnsupportedModelError: If the type of the model, or of one of its encoders, is not registered.
     """
-    if not is_known(model):
-        known = sorted(f"{kind.__module__.split('.')[0]}.{kind.__qualname__}" for kind in _FACTORIES)
+    factory = _FACTORIES.get(type(model))
+    if factory is None:
+        known = sorted(f"{name.partition('.')[0]}.{name.rpartition('.')[2]}" for name in _FACTORIES)
         raise UnsupportedModelError(
-            f"model must be of a registered type ({', '.join(known)}); found {type(model).__qualname__}. For a model of "
-            "your own, write a torch_pruning_mope.Tower (stem, blocks, readout) for each encoder and register a factory "
-            "with torch_pruning_mope.register_towers."
+            f"model must be of a registered type ({', '.join(known)}); found {type(model).__qualname__}. For a model of your "
+            f"own, {HOW_TO}"
         )
-    return _FACTORIES[type(model)](model)
+    return factory(model)

@@ -6,7 +6,8 @@ second layer of an MLP. Removing units is therefore the same for heads and for n
 Axes: ``N`` sequences, ``T`` tokens, ``D`` residual width, ``U`` channels of ``hidden`` (``H * E`` or ``F``).
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..surgery import PrunableAttention
+from ._prunable import Prunable
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Stream:
         return Stream(self.x.repeat(times, 1, 1), mask, pooled)
 
 
-class Sublayer(ABC):
+class Sublayer(Prunable):
     """One residual sub-layer; a subclass says how its hidden channels arise and how its output joins the stream."""
 
     mixes_tokens: bool
@@ -81,16 +83,6 @@ class Sublayer(ABC):
     @abstractmethod
     def output(self) -> nn.Linear:
         """The linear layer whose input channels are the units' channels."""
-
-    @property
-    @abstractmethod
-    def unit_size(self) -> int:
-        """Channels per unit: the head dimension, or 1 for neurons."""
-
-    @property
-    def num_units(self) -> int:
-        """How many heads or neurons are left."""
-        return self.output.in_features // self.unit_size
 
     @abstractmethod
     def hidden(self, stream: Stream, *, pooled_only: bool = False) -> Float[Tensor, "N T U"]:
@@ -120,6 +112,11 @@ class AttentionSublayer(Sublayer):
         self.norm = norm
         self.attention = cast("PrunableAttention", attention)
         self.scale = scale or nn.Identity()
+
+    @property
+    def sources(self) -> Sequence[nn.Module]:
+        """The three input projections."""
+        return (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
 
     @property
     def output(self) -> nn.Linear:
@@ -161,6 +158,11 @@ class FeedForwardSublayer(Sublayer):
         self.first = first
         self._output = output
         self.scale = scale or nn.Identity()
+
+    @property
+    def sources(self) -> Sequence[nn.Module]:
+        """The linear layers of the first part."""
+        return tuple(module for module in self.first.modules() if isinstance(module, nn.Linear))
 
     @property
     def output(self) -> nn.Linear:

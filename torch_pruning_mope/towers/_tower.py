@@ -1,40 +1,113 @@
-"""A tower: stem → blocks → readout, the view of an encoder that scoring works on."""
+"""Towers: the views of an encoder that scoring and pruning work on."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ._prunable import Prunable
 from ._sublayers import Stream, Sublayer
 
 
 @dataclass(frozen=True)
 class Block:
-    """One Transformer layer.
+    """One layer.
 
     Attributes:
-        module: The model's own module, as it stands in its list of layers.
-        attention: Its attention sub-layer.
-        feed_forward: Its MLP sub-layer.
+        module: The model's own module.
+        attention: Its heads, or None if it has none.
+        feed_forward: Its neurons, or None if it has none.
+        siblings: The model's list of layers that the module stands in, so that it can be deleted; None where it cannot.
     """
 
     module: nn.Module
-    attention: Sublayer
-    feed_forward: Sublayer
+    attention: Prunable | None
+    feed_forward: Prunable | None
+    siblings: nn.ModuleList | nn.Sequential | None = None
 
     @property
-    def sublayers(self) -> tuple[Sublayer, Sublayer]:
-        """The sub-layers in the order in which they run."""
-        return (self.attention, self.feed_forward)
+    def prunables(self) -> tuple[Prunable, ...]:
+        """Heads and neurons, as far as there are any."""
+        return tuple(units for units in (self.attention, self.feed_forward) if units is not None)
+
+    @property
+    def sublayers(self) -> tuple[Sublayer, ...]:
+        """The sub-layers in the order in which they run, of a tower that is made of such.
+
+        Raises:
+            TypeError: If the block knows its heads and neurons, but not how they run.
+        """
+        sublayers = tuple(units for units in self.prunables if isinstance(units, Sublayer))
+        if len(sublayers) != len(self.prunables):
+            raise TypeError("a Tower's blocks must be made of Sublayers; found a block that is not.")
+        return sublayers
 
 
-class Tower(ABC):
-    """One encoder of a dual encoder. Subclass it, with these three methods, for a model of your own.
+class BlockTower(ABC):
+    """What is common to all towers: an encoder as a row of blocks."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[Block]:
+        """The blocks in order, read off the model as it is now."""
+
+    @property
+    def streams(self) -> Sequence[nn.Module]:
+        """For each residual width of the encoder, a layer whose output channels it is."""
+        return [self.blocks[0].prunables[-1].output]
+
+    @property
+    def width(self) -> int:
+        """The residual width, summed over the streams where there are several."""
+        outputs: list[Any] = list(self.streams)
+        return sum(int(output.weight.shape[0]) for output in outputs)
+
+    @property
+    def joint_parameters(self) -> Sequence[tuple[nn.Parameter, int]]:
+        """Bare parameters that Torch-Pruning must be told about, each with the dimension along the residual width."""
+        return ()
+
+    @property
+    def left_alone(self) -> Sequence[nn.Parameter]:
+        """Parameters that no pruning touches."""
+        return ()
+
+    def lengths(self, inputs: Tensor) -> Int[Tensor, "N"] | None:  # noqa: ARG002
+        """How many leading tokens of each input can reach the embedding, or None if all can."""
+        return None
+
+    def delete(self, indices: Sequence[int]) -> None:
+        """Mutates the model: deletes blocks.
+
+        Args:
+            indices: Positions of the blocks; not all of them.
+
+        Raises:
+            NotImplementedError: If one of them stands in no list of layers, or changes the shape of the hidden states.
+        """
+        blocks = list(self.blocks)
+        firm = [index for index in indices if blocks[index].siblings is None]
+        if firm:
+            raise NotImplementedError(
+                f"indices must be of layers that stand in a list and keep the shape of the hidden states; found {firm}, which "
+                "do not. A Tower of your own must set siblings of its Blocks for its layers to be removable."
+            )
+        for index in indices:
+            remove_element(blocks[index].siblings, blocks[index].module)
+
+    def check_inputs(self, inputs: Tensor) -> None:  # noqa: B027 (optional to override)
+        """Raises where ``inputs`` cannot be what this tower expects."""
+
+
+class Tower(BlockTower):
+    """One encoder of a dual encoder, taken apart. Subclass it, with these three methods, for a model of your own.
 
     A tower holds no weights: it points at the modules of the model, which stays the user's. ``readout(blocks(stem(inputs)))``
-    must equal the model's own embedding of ``inputs``.
+    must equal the model's own embedding of ``inputs``. Scoring is fastest on such towers; an :class:`OpaqueTower` asks for
+    less.
     """
 
     @abstractmethod
@@ -48,11 +121,6 @@ class Tower(ABC):
             The residual stream that enters the first block.
         """
 
-    @property
-    @abstractmethod
-    def blocks(self) -> Sequence[Block]:
-        """The blocks in order, read off the model as it is now."""
-
     @abstractmethod
     def readout(self, stream: Stream) -> Float[Tensor, "N J"]:
         """What happens after the last block.
@@ -64,23 +132,6 @@ class Tower(ABC):
             The embeddings, not normalised.
         """
 
-    @property
-    def block_list(self) -> nn.ModuleList | None:
-        """The model's list of blocks, so that whole blocks can be deleted; None where it has none."""
-        return None
-
-    @property
-    def joint_parameters(self) -> Sequence[tuple[nn.Parameter, int]]:
-        """Bare parameters that Torch-Pruning must be told about, each with the dimension along the residual width."""
-        return ()
-
-    def lengths(self, inputs: Tensor) -> Int[Tensor, "N"] | None:  # noqa: ARG002
-        """How many leading tokens of each input can reach the embedding, or None if all can."""
-        return None
-
-    def check_inputs(self, inputs: Tensor) -> None:  # noqa: B027 (optional to override)
-        """Raises where ``inputs`` cannot be what this tower expects."""
-
     def embed(self, inputs: Tensor) -> Float[Tensor, "N J"]:
         """The embeddings, by way of the tower's parts."""
         stream = self.stem(inputs)
@@ -88,3 +139,11 @@ class Tower(ABC):
             for sublayer in block.sublayers:
                 stream = sublayer(stream)
         return self.readout(stream)
+
+
+def remove_element(siblings: Any, module: nn.Module) -> None:
+    """Mutates a list of layers: deletes one, if it is there."""
+    for place, element in enumerate(siblings):
+        if element is module:
+            del siblings[place]
+            return
