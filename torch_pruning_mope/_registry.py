@@ -1,0 +1,57 @@
+"""Handlers keyed by module type."""
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from torch import nn
+
+HandlerT = TypeVar("HandlerT")
+Kind = type[nn.Module] | str
+"""A module type, or its full name (``timm.layers.attention.Attention``), which spares importing it."""
+
+
+def full_name(kind: Kind) -> str:
+    """Module and qualified name of a type."""
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+class Registry(Generic[HandlerT]):
+    """Handlers of exact module types; a subclass needs one of its own.
+
+    Args:
+        what: What a handler is, for messages.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._handlers: dict[str, HandlerT] = {}
+
+    def register(self, *kinds: Kind) -> Callable[[HandlerT], HandlerT]:
+        """A decorator that registers a handler.
+
+        Args:
+            *kinds: The types.
+
+        Returns:
+            The decorator.
+
+        Raises:
+            ValueError: If one of the types has a handler already.
+        """
+        names = [full_name(kind) for kind in kinds]
+        taken = [name.rpartition(".")[2] for name in names if name in self._handlers]
+        if taken:
+            raise ValueError(f"kinds must be types without {self._what}; registered already: {taken}.")
+
+        def register(handler: HandlerT) -> HandlerT:
+            self._handlers.update(dict.fromkeys(names, handler))
+            return handler
+
+        return register
+
+    def get(self, kind: type[nn.Module]) -> HandlerT | None:
+        """The handler of a type, if it has one."""
+        return self._handlers.get(full_name(kind))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handlers)

@@ -1,0 +1,108 @@
+"""Attention of torch and open_clip."""
+
+from typing import Any
+
+import torch
+from open_clip.modified_resnet import AttentionPool2d
+from open_clip.transformer import Attention as OpenClipAttention
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ._attention import PrunableAttention
+from ._swap import build, chunked, fused, register_attention
+
+
+@register_attention(nn.MultiheadAttention)
+def _from_torch(module: nn.MultiheadAttention) -> PrunableAttention:
+    if module.bias_k is not None or module.add_zero_attn:
+        raise UnsupportedModelError(
+            "nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot be pruned; register a converter for a "
+            "subclass of it with torch_pruning_mope.register_attention."
+        )
+    fused_weight: Tensor | None = module.in_proj_weight  # None where keys or values have a width of their own
+    if fused_weight is not None:
+        projections = fused(fused_weight, module.in_proj_bias)
+    else:
+        separate: list[Any] = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+        biases = [None] * 3 if module.in_proj_bias is None else chunked(module.in_proj_bias, 3)
+        projections = dict(zip("qkv", zip(separate, biases, strict=True), strict=True))
+    return build(
+        PrunableAttention,
+        module,
+        projections,
+        module.out_proj,
+        module.num_heads,
+        dropout=module.dropout,
+        batch_first=module.batch_first,
+    )
+
+
+class _SelfAttention(PrunableAttention):
+    """Stands in for open_clip's own ``Attention``, which returns its output alone and may be called with queries alone."""
+
+    out_drop: nn.Module
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attention over ``[N, T, D]``; masks as in :class:`PrunableAttention`.
+
+        Returns:
+            The output, ``[N, T, D]``.
+        """
+        key = query if key is None else key
+        out = super().forward(query, key, key if value is None else value, attn_mask=attn_mask)[0]
+        dropped: Tensor = self.out_drop(out)
+        return dropped
+
+
+@register_attention(OpenClipAttention)
+def _from_open_clip(module: Any) -> _SelfAttention:
+    per_head = module.head_scale is not None or module.logit_scale is not None
+    attention = build(
+        _SelfAttention,
+        module,
+        fused(module.in_proj_weight, module.in_proj_bias),
+        module.out_proj,
+        module.num_heads,
+        dropout=module.attn_drop.p,
+        tracks_heads=per_head,
+    )
+    attention.q_norm, attention.k_norm, attention.norm = module.ln_q, module.ln_k, module.ln_inner
+    attention.head_scale, attention.query_scale = module.head_scale, module.logit_scale
+    if module.logit_scale is not None:
+        attention.scale = 1.0
+    attention.out_drop = module.out_drop
+    return attention
+
+
+class _MeanQueryPool(PrunableAttention):
+    """Stands in for ``AttentionPool2d`` of open_clip's ResNets, which keeps the mean token alone."""
+
+    positional_embedding: nn.Parameter
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Pools a map.
+
+        Args:
+            x: ``[N, C, R, R]``.
+
+        Returns:
+            ``[N, J]``.
+        """
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1) + self.positional_embedding.to(x.dtype)
+        pooled: Tensor = self.out_proj(self.heads(tokens[:, :1], tokens, tokens))
+        return pooled[:, 0]
+
+
+@register_attention(AttentionPool2d)
+def _from_resnet(module: Any) -> _MeanQueryPool:
+    projections = {name: (getattr(module, f"{name}_proj").weight, getattr(module, f"{name}_proj").bias) for name in "qkv"}
+    attention = build(_MeanQueryPool, module, projections, module.c_proj, module.num_heads)
+    attention.positional_embedding = module.positional_embedding
+    return attention

@@ -1,0 +1,77 @@
+"""Attention of Hugging Face's transformers whose bias is per head; others need no stand-in."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._attention import PrunableAttention
+from ._swap import build, register_attention
+
+
+class _T5Attention(PrunableAttention):
+    """Stands in for T5's self-attention, whose first layer makes the positions that all layers add to their scores."""
+
+    relative_attention_bias: nn.Embedding | None
+    compute_bias: Any
+
+    @property
+    def left_alone(self) -> list[nn.Parameter]:
+        """The positions as well."""
+        positions = self.relative_attention_bias
+        return [*super().left_alone, *([] if positions is None else positions.parameters())]
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: object = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Self-attention.
+
+        Args:
+            hidden_states: ``[N, T, D]``.
+            mask: Additive, or boolean with True where attention is allowed.
+            key_value_states: Must be None: only encoders are supported.
+            position_bias: ``[1, H0, T, T]`` from the first layer, of its original heads.
+            past_key_values: Must be None, likewise.
+
+        Returns:
+            The output, the bias for the layers that follow, and None in place of the attention weights.
+
+        Raises:
+            NotImplementedError: If it is used in a decoder.
+        """
+        if key_value_states is not None or past_key_values is not None:
+            raise NotImplementedError("key_value_states and past_key_values must be None; only encoders can be pruned.")
+        if position_bias is None and self.relative_attention_bias is not None:
+            length = hidden_states.shape[1]
+            position_bias = self.compute_bias(self, length, length, device=hidden_states.device)
+        bias = None if position_bias is None else self.own(position_bias.transpose(0, 1)).transpose(0, 1)
+        if mask is not None:
+            if mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(~mask, float("-inf"))
+            bias = mask if bias is None else bias + mask
+        out: Tensor = self.out_proj(self.heads(hidden_states, hidden_states, hidden_states, bias))
+        return out, position_bias, None
+
+
+@register_attention(
+    "transformers.models.t5.modeling_t5.T5Attention", "transformers.models.mt5.modeling_mt5.MT5Attention"
+)
+def _from_t5(module: Any) -> _T5Attention:
+    projections = {name: (getattr(module, name).weight, getattr(module, name).bias) for name in "qkv"}
+    attention = build(
+        _T5Attention, module, projections, module.o, module.n_heads, dropout=module.dropout, tracks_heads=True
+    )
+    attention.scale = 1.0  # T5 folds it into its weights
+    attention.relative_attention_bias = getattr(module, "relative_attention_bias", None)
+    # The original's own computation, with the stand-in as self: it reads the embedding and these numbers.
+    attention.compute_bias = type(module).compute_bias
+    for name in ("is_decoder", "relative_attention_num_buckets", "relative_attention_max_distance"):
+        setattr(attention, name, getattr(module, name))
+    attention._relative_position_bucket = module._relative_position_bucket
+    return attention

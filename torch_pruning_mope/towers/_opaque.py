@@ -1,0 +1,178 @@
+"""A tower that is run by the model's own code."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from .._state import evaluation_mode
+from ..surgery import PrunableAttention
+from ._discover import Layer, discover
+from ._tower import Block, BlockTower
+
+
+@dataclass
+class _Call:
+    """How a layer was seen to run.
+
+    Attributes:
+        place: Its place among the layers, by their first call.
+        count: How often it is called.
+        residual: Whether what comes out has the shape of what goes in.
+    """
+
+    place: int
+    count: int = 0
+    residual: bool = True
+
+
+class OpaqueTower(BlockTower):
+    """One encoder of a dual encoder, run by the model's own code and known by the types of its modules.
+
+    Args:
+        root: The module that holds the encoder.
+        encode: The encoder: inputs to embeddings, not normalising.
+        example: Makes one input, for a look at what runs in which order.
+        dimensions: For bare parameters, by their name in ``root``, the dimension along the residual width where that is not
+            the last.
+        more_parameters: Bare parameters outside of ``root``.
+        fixed: Tells of a layer that it cannot be deleted, though it stands in a list of layers.
+        check: As :meth:`BlockTower.check_inputs`.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        encode: Callable[[Tensor], Tensor],
+        example: Callable[[], Tensor],
+        *,
+        dimensions: dict[str, int] | None = None,
+        more_parameters: Callable[[], Sequence[tuple[nn.Parameter, int]]] = lambda: (),
+        fixed: Callable[[nn.Module], bool] = lambda _: False,
+        check: Callable[[Tensor], None] = lambda _: None,
+    ) -> None:
+        self.root = root
+        self.encode = encode
+        self._example = example
+        self._dimensions = dimensions or {}
+        self._more_parameters = more_parameters
+        self._fixed = fixed
+        self._check = check
+        self._seen: tuple[object, dict[nn.Module, _Call]] = (None, {})
+
+    def check_inputs(self, inputs: Tensor) -> None:
+        """As given."""
+        self._check(inputs)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The layers in the order in which they run; one with several kinds of neurons counts as several blocks."""
+        return [block for layer, call in self._layers() for block in self._blocks(layer, call)]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether each layer runs once, so that a run can be resumed between layers."""
+        return all(call.count == 1 for _, call in self._layers())
+
+    @property
+    def streams(self) -> Sequence[nn.Module]:
+        """For each list of layers, the output of its first."""
+        outputs: dict[int, nn.Module] = {}
+        for layer, _ in self._layers():
+            if layer.siblings is not None:
+                outputs.setdefault(id(layer.siblings), layer.found[-1][1].output)
+        return list(outputs.values())
+
+    @property
+    def joint_parameters(self) -> Sequence[tuple[nn.Parameter, int]]:
+        """All parameters of no layer that Torch-Pruning knows, unless they are left alone."""
+        alone = {id(parameter) for parameter in self.left_alone}
+        return [
+            (parameter, self._dimensions.get(name, _last(parameter)))
+            for name, parameter in _bare_parameters(self.root)
+            if id(parameter) not in alone
+        ] + list(self._more_parameters())
+
+    @property
+    def left_alone(self) -> Sequence[nn.Parameter]:
+        """What attention leaves alone."""
+        attentions = (module for module in self.root.modules() if isinstance(module, PrunableAttention))
+        return [parameter for attention in attentions for parameter in attention.left_alone]
+
+    def _blocks(self, layer: Layer, call: _Call) -> Iterator[Block]:
+        siblings = layer.siblings if call.residual and not self._fixed(layer.module) else None
+        heads = [units for kind, units in layer.found if kind == "head"]
+        neurons = [units for kind, units in layer.found if kind == "neurons"]
+        for place in range(max(len(heads), len(neurons))):
+            yield Block(
+                layer.module,
+                heads[place] if place < len(heads) else None,
+                neurons[place] if place < len(neurons) else None,
+                siblings,
+            )
+
+    def _layers(self) -> list[tuple[Layer, _Call]]:
+        """The layers that run, in order."""
+        found = discover(self.root)
+        key = tuple(id(layer.module) for layer in found)
+        if self._seen[0] != key:
+            self._seen = (key, self._watch([layer.module for layer in found]))
+        calls = self._seen[1]
+        ran = [(layer, calls[layer.module]) for layer in found if layer.module in calls]
+        return sorted(ran, key=lambda entry: entry[1].place)
+
+    def _watch(self, modules: Sequence[nn.Module]) -> dict[nn.Module, _Call]:
+        """Runs the encoder once and watches its layers."""
+        calls: dict[nn.Module, _Call] = {}
+
+        def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            call = calls.setdefault(module, _Call(len(calls)))
+            call.count += 1
+            call.residual &= first_tensor((args, kwargs)).shape == first_tensor(output).shape
+
+        hooks = [module.register_forward_hook(called, with_kwargs=True) for module in modules]
+        try:
+            with torch.inference_mode(), evaluation_mode(self.root):
+                self.encode(self._example())
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return calls
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The first tensor of nested arguments or results, by convention the hidden states.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    stack = [value]
+    while stack:
+        value = stack.pop(0)
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, tuple | list):
+            stack = [*value, *stack]
+        elif isinstance(value, dict):
+            stack = [*value.values(), *stack]
+    raise TypeError("a layer must take and return tensors; found none.")
+
+
+_WHOLE = (*tp.ops.TORCH_CONV, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.PReLU)
+"""Layers whose parameters Torch-Pruning handles."""
+
+
+def _bare_parameters(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of no layer that Torch-Pruning knows."""
+    for prefix, module in root.named_modules():
+        if not isinstance(module, _WHOLE):
+            for name, parameter in module.named_parameters(recurse=False):
+                yield f"{prefix}.{name}" if prefix else name, parameter
+
+
+def _last(parameter: nn.Parameter) -> int:
+    """The last dimension but for those of a single place, which follow the channels of maps."""
+    return max((dim for dim, size in enumerate(parameter.shape) if size > 1), default=0)

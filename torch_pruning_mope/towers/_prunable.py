@@ -1,0 +1,77 @@
+"""What can be removed of a module: channels between the layers that make them and the layer that takes them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Prunable(ABC):
+    """Heads or neurons: channels that ``sources`` make and ``output`` alone takes, ``unit_size`` of them per unit.
+
+    Taking a unit away is taking its channels out of the input of ``output``, wherever nothing in between mixes channels.
+    """
+
+    @property
+    @abstractmethod
+    def sources(self) -> Sequence[nn.Module]:
+        """The layers whose output channels are the units' channels: q, k and v, or the first layer(s) of an MLP."""
+
+    @property
+    @abstractmethod
+    def output(self) -> nn.Linear | nn.Conv2d:
+        """The layer whose input channels are the units' channels."""
+
+    @property
+    @abstractmethod
+    def unit_size(self) -> int:
+        """Channels per unit: the head dimension, or 1 for neurons."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of all units."""
+        output = self.output
+        return output.in_channels if isinstance(output, nn.Conv2d) else output.in_features
+
+    @property
+    def num_units(self) -> int:
+        """How many heads or neurons are left."""
+        return self.channels // self.unit_size
+
+    def mask(self, gone: Sequence[int]) -> Tensor:
+        """What the input of ``output`` is multiplied with to take channels away, ``[C]``, or ``[C, 1, 1]`` for maps."""
+        weight = self.output.weight
+        keep = torch.ones(self.channels, device=weight.device, dtype=weight.dtype)
+        keep[list(gone)] = 0
+        return keep[:, None, None] if isinstance(self.output, nn.Conv2d) else keep
+
+
+class Units(Prunable):
+    """Heads or neurons, named by the layers around them.
+
+    Args:
+        sources: The layers that make them.
+        output: The layer that takes them.
+        unit_size: Channels per unit.
+    """
+
+    def __init__(self, sources: Sequence[nn.Module], output: nn.Module, unit_size: int = 1) -> None:
+        if not isinstance(output, nn.Linear | nn.Conv2d):
+            raise TypeError(f"output must be an nn.Linear or nn.Conv2d; found {type(output).__name__}.")
+        self._sources, self._output, self._unit_size = tuple(sources), output, unit_size
+
+    @property
+    def sources(self) -> Sequence[nn.Module]:
+        """The layers that make the units."""
+        return self._sources
+
+    @property
+    def output(self) -> nn.Linear | nn.Conv2d:
+        """The layer that takes them."""
+        return self._output
+
+    @property
+    def unit_size(self) -> int:
+        """Channels per unit."""
+        return self._unit_size
