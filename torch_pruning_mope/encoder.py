@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ._request import Counts, Layer, PruningRequest, Ratios
 from .data import Pairs
 from .errors import NonFiniteError
-from .surgery import build_graph, check_grouped, customized_pruners, swap_attention, tracing_forward
+from .surgery import PrunableAttention, build_graph, check_grouped, customized_pruners, swap_attention, tracing_forward, uncuttable
 from .towers import BlockTower, Prunable, towers_of
 
 TowerName = Literal["image", "text", "decoder"]
@@ -110,7 +110,7 @@ class DualEncoder:
     @property
     def widths(self) -> dict[TowerName, int]:
         """The residual width of each tower, summed over the stages of one that has several."""
-        return {name: tower.width for name, tower in self.towers.items()}
+        return {name: tower.width for name, tower in self.towers.items() if tower.streams}
 
     def counts(self) -> Counts:
         """Heads, neurons and residual channels that the model has now, over both towers."""
@@ -144,10 +144,11 @@ class DualEncoder:
         }
 
     def _left_alone(self) -> list[nn.Parameter]:
-        """The temperature and its bias, and what the towers leave alone."""
+        """The temperature and its bias, and what attention leaves alone."""
         found = [getattr(self.model, name, None) for name in ("logit_scale", "logit_bias")]
         own = [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
-        return own + [parameter for tower in self.towers.values() for parameter in tower.left_alone]
+        attentions = (module for module in self.model.modules() if isinstance(module, PrunableAttention))
+        return own + [parameter for attention in attentions for parameter in attention.left_alone]
 
     def dependency_graph(self) -> tp.DependencyGraph:
         """Torch-Pruning's dependency graph of both towers, checked to cover every parameter.
@@ -158,8 +159,14 @@ class DualEncoder:
         Raises:
             UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
         """
-        graph = build_graph(self.model, **self._graph_arguments())
-        check_grouped(graph, self.model, self._left_alone())
+        arguments = self._graph_arguments()
+        graph = build_graph(self.model, **arguments)
+
+        def outputs() -> list[Tensor]:
+            found: list[Tensor] = arguments["forward_fn"](self.model, arguments["example_inputs"])
+            return found
+
+        check_grouped(graph, self.model, self._left_alone(), outputs)
         return graph
 
     def request(self, *, towers: Sequence[TowerName] = ("image", "text"), **ratios: Any) -> PruningRequest:
@@ -234,12 +241,31 @@ class DualEncoder:
                 "pruner_arguments must be called with autograd on, because Torch-Pruning traces the model through it; found "
                 "torch.no_grad or inference_mode. Build the pruner outside of it."
             )
-        self.dependency_graph()  # for its check of every parameter
+        graph = self.dependency_graph()
+        self._check_widths(graph, request)
+        asked = request.arguments()
         return {
-            **request.arguments(),
+            **asked,
+            "ignored_layers": [*asked["ignored_layers"], *uncuttable(graph)],
             **self._graph_arguments(),
             "customized_pruners": customized_pruners(self.model),
         }
+
+    def _check_widths(self, graph: tp.DependencyGraph, request: PruningRequest) -> None:
+        """Raises if a residual width is to be cut that cannot.
+
+        Raises:
+            ValueError: Then.
+        """
+        firm = uncuttable(graph)
+        names = {module: name for name, module in self.model.named_modules()}
+        bad = [output for output, _ in request.widths if _group_of(graph, output) & set(firm)] if request.width_ratio else []
+        if bad:
+            raise ValueError(
+                f"width_ratio must be 0 for towers whose residual width cannot be cut; found {request.width_ratio}, and the "
+                f"widths at {[names[output] for output in bad]} are the joint embedding, or reach layers that Torch-Pruning "
+                "cannot follow channels through. Give towers that can, or ratios of some layers in pruning_ratio_dict."
+            )
 
     def accumulate_gradients(
         self,
@@ -286,6 +312,13 @@ class DualEncoder:
                 f"{list(indices)}."
             )
         self.towers[tower].delete(list(indices))
+
+
+def _group_of(graph: tp.DependencyGraph, output: nn.Module) -> set[Any]:
+    """The layers that make the same channels as ``output``."""
+    makes = graph.get_pruner_of_module(output).prune_out_channels
+    group = graph.get_pruning_group(output, makes, [0])
+    return {dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}
 
 
 def _units(units: Prunable | None) -> int:

@@ -1,6 +1,7 @@
 """Scoring: units, rewiring, the exact ablation engine and the plain loop, the score table."""
 
 from .._ranks import Ranks
+from ._ablate import Ablator
 from ._cost import Cost, estimate_cost
 from ._cut import Cut
 from ._engine import PrefixEngine
@@ -18,6 +19,7 @@ from ._units import Ablation, Kind, Unit, enumerate_units, nested_ablations, sin
 
 __all__ = [
     "Ablation",
+    "Ablator",
     "Autocast",
     "Cost",
     "Cut",

@@ -11,6 +11,7 @@ from ._graph import (
     customized_pruners,
     masking_is_removal,
     tracing_forward,
+    uncuttable,
 )
 from ._swap import register_attention, swap_attention
 
@@ -24,4 +25,5 @@ __all__ = [
     "register_attention",
     "swap_attention",
     "tracing_forward",
+    "uncuttable",
 ]

@@ -209,26 +209,98 @@ def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
     return True
 
 
-def check_grouped(graph: tp.DependencyGraph, model: nn.Module, left_alone: Sequence[nn.Parameter]) -> None:
-    """Every parameter is in a pruning group, or knowingly left alone.
+def uncuttable(graph: tp.DependencyGraph) -> list[nn.Module]:
+    """Layers whose output channels cannot be cut, one per group of layers that would have to be cut together.
+
+    Args:
+        graph: The graph.
+
+    Returns:
+        The layers; given to a pruner as ``ignored_layers``, they spare criteria groups that they cannot score either.
+    """
+    groups = graph.get_all_groups(root_module_types=[tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR])
+    return [group[0].dep.target.module for group in groups if not _is_whole(graph, group)]
+
+
+def _is_whole(graph: tp.DependencyGraph, group: Any) -> bool:
+    """Whether a group of all output channels of a layer covers every layer in it in full, and no output of the model.
+
+    Torch-Pruning does not follow channels through a grouped convolution that changes their number, or through places that
+    are folded into channels (Swin's merging): it would cut layers on either side that then do not fit.
+
+    Args:
+        graph: The graph.
+        group: A group of all channels of its root.
+
+    Returns:
+        Whether it does.
+    """
+    ends, projected = False, False
+    for dep, idxs in group:
+        node, module = dep.target, dep.target.module
+        if isinstance(module, tp.ops._OutputOp):
+            ends = True
+        elif isinstance(module, nn.Parameter):
+            # What is multiplied with a bare matrix at the end does not end there itself.
+            projected |= module.ndim == 2 and node.pruning_dim == 0
+        elif isinstance(module, tp.ops.TORCH_CONV) and module.groups not in {1, module.out_channels}:
+            return False
+        elif node.type not in _OPERATIONS:
+            makes = graph.is_out_channel_pruning_fn(dep.handler)
+            count = (graph.get_out_channels if makes else graph.get_in_channels)(module)
+            if count is not None and len(set(idxs)) != count:
+                return False
+    return projected or not ends
+
+
+def check_grouped(
+    graph: tp.DependencyGraph,
+    model: nn.Module,
+    left_alone: Sequence[nn.Parameter],
+    outputs: Callable[[], Sequence[Tensor]] = lambda: (),
+) -> None:
+    """Every parameter that the outputs depend on is in a pruning group, or knowingly left alone.
 
     Args:
         graph: The graph of ``model``.
         model: The model.
         left_alone: Parameters that no pruning touches (temperature, say).
+        outputs: Computes what the model puts out, with gradients; asked only if some parameters are in no group.
 
     Raises:
         UngroupedParametersError: With all parameters that are neither.
     """
     known = set(left_alone)
     roots = (tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, nn.Embedding)
-    for group in graph.get_all_groups(root_module_types=roots):
+    groups = list(graph.get_all_groups(root_module_types=roots))
+    for parameter, _ in graph.unwrapped_parameters:  # a pool's learnt queries, say, which no layer makes
+        if parameter in graph.module2node:
+            groups.append(graph.get_pruning_group(parameter, tp.prune_parameter_out_channels, [0]))
+    for group in groups:
         for dep, _ in group:
             target = dep.target.module
             known.update([target] if isinstance(target, nn.Parameter) else target.parameters())
-    missed = [name for name, parameter in model.named_parameters() if parameter not in known]
+    missed = {parameter: name for name, parameter in model.named_parameters() if parameter not in known}
+    if missed:
+        used = _reached(outputs())
+        missed = {parameter: name for parameter, name in missed.items() if parameter in used}
     if missed:
         raise UngroupedParametersError(
-            f"every parameter must be in a pruning group or knowingly left alone; found neither for {missed}. If the model "
-            "computes with them outside its layers, name them in the tower's joint_parameters."
+            f"every parameter must be in a pruning group or knowingly left alone; found neither for {list(missed.values())}. "
+            "If the model computes with them outside its layers, name them in the tower's joint_parameters."
         )
+
+
+def _reached(outputs: Sequence[Tensor]) -> set[Tensor]:
+    """The leaves that some tensors were computed from."""
+    stack = [output.grad_fn for output in outputs]
+    seen, leaves = set(stack), set()
+    while stack:
+        function: Any = stack.pop()
+        if hasattr(function, "variable"):
+            leaves.add(function.variable)
+        for following, _ in getattr(function, "next_functions", ()):
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return leaves

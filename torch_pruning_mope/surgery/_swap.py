@@ -46,6 +46,7 @@ def swap_attention(model: nn.Module) -> int:
         for name, module in model.named_modules()
         if (converter := CONVERTERS.get(type(module))) is not None
     ]
+    converted = [(name, module) for name, module in converted if module is not model.get_submodule(name)]
     for name, module in converted:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module)

@@ -1,5 +1,6 @@
-"""Attention of Hugging Face's transformers whose bias is per head; others need no stand-in."""
+"""What needs a stand-in in Hugging Face's transformers: attention whose bias is per head, and positions."""
 
+import copy
 from typing import Any
 
 import torch
@@ -75,3 +76,61 @@ def _from_t5(module: Any) -> _T5Attention:
         setattr(attention, name, getattr(module, name))
     attention._relative_position_bucket = module._relative_position_bucket
     return attention
+
+
+class _Table(nn.Module):
+    """Stands in for an ``nn.Embedding`` that is never called, only read, so that Torch-Pruning sees its bare parameter."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+
+@register_attention("transformers.models.siglip2.modeling_siglip2.Siglip2VisionEmbeddings")
+def _from_siglip2(module: Any) -> nn.Module:
+    if isinstance(module.position_embedding, _Table):
+        return module  # type: ignore[no-any-return]
+    changed = copy.copy(module)
+    changed._modules = dict(module._modules) | {"position_embedding": _Table(module.position_embedding.weight)}
+    return changed  # type: ignore[no-any-return]
+
+
+class _FixedPositions(nn.Module):
+    """Stands in for M2M100's sinusoids, a buffer that would not get narrower with the rest; here a frozen parameter."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.padding_idx = original.padding_idx
+        self.ids_of_tokens = original.create_position_ids_from_input_ids
+        self.ids_of_states = original.create_position_ids_from_inputs_embeds
+        self.weights = nn.Parameter(original.weights.detach().clone(), requires_grad=False)
+        self.register_load_state_dict_pre_hook(self._fill)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def _fill(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Checkpoints do not hold them."""
+        state.setdefault(f"{prefix}weights", module.weights.detach())
+
+    def forward(
+        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, past_key_values_length: int = 0
+    ) -> Tensor:
+        """Positions of tokens.
+
+        Args:
+            input_ids: ``[N, T]``.
+            inputs_embeds: ``[N, T, D]``, instead.
+            past_key_values_length: As in the original.
+
+        Returns:
+            ``[N, T, D]``.
+        """
+        if input_ids is not None:
+            ids = self.ids_of_tokens(input_ids, self.padding_idx, past_key_values_length)
+        else:
+            ids = self.ids_of_states(inputs_embeds, past_key_values_length, self.padding_idx)
+        return self.weights[ids.to(self.weights.device)]
+
+
+@register_attention("transformers.models.m2m_100.modeling_m2m_100.M2M100SinusoidalPositionalEmbedding")
+def _from_m2m100(module: Any) -> _FixedPositions:
+    return _FixedPositions(module)

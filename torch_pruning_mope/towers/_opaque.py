@@ -89,18 +89,13 @@ class OpaqueTower(BlockTower):
     @property
     def joint_parameters(self) -> Sequence[tuple[nn.Parameter, int]]:
         """All parameters of no layer that Torch-Pruning knows, unless they are left alone."""
-        alone = {id(parameter) for parameter in self.left_alone}
+        attentions = (module for module in self.root.modules() if isinstance(module, PrunableAttention))
+        alone = {id(parameter) for attention in attentions for parameter in attention.left_alone}
         return [
             (parameter, self._dimensions.get(name, _last(parameter)))
             for name, parameter in _bare_parameters(self.root)
             if id(parameter) not in alone
         ] + list(self._more_parameters())
-
-    @property
-    def left_alone(self) -> Sequence[nn.Parameter]:
-        """What attention leaves alone."""
-        attentions = (module for module in self.root.modules() if isinstance(module, PrunableAttention))
-        return [parameter for attention in attentions for parameter in attention.left_alone]
 
     def _blocks(self, layer: Layer, call: _Call) -> Iterator[Block]:
         siblings = layer.siblings if call.residual and not self._fixed(layer.module) else None
@@ -161,7 +156,7 @@ def first_tensor(value: Any) -> Tensor:
     raise TypeError("a layer must take and return tensors; found none.")
 
 
-_WHOLE = (*tp.ops.TORCH_CONV, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.PReLU)
+_WHOLE = (tp.ops.TORCH_CONV, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.PReLU)
 """Layers whose parameters Torch-Pruning handles."""
 
 

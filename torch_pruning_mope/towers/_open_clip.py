@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from open_clip.coca_model import CoCa
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.modified_resnet import Bottleneck
 from open_clip.timm_model import TimmModel
@@ -234,6 +235,11 @@ def _coca(model: Any) -> Towers:
 class _CoCaDecoder(OpaqueTower):
     """CoCa's decoder, whose self-attention and cross-attention layers run in pairs."""
 
+    @property
+    def streams(self) -> Sequence[nn.Module]:
+        """None of its own: its residual width is that of the text tower."""
+        return ()
+
     def delete(self, indices: Sequence[int]) -> None:
         """Mutates the model: deletes layers, each with its partner.
 
@@ -251,6 +257,7 @@ class _CoCaDecoder(OpaqueTower):
             remove_element(decoder.cross_attn, cross)
 
 
+_USUAL = 77
 _POOLS = {"argmax", "eos", "first", "last"}
 
 
@@ -277,8 +284,11 @@ def _checks(text: Any) -> Callable[[Tensor], None]:
 
 
 def _context(text: Any) -> int:
-    """Tokens of a caption; Hugging Face's encoders say how many places they have, which is more than CLIPs use."""
-    return min(int(text.context_length or 77), 77)
+    """Tokens of a caption; Hugging Face's encoders say how many places they have, of which RoBERTa's begin after padding."""
+    length = int(text.context_length or _USUAL)
+    if type(text) is HFTextEncoder:
+        length = min(length - 1 - int(text.config.pad_token_id or 0), _USUAL) if text.context_length else _USUAL
+    return length
 
 
 def _tokens(owner: nn.Module, length: int) -> Tensor:

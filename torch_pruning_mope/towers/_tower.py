@@ -70,11 +70,6 @@ class BlockTower(ABC):
         """Bare parameters that Torch-Pruning must be told about, each with the dimension along the residual width."""
         return ()
 
-    @property
-    def left_alone(self) -> Sequence[nn.Parameter]:
-        """Parameters that no pruning touches."""
-        return ()
-
     def lengths(self, inputs: Tensor) -> Int[Tensor, "N"] | None:  # noqa: ARG002
         """How many leading tokens of each input can reach the embedding, or None if all can."""
         return None

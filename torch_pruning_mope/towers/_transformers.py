@@ -1,6 +1,6 @@
 """Models of Hugging Face's transformers, an optional package: everything here goes by the full names of its types."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -127,7 +127,12 @@ def _siglip2(model: Any) -> Towers:
         )
 
     return _towers(
-        model, lambda tokens: model.get_text_features(input_ids=tokens), encode, size=side * int(config.patch_size)
+        model,
+        lambda tokens: model.get_text_features(input_ids=tokens),
+        encode,
+        size=side * int(config.patch_size),
+        # An Embedding that is resized rather than called.
+        more_parameters=lambda: [(model.vision_model.embeddings.position_embedding.weight, 1)],
     )
 
 
@@ -141,12 +146,14 @@ def _towers(
     image: Callable[[Tensor], Any],
     *,
     size: int | None = None,
+    more_parameters: Callable[[], Sequence[tuple[nn.Parameter, int]]] = lambda: (),
 ) -> Towers:
     vision, language = model.config.vision_config, model.config.text_config
     side = size or int(vision.image_size)
     shape = (int(vision.num_channels), side, side)
-    # Positions of RoBERTa begin after the padding's.
     length = min(int(language.max_position_embeddings), 77)
+    if language.model_type == "altclip_text_model":  # its positions begin after the padding's
+        length = min(length, int(language.max_position_embeddings) - 1 - int(language.pad_token_id))
 
     def encode_image(images: Tensor) -> Tensor:
         return _pooled(image(images.to(model.dtype)))
@@ -168,7 +175,9 @@ def _towers(
             )
 
     return Towers(
-        image=OpaqueTower(model.vision_model, encode_image, example_image, check=check_images),
+        image=OpaqueTower(
+            model.vision_model, encode_image, example_image, check=check_images, more_parameters=more_parameters
+        ),
         text=OpaqueTower(
             model.text_model,
             encode_text,

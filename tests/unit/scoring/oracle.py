@@ -1,10 +1,9 @@
 """Physical removal of a unit on a copy: what every score must agree with."""
 
 import copy
+from typing import Any
 
 import torch
-import torch_pruning as tp
-
 from torch_pruning_mope import DualEncoder, Unit
 from torch_pruning_mope.scoring import Ablation
 from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
@@ -17,17 +16,23 @@ def physically_without(encoder: DualEncoder, unit: Unit | Ablation) -> DualEncod
         smaller.remove_blocks(unit.tower, [unit.layer])
         return smaller
     block = smaller.towers[unit.tower].blocks[unit.layer]
-    output = (block.attention if unit.kind == "head" else block.feed_forward).output
-    if len(unit.channels) == output.in_features:
+    units = block.attention if unit.kind == "head" else block.feed_forward
+    assert units is not None
+    output: Any = units.output
+    if len(unit.channels) == _inputs(output):
         # The last channel cannot be pruned away; the sub-layer without any is its bias.
         with torch.no_grad():
             output.weight.zero_()
         return smaller
-    before = output.in_features
+    before = _inputs(output)
     graph = smaller.dependency_graph()
-    graph.get_pruning_group(output, tp.prune_linear_in_channels, list(unit.channels)).prune()
-    assert output.in_features == before - len(unit.channels)
+    graph.get_pruning_group(output, graph.get_pruner_of_module(output).prune_in_channels, list(unit.channels)).prune()
+    assert _inputs(output) == before - len(unit.channels)
     return smaller
+
+
+def _inputs(output: Any) -> int:
+    return int(output.weight.shape[1])
 
 
 def nested_scores(losses: torch.Tensor) -> torch.Tensor:
