@@ -79,7 +79,8 @@ def kept_modules(model: nn.Module) -> Iterator[None]:
     """
     tables = ("_parameters", "_buffers", "_modules")
     saved = [
-        (module, dict(vars(module)), {table: dict(vars(module)[table]) for table in tables}) for module in model.modules()
+        (module, dict(vars(module)), {table: dict(vars(module)[table]) for table in tables})
+        for module in model.modules()
     ]
     try:
         yield

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from ._request import Counts, Layer, PruningRequest, Ratios
 from .data import Pairs
 from .errors import NonFiniteError
-from .surgery import PrunableAttention, build_graph, check_grouped, customized_pruners, swap_attention, tracing_forward, uncuttable
+from .surgery import (
+    PrunableAttention,
+    build_graph,
+    check_grouped,
+    customized_pruners,
+    swap_attention,
+    tracing_forward,
+    uncuttable,
+)
 from .towers import BlockTower, Prunable, towers_of
 
 TowerName = Literal["image", "text", "decoder"]
@@ -259,7 +267,11 @@ class DualEncoder:
         """
         firm = uncuttable(graph)
         names = {module: name for name, module in self.model.named_modules()}
-        bad = [output for output, _ in request.widths if _group_of(graph, output) & set(firm)] if request.width_ratio else []
+        bad = (
+            [output for output, _ in request.widths if _group_of(graph, output) & set(firm)]
+            if request.width_ratio
+            else []
+        )
         if bad:
             raise ValueError(
                 f"width_ratio must be 0 for towers whose residual width cannot be cut; found {request.width_ratio}, and the "

@@ -136,9 +136,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "open_clip inner norms": lambda: clip(
         vision={"scale_attn_inner": True, "scale_fc": True}, text={"scale_attn_inner": True, "scale_fc": True}
     ),
-    "open_clip ResNet": lambda: clip(
-        vision={"layers": (2, 1, 1, 1), "image_size": 64, "width": 16, "head_width": 64}
-    ),
+    "open_clip ResNet": lambda: clip(vision={"layers": (2, 1, 1, 1), "image_size": 64, "width": 16, "head_width": 64}),
     "CoCa": lambda: _coca(False),
     "CoCa, attentional pool": lambda: _coca(True),
     "SigLIP": lambda: _with_joint(_siglip(), 40),
@@ -146,7 +144,14 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         "vit_medium_patch16_gap_256", size=32, img_size=32, patch_size=8, embed_dim=40, depth=2, num_heads=4
     ),
     "EVA02": lambda: _timm(
-        "eva02_base_patch16_clip_224", size=32, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, pool="token"
+        "eva02_base_patch16_clip_224",
+        size=32,
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+        pool="token",
     ),
     "EVA01": lambda: _timm(
         "eva_giant_patch14_224", size=32, img_size=32, patch_size=8, embed_dim=40, depth=2, num_heads=4, pool="token"
@@ -220,9 +225,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "transformers CLIP": lambda: _transformers("clip", _HF_TEXT, projection_dim=28),
     "transformers SigLIP": lambda: _transformers("siglip", _HF_TEXT | {"projection_size": 40}),
-    "transformers SigLIP 2": lambda: _transformers(
-        "siglip2", _HF_TEXT | {"projection_size": 40}, {"num_patches": 9}
-    ),
+    "transformers SigLIP 2": lambda: _transformers("siglip2", _HF_TEXT | {"projection_size": 40}, {"num_patches": 9}),
     "transformers Chinese-CLIP": lambda: _transformers("chinese_clip", _BERT | {"pad_token_id": 0}, projection_dim=28),
     "transformers AltCLIP": lambda: _transformers(
         "altclip", _BERT | {"pad_token_id": 0, "project_dim": 36}, projection_dim=28

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from .._flops import count_multiply_adds
 from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import DualEncoder
@@ -41,10 +41,9 @@ def multiply_adds(encoder: DualEncoder) -> int:
         The count.
     """
     inputs = encoder.example_inputs
-    with evaluation_mode(encoder.model), FlopCounterMode(display=False) as counter:
-        encoder.embed("image", inputs["images"])
-        encoder.embed("text", inputs["tokens"])
-    return int(counter.get_total_flops()) // 2
+    with evaluation_mode(encoder.model):
+        images = count_multiply_adds(lambda: encoder.embed("image", inputs["images"]))
+        return images + count_multiply_adds(lambda: encoder.embed("text", inputs["tokens"]))
 
 
 def recalls(encoder: DualEncoder, pairs: Pairs, *, batch_size: int = 250) -> Recalls:

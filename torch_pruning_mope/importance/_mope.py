@@ -119,9 +119,7 @@ class MoPEImportance(UnitImportance):
             joint = self.table.settings.get("interaction") == "joint"
             for position, score in enumerate(scores):
                 key = (kind, score.unit.tower, score.unit.layer)
-                own = channels.setdefault(
-                    key, torch.full((sublayers[key].channels,), torch.nan, dtype=torch.double)
-                )
+                own = channels.setdefault(key, torch.full((sublayers[key].channels,), torch.nan, dtype=torch.double))
                 owned = torch.tensor(score.unit.channels)
                 within = torch.linspace(0, 1, len(owned) + 1, dtype=torch.double)[:-1] * (kind == "neurons")
                 value = position if joint else score.value

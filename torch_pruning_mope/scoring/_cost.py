@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from .._flops import count_multiply_adds
 from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
@@ -128,10 +128,8 @@ def estimate_cost(
 def _ablations(walk: Walk, cost: _Tower, units: "Counter[int]", blocks: "Counter[int]") -> float:
     """All units of a tower: what follows is run; the rest of their sub-layer is small where it can be entered."""
     entered = isinstance(walk, StreamWalk)
-    return sum(
-        (count - blocks[depth]) * cost.after[depth + entered] + blocks[depth] * cost.after[depth + 2 * entered]
-        for depth, count in units.items()
-    )
+    own = sum((count - blocks[depth]) * cost.after[depth + entered] for depth, count in units.items())
+    return own + sum(count * cost.after[depth + walk.per_block * entered] for depth, count in blocks.items())
 
 
 def _typical(walk: Walk, inputs: Tensor, size: int) -> Tensor:
@@ -210,9 +208,7 @@ def _seconds(timer: _Timer, function: Callable[[], Any]) -> float:
 
 def _macs(_timer: _Timer, function: Callable[[], Any]) -> float:
     """Multiply-adds of matrix products, convolutions and attention."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return float(counter.get_total_flops()) / 2
+    return float(count_multiply_adds(function))
 
 
 def _synchronise(device: torch.device) -> None:

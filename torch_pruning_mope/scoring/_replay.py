@@ -51,9 +51,7 @@ class ReplayWalk(Walk):
 
     per_block = 1
 
-    def __init__(
-        self, encoder: DualEncoder, tower: TowerName, removed: Collection[Ablation], ablator: Ablator
-    ) -> None:
+    def __init__(self, encoder: DualEncoder, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
         self._tower: TowerName = tower
         self._encoder = encoder
         self._removed = tuple(removed)

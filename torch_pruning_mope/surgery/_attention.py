@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
 _TRACING = False
 """Not a context variable, which torch.compile could not read."""
 
@@ -22,7 +21,7 @@ def tracing() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    global _TRACING  # noqa: PLW0603
+    global _TRACING
     before, _TRACING = _TRACING, True
     try:
         yield
@@ -57,7 +56,9 @@ class HeadProjection(nn.Linear):
         kept = torch.tensor(channels).view(-1)
         heads = (kept // self.head_dim).unique_consecutive()
         if len(heads) * self.head_dim != len(kept):
-            raise ValueError(f"channels must be whole heads of {self.head_dim}; found {len(kept)} of {len(heads)} heads.")
+            raise ValueError(
+                f"channels must be whole heads of {self.head_dim}; found {len(kept)} of {len(heads)} heads."
+            )
         self.heads = self.heads[heads.to(self.heads.device)]
 
 

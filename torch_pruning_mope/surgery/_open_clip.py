@@ -102,7 +102,9 @@ class _MeanQueryPool(PrunableAttention):
 
 @register_attention(AttentionPool2d)
 def _from_resnet(module: Any) -> _MeanQueryPool:
-    projections = {name: (getattr(module, f"{name}_proj").weight, getattr(module, f"{name}_proj").bias) for name in "qkv"}
+    projections = {
+        name: (getattr(module, f"{name}_proj").weight, getattr(module, f"{name}_proj").bias) for name in "qkv"
+    }
     attention = build(_MeanQueryPool, module, projections, module.c_proj, module.num_heads)
     attention.positional_embedding = module.positional_embedding
     return attention

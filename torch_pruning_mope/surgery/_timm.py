@@ -48,9 +48,7 @@ class _SelfAttention(PrunableAttention):
 
 
 def _of_self_attention(module: Any, projections: Any) -> _SelfAttention:
-    attention = build(
-        _SelfAttention, module, projections, module.proj, module.num_heads, dropout=module.attn_drop.p
-    )
+    attention = build(_SelfAttention, module, projections, module.proj, module.num_heads, dropout=module.attn_drop.p)
     attention.scale = module.scale
     attention.q_norm, attention.k_norm = module.q_norm, module.k_norm
     attention.norm = getattr(module, "norm", attention.norm)

@@ -156,7 +156,15 @@ def first_tensor(value: Any) -> Tensor:
     raise TypeError("a layer must take and return tensors; found none.")
 
 
-_WHOLE = (tp.ops.TORCH_CONV, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.PReLU)
+_WHOLE = (
+    tp.ops.TORCH_CONV,
+    nn.Linear,
+    nn.Embedding,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._BatchNorm,
+    nn.PReLU,
+)
 """Layers whose parameters Torch-Pruning handles."""
 
 

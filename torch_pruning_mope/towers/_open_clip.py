@@ -32,7 +32,6 @@ from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream
 from ._tower import Block, BlockTower, Tower, remove_element
 from ._transformers import holds_positions
 
-
 _BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
 
 
@@ -215,7 +214,10 @@ def _custom_text_clip(model: Any) -> Towers:
 @register_towers(CoCa)
 def _coca(model: Any) -> Towers:
     length = _context(model.text)
-    encode_image, encode_text = partial(model.encode_image, normalize=False), partial(model.encode_text, normalize=False)
+    encode_image, encode_text = (
+        partial(model.encode_image, normalize=False),
+        partial(model.encode_text, normalize=False),
+    )
     text = _text_tower(model.text, encode_text, length)
     towers = _towers(model, text, encode_image, encode_text, length)
 
@@ -226,9 +228,7 @@ def _coca(model: Any) -> Towers:
     def run(tokens: Tensor) -> Tensor:
         return decode(_image(model), tokens)
 
-    decoder = _CoCaDecoder(
-        model.text_decoder, run, lambda: _tokens(model, length), dimensions={"text_projection": 0}
-    )
+    decoder = _CoCaDecoder(model.text_decoder, run, lambda: _tokens(model, length), dimensions={"text_projection": 0})
     return replace(towers, decoder=decoder, decode=decode)
 
 

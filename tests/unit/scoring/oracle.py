@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+
 from torch_pruning_mope import DualEncoder, Unit
 from torch_pruning_mope.scoring import Ablation
 from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
