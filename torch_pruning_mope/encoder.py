@@ -31,12 +31,12 @@ class DualEncoder:
     Wrapping a model twice is harmless. Optimizers made before hold the old attention weights; make them after.
 
     Args:
-        model: A CLIP-like model of a registered type, such as open_clip's ``CLIP`` or ``CustomTextCLIP``.
+        model: A CLIP-like model of a registered type: open_clip's, or transformers' ``CLIPModel`` and its like. On the
+            ``meta`` device it can be wrapped, counted and pruned by indices, but not scored.
 
     Raises:
         UnsupportedModelError: If the model, or one of its parts, is of an unknown type. The model is then unchanged.
         NonFiniteError: If a weight is NaN or infinite. The model is then unchanged.
-        ValueError: If the weights are on the ``meta`` device. The model is then unchanged.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -73,6 +73,15 @@ class DualEncoder:
         """What similarities are multiplied with in the contrastive loss; 100, CLIP's ceiling, for a model without."""
         scale = getattr(self.model, "logit_scale", None)
         return scale.exp().squeeze() if isinstance(scale, Tensor) else 100.0
+
+    def check_has_weights(self) -> None:
+        """Raises if there is nothing to compute with.
+
+        Raises:
+            ValueError: If weights are on the ``meta`` device.
+        """
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            raise ValueError("model must have its weights; found some on the 'meta' device. Load a checkpoint first.")
 
     @property
     def device(self) -> torch.device:
@@ -300,8 +309,11 @@ class DualEncoder:
 
         Raises:
             NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
+            ValueError: If the weights are on the ``meta`` device.
         """
         from ._gradients import accumulate_gradients  # it works on encoders: a cycle
+
+        self.check_has_weights()
 
         accumulate_gradients(self, Pairs.coerce(pairs), squared=squared, batch_size=batch_size, progress=progress)
 
@@ -338,9 +350,8 @@ def _units(units: Prunable | None) -> int:
 
 
 def _check_weights(model: nn.Module) -> None:
-    """Raises if there is nothing to prune by: weights on ``meta``, NaN or infinite."""
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("model must have its weights; found some on the 'meta' device. Load a checkpoint first.")
-    bad = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    """Raises if a weight is NaN or infinite."""
+    weights = ((name, parameter) for name, parameter in model.named_parameters() if not parameter.is_meta)
+    bad = [name for name, parameter in weights if not torch.isfinite(parameter).all()]
     if bad:
         raise NonFiniteError(f"model must have finite weights; found NaN or infinity in {bad[:5]} ({len(bad)} in all).")

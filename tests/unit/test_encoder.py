@@ -90,13 +90,17 @@ def test_weights_that_are_no_numbers_are_refused(bad: float) -> None:
         DualEncoder(model)
 
 
-def test_meta_weights_are_refused() -> None:
-    model = clip().to("meta")
-    with (
-        unchanged(model),
-        pytest.raises(ValueError, match=r"found some on the 'meta' device\. Load a checkpoint first"),
-    ):
-        DualEncoder(model)
+def test_models_without_weights_are_counted_but_not_scored(pairs: mope.Pairs) -> None:
+    encoder, real = DualEncoder(clip().to("meta")), DualEncoder(clip())
+    assert encoder.counts() == real.counts()
+    arguments = encoder.pruner_arguments(head_ratio=0.5, ffn_ratio=0.5)
+    assert arguments.keys() == real.pruner_arguments(head_ratio=0.5, ffn_ratio=0.5).keys()
+    for use in (lambda: mope.score(encoder, pairs), lambda: encoder.accumulate_gradients(pairs)):
+        with (
+            unchanged(encoder.model),
+            pytest.raises(ValueError, match=r"found some on the 'meta' device\. Load a checkpoint first"),
+        ):
+            use()
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -49,6 +49,9 @@ class Ablator:
 
         Yields:
             What to run.
+
+        Raises:
+            ValueError: If the model has no such units.
         """
         gone: dict[tuple[int, Kind], set[int]] = {}
         for ablation in ablations:

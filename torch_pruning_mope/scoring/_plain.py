@@ -39,9 +39,13 @@ class PlainEngine:
 
     def embeddings(self, tower: TowerName, inputs: Tensor, removed: Collection[Ablation] = ()) -> Float[Tensor, "N J"]:
         """As in :class:`PrefixEngine`."""
-        with self._ablator.without(tower, removed) as encoder, torch.inference_mode(), evaluation_mode(encoder.model):
-            with self._autocast:
-                return torch.cat([encoder.embed(tower, part) for part in inputs.split(self._batch_size)])
+        with (
+            self._ablator.without(tower, removed) as encoder,
+            torch.inference_mode(),
+            evaluation_mode(encoder.model),
+            self._autocast,
+        ):
+            return torch.cat([encoder.embed(tower, part) for part in inputs.split(self._batch_size)])
 
     def ablations(
         self,

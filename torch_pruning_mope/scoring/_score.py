@@ -91,8 +91,8 @@ def score(
         The score table.
 
     Raises:
-        ValueError: If an argument is not one of the above, the captions do not fit the model, ``path`` holds another table,
-            or ranks hold different weights or pairs.
+        ValueError: If an argument is not one of the above, the weights are on the ``meta`` device, the captions do not fit
+            the model, ``path`` holds another table, or ranks hold different weights or pairs.
         WrongModelError: If ``path`` holds measurements of other weights, pairs or metric.
         MetricError: If the metric cannot be used; for a cut, if it has no per-image shares.
         NonFiniteError: If an embedding is NaN or infinite.
@@ -100,6 +100,7 @@ def score(
     _check(kinds, groups, interaction, towers, engine, batch_size, autocast)
     if cut is not None:
         check_cut(cut, kinds, interaction, confidence, budget)
+    encoder.check_has_weights()
     measure = resolve_metric(metric, float(torch.as_tensor(encoder.logit_scale).detach()))
     pairs = Pairs.coerce(pairs)
     encoder.text.check_inputs(pairs.tokens)

@@ -141,6 +141,12 @@ class OpaqueTower(BlockTower):
 def first_tensor(value: Any) -> Tensor:
     """The first tensor of nested arguments or results, by convention the hidden states.
 
+    Args:
+        value: The arguments or results.
+
+    Returns:
+        It.
+
     Raises:
         TypeError: If there is none.
     """
