@@ -176,15 +176,20 @@ class DualEncoder:
         Raises:
             UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
         """
+        return self._checked_graph()[0]
+
+    def _checked_graph(self) -> tuple[tp.DependencyGraph, list[Any]]:
+        """The graph and all its groups."""
         arguments = self._graph_arguments()
         graph = build_graph(self.model, **arguments)
+        groups = all_groups(graph)
 
         def outputs() -> list[Tensor]:
             found: list[Tensor] = arguments["forward_fn"](self.model, arguments["example_inputs"])
             return found
 
-        check_grouped(graph, self.model, self._left_alone(), outputs)
-        return graph
+        check_grouped(graph, groups, self.model, self._left_alone(), outputs)
+        return graph, groups
 
     def request(self, *, towers: Sequence[TowerName] = ("image", "text"), **ratios: Any) -> PruningRequest:
         """The checked form of :meth:`pruner_arguments`' arguments, which see.
@@ -258,23 +263,23 @@ class DualEncoder:
                 "pruner_arguments must be called with autograd on, because Torch-Pruning traces the model through it; found "
                 "torch.no_grad or inference_mode. Build the pruner outside of it."
             )
-        graph = self.dependency_graph()
-        self._check_widths(graph, request)
+        graph, groups = self._checked_graph()
+        firm = uncuttable(graph, groups)
+        self._check_widths(graph, firm, request)
         asked = request.arguments()
         return {
             **asked,
-            "ignored_layers": [*asked["ignored_layers"], *uncuttable(graph)],
+            "ignored_layers": [*asked["ignored_layers"], *firm],
             **self._graph_arguments(),
             "customized_pruners": customized_pruners(self.model),
         }
 
-    def _check_widths(self, graph: tp.DependencyGraph, request: PruningRequest) -> None:
+    def _check_widths(self, graph: tp.DependencyGraph, firm: Sequence[nn.Module], request: PruningRequest) -> None:
         """Raises if a residual width is to be cut that cannot.
 
         Raises:
             ValueError: Then.
         """
-        firm = uncuttable(graph)
         names = {module: name for name, module in self.model.named_modules()}
         bad = (
             [output for output, _ in request.widths if _group_of(graph, output) & set(firm)]

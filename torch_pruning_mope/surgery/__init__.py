@@ -6,6 +6,7 @@ from . import _transformers as _transformers
 from ._attention import PrunableAttention
 from ._graph import (
     UnwrappedParameters,
+    all_groups,
     build_graph,
     check_grouped,
     customized_pruners,
@@ -18,6 +19,7 @@ from ._swap import register_attention, swap_attention
 __all__ = [
     "PrunableAttention",
     "UnwrappedParameters",
+    "all_groups",
     "build_graph",
     "check_grouped",
     "customized_pruners",

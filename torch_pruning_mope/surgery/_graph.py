@@ -209,16 +209,28 @@ def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
     return True
 
 
-def uncuttable(graph: tp.DependencyGraph) -> list[nn.Module]:
-    """Layers whose output channels cannot be cut, one per group of layers that would have to be cut together.
+def all_groups(graph: tp.DependencyGraph) -> list[Any]:
+    """Every group of channels that would have to be cut together, in full.
 
     Args:
         graph: The graph.
 
     Returns:
+        The groups, found by the layers that make their channels.
+    """
+    return list(graph.get_all_groups(root_module_types=[tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, nn.Embedding]))
+
+
+def uncuttable(graph: tp.DependencyGraph, groups: Sequence[Any]) -> list[nn.Module]:
+    """Layers whose output channels cannot be cut, one per group of layers that would have to be cut together.
+
+    Args:
+        graph: The graph.
+        groups: All its groups.
+
+    Returns:
         The layers; given to a pruner as ``ignored_layers``, they spare criteria groups that they cannot score either.
     """
-    groups = graph.get_all_groups(root_module_types=[tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR])
     return [group[0].dep.target.module for group in groups if not _is_whole(graph, group)]
 
 
@@ -255,6 +267,7 @@ def _is_whole(graph: tp.DependencyGraph, group: Any) -> bool:
 
 def check_grouped(
     graph: tp.DependencyGraph,
+    groups: Sequence[Any],
     model: nn.Module,
     left_alone: Sequence[nn.Parameter],
     outputs: Callable[[], Sequence[Tensor]] = lambda: (),
@@ -263,6 +276,7 @@ def check_grouped(
 
     Args:
         graph: The graph of ``model``.
+        groups: All its groups.
         model: The model.
         left_alone: Parameters that no pruning touches (temperature, say).
         outputs: Computes what the model puts out, with gradients; asked only if some parameters are in no group.
@@ -271,12 +285,12 @@ def check_grouped(
         UngroupedParametersError: With all parameters that are neither.
     """
     known = set(left_alone)
-    roots = (tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, nn.Embedding)
-    groups = list(graph.get_all_groups(root_module_types=roots))
-    for parameter, _ in graph.unwrapped_parameters:  # a pool's learnt queries, say, which no layer makes
-        if parameter in graph.module2node:
-            groups.append(graph.get_pruning_group(parameter, tp.prune_parameter_out_channels, [0]))
-    for group in groups:
+    own = [  # a pool's learnt queries, say, which no layer makes
+        graph.get_pruning_group(parameter, tp.prune_parameter_out_channels, [0])
+        for parameter, _ in graph.unwrapped_parameters
+        if parameter in graph.module2node
+    ]
+    for group in [*groups, *own]:
         for dep, _ in group:
             target = dep.target.module
             known.update([target] if isinstance(target, nn.Parameter) else target.parameters())
