@@ -13,6 +13,7 @@ from .data import Pairs
 from .errors import NonFiniteError
 from .surgery import (
     PrunableAttention,
+    all_groups,
     build_graph,
     check_grouped,
     customized_pruners,
