@@ -1,6 +1,7 @@
 """The one object a user holds: a dual encoder made prunable."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from .surgery import (
     tracing_forward,
     uncuttable,
 )
-from .towers import BlockTower, Prunable, towers_of
+from .towers import BlockTower, ChannelsTower, OpaqueTower, Prunable, Towers, towers_of
 
 TowerName = Literal["image", "text", "decoder"]
 
@@ -45,8 +46,22 @@ class DualEncoder:
         _check_weights(model)
         swap_attention(model)
         self.model: Any = model
-        self._towers = towers_of(model)
+        self._towers = self._with_fallbacks(towers_of(model))
         self._original = self._unit_counts()
+
+    def _with_fallbacks(self, towers: Towers) -> Towers:
+        """Towers in which no layers were found, replaced by what the dependency graph knows of them."""
+        bare = [tower for tower in (towers.image, towers.text) if isinstance(tower, OpaqueTower) and not tower.blocks]
+        if not bare:
+            return towers
+        self._towers = towers
+        graph, groups = self._checked_graph()
+        firm = uncuttable(graph, groups)
+
+        def known(tower: BlockTower) -> BlockTower:
+            return ChannelsTower(tower, groups, firm) if isinstance(tower, OpaqueTower) and tower in bare else tower
+
+        return replace(towers, image=known(towers.image), text=known(towers.text))
 
     @property
     def image(self) -> BlockTower:

@@ -1,6 +1,7 @@
 """Taking units away for a while: by masks where that is removal, by physical removal on a copy where it is not."""
 
 import copy
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -59,7 +60,8 @@ class Ablator:
         encoder = self._encoder
         if any((tower, *key) in self.physical for key in gone):
             if self._copy is None:
-                self._copy = DualEncoder(copy.deepcopy(encoder.model))
+                with warnings.catch_warnings(action="ignore"):  # whatever there was to say of the model has been said
+                    self._copy = DualEncoder(copy.deepcopy(encoder.model))
             encoder = self._copy
         with ExitStack() as stack:
             blocks = encoder.towers[tower].blocks

@@ -4,6 +4,7 @@ from . import _open_clip as _open_clip  # these register themselves
 from . import _timm as _timm
 from . import _transformers as _transformers
 from ._discover import register_units
+from ._fallback import ChannelsTower
 from ._opaque import OpaqueTower, first_tensor
 from ._prunable import Prunable, Units
 from ._registry import Towers, is_known, register_towers, towers_of
@@ -14,6 +15,7 @@ __all__ = [
     "AttentionSublayer",
     "Block",
     "BlockTower",
+    "ChannelsTower",
     "FeedForwardSublayer",
     "OpaqueTower",
     "Prunable",
