@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from rich.console import Console
 from ._version import __version__
 from .demo import DemoResult, heat_maps, rich_table, run_demo, save_json
 from .errors import MopeError
+from .models import check_models, families_table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,6 +104,39 @@ def demo(
             heat_maps(result.scores, plot)
 
 
+@app.command()
+def models(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Configurations of open_clip to wrap; all by default.")
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for a row per configuration: name, wraps, reason, …", dir_okay=False, callback=_check_folder
+        ),
+    ] = None,
+) -> None:
+    """Says which families of models work, as measured; given names or --json, wraps configurations of open_clip to see."""
+    if json is None and not names:
+        _console().print(families_table(), highlight=False)
+        return
+    with one_line_errors():
+        checks = []
+        for check in check_models(names or None):
+            checks.append(check)
+            typer.echo(
+                f"{check.name}: {'wraps' if check.wraps else 'refused'}{': ' * bool(check.reason)}{check.reason}"
+            )
+        typer.echo(f"{sum(check.wraps for check in checks)} of {len(checks)} wrap.")
+        if json is not None:
+            json.write_text(dumps([asdict(check) for check in checks], indent=1) + "\n", encoding="utf-8")
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=100)  # a pipe has no width of its own
+
+
 def _print(result: DemoResult, pairs: int, test_pairs: int, steps: int) -> None:
     """The table, and what its columns mean."""
     before, removed = result.before, result.removed
@@ -115,7 +151,4 @@ def _print(result: DemoResult, pairs: int, test_pairs: int, steps: int) -> None:
         "multiply-adds of all convolutions and matrix products, attention's included, per image and caption.",
         "seconds: scoring and pruning, or fine-tuning.",
     )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100)  # a pipe has no width of its own
-    console.print(rich_table(result.rows, title=title), *notes, sep="\n", highlight=False)
+    _console().print(rich_table(result.rows, title=title), *notes, sep="\n", highlight=False)

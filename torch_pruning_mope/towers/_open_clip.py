@@ -213,7 +213,7 @@ def _custom_text_clip(model: Any) -> Towers:
 
 @register_towers(CoCa)
 def _coca(model: Any) -> Towers:
-    length = _context(model.text)
+    length = min(_context(model.text), int(model.context_length))
     encode_image, encode_text = (
         partial(model.encode_image, normalize=False),
         partial(model.encode_text, normalize=False),
