@@ -47,7 +47,8 @@ def ablation_features(
     """
     found: dict[Ablation, tuple[list[Tensor], list[Tensor]]] = {ablation: ([], []) for ablation in ablations}
     view = encoder.towers[tower]
-    observe = _through_parts if isinstance(view, Tower) else _by_hooks
+    in_parts = isinstance(view, Tower) and all(block.is_in_parts for block in view.blocks)
+    observe = _through_parts if in_parts else _by_hooks
     with evaluation_mode(encoder.model):
         for part in inputs.split(batch_size):
             summaries = observe(encoder, tower, part)

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..encoder import DualEncoder, TowerName
 from ..towers import Stream, Sublayer, Tower
+from ._ablate import Ablator
 from ._units import Ablation
 
 
@@ -80,31 +82,41 @@ class StreamWalk(Walk):
     """A tower that is taken apart into stem, sub-layers and readout.
 
     Args:
-        tower: The tower.
+        encoder: The dual encoder.
+        tower: Which of its towers, a :class:`torch_pruning_mope.Tower` all of whose units masks take away.
         removed: What contributes nothing from the start.
+        ablator: What takes units away that run with the readout.
     """
 
-    def __init__(self, tower: Tower, removed: Collection[Ablation]) -> None:
-        self.tower = tower
-        blocks = tower.blocks
-        self.sublayers: list[Sublayer] = [sublayer for block in blocks for sublayer in block.sublayers]
+    def __init__(self, encoder: DualEncoder, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
+        view = encoder.towers[tower]
+        assert isinstance(view, Tower)  # noqa: S101 (the caller has looked)
+        self.tower = view
+        self._name: TowerName = tower
+        self._ablator = ablator
+        blocks = list(view.blocks)
+        last = max((layer for layer, block in enumerate(blocks) if block.is_in_parts), default=-1)
+        self.sublayers: list[Sublayer] = [sublayer for block in blocks[: last + 1] for sublayer in block.sublayers]
         self.depths = len(self.sublayers)
         self.per_block = len(blocks[0].sublayers)
         self.last_mixing = max((d for d, sublayer in enumerate(self.sublayers) if sublayer.mixes_tokens), default=-1)
         self._keep: dict[int, Tensor] = {}
         self._skipped: set[int] = set()
+        self._at_end: list[Ablation] = []
         for ablation in removed:
             depth = self.depth(ablation)
-            if ablation.kind == "block":
+            if depth == self.depths:
+                self._at_end.append(ablation)
+            elif ablation.kind == "block":
                 self._skipped.update(range(depth, depth + self.per_block))
-                continue
-            weight = self.sublayers[depth].output.weight
-            keep = self._keep.setdefault(depth, torch.ones_like(weight[0]))
-            keep[list(ablation.channels)] = 0
+            else:
+                weight = self.sublayers[depth].output.weight
+                keep = self._keep.setdefault(depth, torch.ones_like(weight[0]))
+                keep[list(ablation.channels)] = 0
 
     def depth(self, ablation: Ablation) -> int:
-        """Position of the (first) sub-layer that an ablation is in."""
-        return ablation.layer * self.per_block + (ablation.kind == "neurons")
+        """Position of the (first) sub-layer that an ablation is in; the end for what runs with the readout, such as a pool."""
+        return min(ablation.layer * self.per_block + (ablation.kind == "neurons"), self.depths)
 
     def lengths(self, inputs: Tensor) -> Tensor | None:
         """The tower's."""
@@ -124,6 +136,9 @@ class StreamWalk(Walk):
 
     def point(self, depth: int, stream: Stream) -> Point:
         """A sub-layer up to its output, narrowed to the pooled token where nothing later mixes tokens."""
+        if depth == self.depths:
+            nothing = stream.x.new_empty(0)
+            return Point(stream, nothing, nothing)
         pooled_only = stream.pooled is not None and depth >= self.last_mixing
         hidden = self.sublayers[depth].hidden(stream, pooled_only=pooled_only)
         if depth in self._keep:
@@ -143,10 +158,17 @@ class StreamWalk(Walk):
         """From the stream before ``depth`` to the embeddings."""
         for later in range(depth, self.depths):
             stream = self.step(later, stream)
-        return self.tower.readout(stream)
+        return self._readout(stream)
+
+    def _readout(self, stream: Stream, *more: Ablation) -> Float[Tensor, "N J"]:
+        """The tower's, without units that run with it."""
+        with self._ablator.without(self._name, [*self._at_end, *more]):
+            return self.tower.readout(stream)
 
     def run_without(self, depth: int, point: Point, ablations: Sequence[Ablation]) -> Float[Tensor, "K n J"]:
         """All ablations run as one batch, their contribution subtracted from the recorded output."""
+        if depth == self.depths:
+            return torch.stack([self._readout(point.base, ablation) for ablation in ablations])
         sublayer = self.sublayers[depth]
         outs = [_without(sublayer, point.hidden, point.out, ablation.channels) for ablation in ablations]
         base: Stream = point.base

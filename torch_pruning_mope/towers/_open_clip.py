@@ -29,6 +29,7 @@ from ._opaque import OpaqueTower
 from ._prunable import Units
 from ._registry import Towers, register_towers
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream
+from ._timm import TimmVit
 from ._tower import Block, BlockTower, Tower, remove_element
 from ._transformers import holds_positions
 
@@ -316,6 +317,8 @@ def _image_tower(model: Any, encode: Callable[[Tensor], Tensor]) -> BlockTower:
         simple = visual.attn_pool is None and visual.pool_type in {"tok", "avg"} and not visual.output_tokens
         if simple and _is_plain(visual.transformer):
             return _OpenClipVision(visual)
+    if type(visual) is TimmModel and TimmVit.fits(visual):
+        return TimmVit(visual, encode, lambda: _image(model))
     # A head after the trunk of a timm model projects into the joint embedding, which stays as it is.
     root = visual.trunk if type(visual) is TimmModel else visual
     return OpaqueTower(root, encode, lambda: _image(model), dimensions={"proj": 0})

@@ -34,6 +34,11 @@ class Block:
         return tuple(units for units in (self.attention, self.feed_forward) if units is not None)
 
     @property
+    def is_in_parts(self) -> bool:
+        """Whether it knows how its heads and neurons run."""
+        return all(isinstance(units, Sublayer) for units in self.prunables)
+
+    @property
     def sublayers(self) -> tuple[Sublayer, ...]:
         """The sub-layers in the order in which they run, of a tower that is made of such.
 
@@ -41,7 +46,7 @@ class Block:
             TypeError: If the block knows its heads and neurons, but not how they run.
         """
         sublayers = tuple(units for units in self.prunables if isinstance(units, Sublayer))
-        if len(sublayers) != len(self.prunables):
+        if not self.is_in_parts:
             raise TypeError("a Tower's blocks must be made of Sublayers; found a block that is not.")
         return sublayers
 
@@ -130,7 +135,7 @@ class Tower(BlockTower):
     def embed(self, inputs: Tensor) -> Float[Tensor, "N J"]:
         """The embeddings, by way of the tower's parts."""
         stream = self.stem(inputs)
-        for block in self.blocks:
+        for block in (block for block in self.blocks if block.is_in_parts):
             for sublayer in block.sublayers:
                 stream = sublayer(stream)
         return self.readout(stream)
