@@ -27,13 +27,15 @@ def test_python_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert (tmp_path / "scores.json").exists()
-    wrapped = mope.DualEncoder(namespace["MyClip"]())  # type: ignore[operator]
     pairs = namespace["pairs"]
-    prefix = mope.score(wrapped, pairs, metric="contrastive_loss", groups=2, progress=False)
-    plain = mope.score(wrapped, pairs, metric="contrastive_loss", groups=2, progress=False, engine="plain")
-    assert [s.loss for s in prefix.scores] == pytest.approx([s.loss for s in plain.scores], abs=1e-5)
-    removed = mope.prune(wrapped, mope.MoPEImportance(wrapped, pairs, progress=False), head_ratio=0.5, ffn_ratio=0.5)
-    assert removed == mope.Counts(heads=8, neurons=256, width=0)
+    for own in ("MyClip", "MyFastClip"):
+        wrapped = mope.DualEncoder(namespace[own]())  # type: ignore[operator]
+        prefix = mope.score(wrapped, pairs, metric="contrastive_loss", groups=2, progress=False)
+        plain = mope.score(wrapped, pairs, metric="contrastive_loss", groups=2, progress=False, engine="plain")
+        assert [s.loss for s in prefix.scores] == pytest.approx([s.loss for s in plain.scores], abs=1e-5)
+        importance = mope.MoPEImportance(wrapped, pairs, progress=False)
+        removed = mope.prune(wrapped, importance, head_ratio=0.5, ffn_ratio=0.5)
+        assert removed == mope.Counts(heads=8, neurons=256, width=0)
 
 
 def test_shell_snippets_are_commands_that_exist() -> None:

@@ -20,6 +20,7 @@ from .errors import (
 )
 from .importance import MoPEImportance, UnitImportance, WeightedImportance
 from .metrics import ContrastiveLoss, Metric, Recall
+from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
 from .pruning import prune
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
@@ -27,17 +28,22 @@ from .surgery import PrunableAttention, register_attention
 from .towers import (
     AttentionSublayer,
     Block,
+    BlockTower,
     FeedForwardSublayer,
+    OpaqueTower,
     Stream,
     Sublayer,
     Tower,
     Towers,
+    Units,
     register_towers,
+    register_units,
 )
 
 __all__ = [
     "AttentionSublayer",
     "Block",
+    "BlockTower",
     "ContrastiveLoss",
     "Cost",
     "Counts",
@@ -49,9 +55,11 @@ __all__ = [
     "MetricError",
     "MissingGradientsError",
     "MoPEImportance",
+    "ModelCheck",
     "ModelLoadError",
     "MopeError",
     "NonFiniteError",
+    "OpaqueTower",
     "Pairs",
     "PrunableAttention",
     "PruningMismatchError",
@@ -66,11 +74,14 @@ __all__ = [
     "UngroupedParametersError",
     "Unit",
     "UnitImportance",
+    "Units",
     "UnsupportedModelError",
     "WeightedImportance",
     "WrongModelError",
     "__version__",
     "calibration_guidance",
+    "check_model",
+    "check_models",
     "emoji_batches",
     "emoji_pairs",
     "emoji_scenes",
@@ -80,6 +91,7 @@ __all__ = [
     "prune",
     "register_attention",
     "register_towers",
+    "register_units",
     "score",
     "separation",
 ]
