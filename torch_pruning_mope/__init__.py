@@ -22,6 +22,7 @@ from .importance import MoPEImportance, UnitImportance, WeightedImportance
 from .metrics import ContrastiveLoss, Metric, Recall
 from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
+from .planning import Footprint, Plan, footprints, make_plan, remove_units
 from .pruning import prune
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .surgery import PrunableAttention, register_attention
@@ -50,6 +51,7 @@ __all__ = [
     "DualEncoder",
     "EmojiTokenizer",
     "FeedForwardSublayer",
+    "Footprint",
     "LoadedModel",
     "Metric",
     "MetricError",
@@ -61,6 +63,7 @@ __all__ = [
     "NonFiniteError",
     "OpaqueTower",
     "Pairs",
+    "Plan",
     "PrunableAttention",
     "PruningMismatchError",
     "Recall",
@@ -86,12 +89,15 @@ __all__ = [
     "emoji_pairs",
     "emoji_scenes",
     "estimate_cost",
+    "footprints",
     "load_model",
     "load_tiny_clip",
+    "make_plan",
     "prune",
     "register_attention",
     "register_towers",
     "register_units",
+    "remove_units",
     "score",
     "separation",
 ]

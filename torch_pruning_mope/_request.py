@@ -117,13 +117,13 @@ class PruningRequest:
     def attentions(self) -> list[Prunable]:
         """Attention sub-layers that the head ratio is for."""
         found = [layer.block.attention for layer in self.layers]
-        return [units for units in found if units is not None and self._free(units.sources)]
+        return [units for units in found if units is not None and units.channels and self._free(units.sources)]
 
     @property
     def feed_forwards(self) -> list[Prunable]:
         """MLP sub-layers that the FFN ratio is for."""
         found = [layer.block.feed_forward for layer in self.layers]
-        return [units for units in found if units is not None and self._free(units.sources)]
+        return [units for units in found if units is not None and units.channels and self._free(units.sources)]
 
     @property
     def widths(self) -> list[tuple[nn.Module, int]]:

@@ -117,7 +117,7 @@ def unit_sublayers(encoder: DualEncoder) -> list[tuple[Key, Prunable, nn.Module]
         ((kind, layer.tower, layer.index), units, units.output)
         for layer in encoder.layers
         for kind, units in (("head", layer.block.attention), ("neurons", layer.block.feed_forward))
-        if units is not None
+        if units is not None and units.channels
     ]
 
 

@@ -106,7 +106,9 @@ class Ablator:
                 places.append(((layer.tower, layer.index, "head"), layer.block.attention))
                 places.append(((layer.tower, layer.index, "neurons"), layer.block.feed_forward))
         return frozenset(
-            place for place, units in places if units is not None and not masking_is_removal(graph, units.output)
+            place
+            for place, units in places
+            if units is not None and units.channels and not masking_is_removal(graph, units.output)
         )
 
 

@@ -225,9 +225,10 @@ class PrefixEngine:
         walk, longest = recording.walk, len(recording) - 1
 
         def ablate() -> Tensor:
-            if not isinstance(walk, StreamWalk):
+            depths = walk.sublayers if isinstance(walk, StreamWalk) else []
+            depth = next((d for d, sub in enumerate(depths) if not sub.mixes_tokens and sub.channels), None)
+            if depth is None:
                 return walk.run(0, recording.stem(longest))
-            depth = next((d for d, sublayer in enumerate(walk.sublayers) if not sublayer.mixes_tokens), 0)
             trial = Ablation("image", 0, "head", (0,))  # which tower and layer, the depth says
             return walk.run_without(depth, recording.point(longest, depth), [trial])
 

@@ -66,7 +66,7 @@ def neuron_orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring, ranks: R
         graph = encoder.dependency_graph()
         for layer in encoder.layers:
             units = layer.block.feed_forward
-            if units is None or layer.tower == "decoder":
+            if units is None or not units.channels or layer.tower == "decoder":
                 continue
             first, channels = units.sources[0], list(range(units.channels))
             makes = graph.get_pruner_of_module(first).prune_out_channels

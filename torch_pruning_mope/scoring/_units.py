@@ -84,7 +84,7 @@ def enumerate_units(
                 Unit("head", tower, layer.index, head, tuple(range(head * size, (head + 1) * size)))
                 for head in range(block.attention.num_units)
             ]
-        if "neurons" in kinds and block.feed_forward is not None:
+        if "neurons" in kinds and block.feed_forward is not None and block.feed_forward.channels:
             count = block.feed_forward.num_units
             order = orders.get((tower, layer.index), range(count))
             units += [

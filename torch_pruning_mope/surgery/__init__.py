@@ -11,6 +11,7 @@ from ._graph import (
     check_grouped,
     customized_pruners,
     masking_is_removal,
+    reached_leaves,
     tracing_forward,
     uncuttable,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "check_grouped",
     "customized_pruners",
     "masking_is_removal",
+    "reached_leaves",
     "register_attention",
     "swap_attention",
     "tracing_forward",

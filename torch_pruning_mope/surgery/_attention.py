@@ -53,7 +53,7 @@ class HeadProjection(nn.Linear):
         Raises:
             ValueError: If a head is cut in two.
         """
-        kept = torch.tensor(channels).view(-1)
+        kept = torch.tensor(channels, dtype=torch.long)
         heads = (kept // self.head_dim).unique_consecutive()
         if len(heads) * self.head_dim != len(kept):
             raise ValueError(
@@ -186,6 +186,8 @@ class PrunableAttention(nn.Module):
         Returns:
             Head ``h`` in channels ``h * E`` to ``(h + 1) * E``.
         """
+        if not self.v_proj.out_features:
+            return query.new_empty(*query.shape[:-1], 0)
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))

@@ -305,7 +305,21 @@ def check_grouped(
         )
 
 
-def _reached(outputs: Sequence[Tensor]) -> set[Tensor]:
+def reached_leaves(model: nn.Module, outputs: Callable[[], Sequence[Tensor]]) -> set[nn.Parameter]:
+    """The parameters that some outputs depend on.
+
+    Args:
+        model: The model; left as it is.
+        outputs: Computes them.
+
+    Returns:
+        The parameters.
+    """
+    with trainable(model):
+        return _reached(outputs())
+
+
+def _reached(outputs: Sequence[Tensor]) -> set[Any]:
     """The leaves that some tensors were computed from."""
     stack = [output.grad_fn for output in outputs]
     seen, leaves = set(stack), set()

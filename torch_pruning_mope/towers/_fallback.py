@@ -73,7 +73,7 @@ def _units(group: Any, inside: set[nn.Module], firm: set[nn.Module]) -> Units | 
         (makers if dep.handler in _MAKES else takers).append(module)
     count = makers[0].weight.shape[0] if makers else 0
     fitting = [taker for taker in takers if taker.weight.shape[1] == count]
-    return Units(makers, fitting[0]) if fitting else None
+    return Units(makers, fitting[0], can_be_empty=False) if fitting else None
 
 
 _MAKES = {tp.prune_linear_out_channels, tp.prune_conv_out_channels, tp.prune_depthwise_conv_out_channels}

@@ -29,6 +29,11 @@ class Prunable(ABC):
         """Channels per unit: the head dimension, or 1 for neurons."""
 
     @property
+    def can_be_empty(self) -> bool:
+        """Whether the model still runs when all units have gone, the layers around them having no width."""
+        return isinstance(self.output, nn.Linear)
+
+    @property
     def channels(self) -> int:
         """Channels of all units."""
         output = self.output
@@ -54,12 +59,21 @@ class Units(Prunable):
         sources: The layers that make them.
         output: The layer that takes them.
         unit_size: Channels per unit.
+        can_be_empty: As in :class:`Prunable`; by default what is true there.
     """
 
-    def __init__(self, sources: Sequence[nn.Module], output: nn.Module, unit_size: int = 1) -> None:
+    def __init__(
+        self, sources: Sequence[nn.Module], output: nn.Module, unit_size: int = 1, *, can_be_empty: bool | None = None
+    ) -> None:
         if not isinstance(output, nn.Linear | nn.Conv2d):
             raise TypeError(f"output must be an nn.Linear or nn.Conv2d; found {type(output).__name__}.")
         self._sources, self._output, self._unit_size = tuple(sources), output, unit_size
+        self._can_be_empty = can_be_empty
+
+    @property
+    def can_be_empty(self) -> bool:
+        """As given, or a matter of the output layer's type."""
+        return super().can_be_empty if self._can_be_empty is None else self._can_be_empty
 
     @property
     def sources(self) -> Sequence[nn.Module]:

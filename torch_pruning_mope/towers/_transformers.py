@@ -47,7 +47,8 @@ def _units_of_mlp(module: Any) -> Found:
 )
 def _units_of_attention(module: Any) -> Found:
     # These count their heads by what is left of the projections, and keep their scale: nothing need be swapped.
-    return [("head", Units((module.q_proj, module.k_proj, module.v_proj), module.out_proj, module.head_dim))]
+    sources = (module.q_proj, module.k_proj, module.v_proj)
+    return [("head", Units(sources, module.out_proj, module.head_dim, can_be_empty=False))]
 
 
 @register_units(
@@ -65,7 +66,7 @@ def _units_of_attention(module: Any) -> Found:
 def _units_of_bert(module: Any) -> Found:
     own, output = module.attention.self, module.attention.output.dense
     return [
-        ("head", Units((own.query, own.key, own.value), output, own.attention_head_size)),
+        ("head", Units((own.query, own.key, own.value), output, own.attention_head_size, can_be_empty=False)),
         ("neurons", Units((module.intermediate.dense,), module.output.dense)),
     ]
 

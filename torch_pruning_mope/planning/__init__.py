@@ -1,0 +1,7 @@
+"""Planning: from scores and a budget to the units that go."""
+
+from ._footprint import Footprint, footprints, latencies
+from ._make import Budget, make_plan
+from ._plan import Plan, remove_units
+
+__all__ = ["Budget", "Footprint", "Plan", "footprints", "latencies", "make_plan", "remove_units"]

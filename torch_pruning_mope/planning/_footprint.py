@@ -1,0 +1,97 @@
+"""What a model takes: parameters, multiply-adds, time."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .._flops import count_multiply_adds
+from .._state import evaluation_mode
+from ..encoder import DualEncoder, TowerName
+from ..surgery import reached_leaves
+
+TOWERS: tuple[TowerName, ...] = ("image", "text")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one tower takes.
+
+    Attributes:
+        parameters: What its embedding depends on, but for the token embedding.
+        token_embedding: Parameters of that; it grows with the vocabulary and no pruning of units touches it.
+        multiply_adds: Of matrix products, convolutions and attention, for one input of full length.
+    """
+
+    parameters: int
+    token_embedding: int
+    multiply_adds: int
+
+
+def footprints(encoder: DualEncoder) -> dict[TowerName, Footprint]:
+    """What each tower takes.
+
+    Args:
+        encoder: The dual encoder; left as it is. It may be on the ``meta`` device.
+
+    Returns:
+        A footprint per tower.
+    """
+    inputs = encoder.example_inputs
+    found: dict[TowerName, Footprint] = {}
+    with evaluation_mode(encoder.model):
+        for tower, example in (("image", inputs["images"]), ("text", inputs["tokens"])):
+            name: TowerName = "image" if tower == "image" else "text"
+            with torch.no_grad():
+                macs = count_multiply_adds(lambda n=name, x=example: encoder.embed(n, x))  # type: ignore[misc]
+            used = reached_leaves(encoder.model, lambda n=name, x=example: [encoder.embed(n, x)])  # type: ignore[misc]
+            words = _token_embedding(encoder.model, used) if name == "text" else set()
+            total = sum(parameter.numel() for parameter in used)
+            table = sum(parameter.numel() for parameter in words)
+            found[name] = Footprint(total - table, table, macs)
+    return found
+
+
+def _token_embedding(model: nn.Module, used: set[nn.Parameter]) -> set[nn.Parameter]:
+    """The largest embedding among some parameters: that of the vocabulary."""
+    modules = [module for module in model.modules() if isinstance(module, nn.Embedding) and module.weight in used]
+    return set(max(modules, key=lambda module: module.num_embeddings).parameters()) if modules else set()
+
+
+@torch.inference_mode()
+def latencies(encoder: DualEncoder, *, batch_size: int = 1, repeats: int = 15) -> dict[TowerName, float]:
+    """Median seconds of each tower on its own device, on inputs of full length.
+
+    Args:
+        encoder: The dual encoder; left as it is.
+        batch_size: Inputs at once.
+        repeats: How often each is timed, after two runs that are not.
+
+    Returns:
+        Seconds per tower.
+    """
+    examples: Mapping[str, torch.Tensor] = encoder.example_inputs
+    found: dict[TowerName, float] = {}
+    with evaluation_mode(encoder.model):
+        for name, key in (("image", "images"), ("text", "tokens")):
+            tower: TowerName = "image" if name == "image" else "text"
+            inputs = examples[key].expand(batch_size, *examples[key].shape[1:]).contiguous()
+            times = []
+            for _ in range(repeats + 2):
+                _synchronise(encoder.device)
+                began = time.perf_counter()
+                encoder.embed(tower, inputs)
+                _synchronise(encoder.device)
+                times.append(time.perf_counter() - began)
+            found[tower] = statistics.median(times[2:])
+    return found
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
