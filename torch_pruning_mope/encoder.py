@@ -48,6 +48,7 @@ class DualEncoder:
         self.model: Any = model
         self._towers = self._with_fallbacks(towers_of(model))
         self._original = self._unit_counts()
+        self._numbered = {name: [block.module for block in tower.blocks] for name, tower in self.towers.items()}
 
     def _with_fallbacks(self, towers: Towers) -> Towers:
         """Towers in which no layers were found, replaced by what the dependency graph knows of them."""
@@ -132,6 +133,17 @@ class DualEncoder:
             ]
             for key, counts in self._original.items()
         }
+
+    def block_numbers(self, tower: TowerName) -> list[int]:
+        """Which of the blocks that there were when the model was wrapped the blocks of a tower are.
+
+        Args:
+            tower: The tower.
+
+        Returns:
+            A number per block that is left.
+        """
+        return [self._numbered[tower].index(block.module) for block in self.towers[tower].blocks]
 
     def _unit_counts(self) -> dict[str, list[int]]:
         counts: dict[str, list[int]] = {}
