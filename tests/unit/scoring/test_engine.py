@@ -13,14 +13,14 @@ from tests.unit.scoring.oracle import embeddings, physically_without
 from tests.unit.towers.test_open_clip import CASES
 from torch_pruning_mope.scoring import (
     Ablation,
+    Ablator,
     PlainEngine,
     PrefixEngine,
     enumerate_units,
-    masked,
     nested_ablations,
     single_ablation,
 )
-from torch_pruning_mope.scoring._walk import Walk
+from torch_pruning_mope.scoring._walk import StreamWalk
 
 GROUPS = 3
 
@@ -84,10 +84,12 @@ def test_masked_equals_physically_pruned(case: str, tower: str) -> None:
 
 
 def test_masking_ends_with_its_context(encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
+    ablator = Ablator(encoder)
     for ablation in _ablations(encoder, "image")[:8]:
         with unchanged(encoder.model):
             dense = embeddings(encoder, "image", pairs.images)
-            with pytest.raises(KeyError), masked(encoder, ablation):  # noqa: PT012
+            with pytest.raises(KeyError), ablator.without("image", [ablation]) as without:  # noqa: PT012
+                assert without is encoder
                 assert not torch.equal(embeddings(encoder, "image", pairs.images), dense)
                 raise KeyError
         assert torch.equal(embeddings(encoder, "image", pairs.images), dense)
@@ -180,8 +182,8 @@ def test_less_memory_gives_the_same_bits(tower: Any, monkeypatch: pytest.MonkeyP
         next(PrefixEngine(encoder, batch_size=4, memory=1000).ablations(tower, inputs, ablations))
     least = int(str(refusal.value).split()[5])
     steps: list[int] = []
-    step = Walk.step
-    monkeypatch.setattr(Walk, "step", lambda self, depth, stream: (steps.append(depth), step(self, depth, stream))[1])
+    step = StreamWalk.step
+    monkeypatch.setattr(StreamWalk, "step", lambda self, depth, stream: (steps.append(depth), step(self, depth, stream))[1])
     results, work = [], []
     for memory in (least, least + 30_000, least + 100_000, 1 << 30):
         steps.clear()
