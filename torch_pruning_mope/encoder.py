@@ -204,7 +204,8 @@ class DualEncoder:
             found: list[Tensor] = arguments["forward_fn"](self.model, arguments["example_inputs"])
             return found
 
-        check_grouped(graph, groups, self.model, self._left_alone(), outputs)
+        joint = [parameter for parameter, _ in arguments["unwrapped_parameters"]]
+        check_grouped(graph, groups, self.model, joint, self._left_alone(), outputs)
         return graph, groups
 
     def request(self, *, towers: Sequence[TowerName] = ("image", "text"), **ratios: Any) -> PruningRequest:
