@@ -201,8 +201,9 @@ def _with_strays(*, used: bool) -> Any:
     model.stray = nn.Linear(2, 2)
     encode = model.encode_image
     if used:
-        model.encode_image = lambda images: encode(images) + sum(
-            parameter.sum() for parameter in (model.visual.extra, model.stray.weight, model.stray.bias)
+        model.encode_image = lambda images: (
+            encode(images)
+            + sum(parameter.sum() for parameter in (model.visual.extra, model.stray.weight, model.stray.bias))
         )
     return model
 
