@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 import torch_pruning as tp
+from packaging.version import Version
 from torch import Tensor, nn
 
 import torch_pruning_mope as mope
@@ -195,8 +196,8 @@ def test_own_layers_without_a_list_stay(own_pairs: mope.Pairs, tower: Any) -> No
     firm = _wrapped(FirmModel)
     with unchanged(firm.model), pytest.raises(NotImplementedError, match=r"found \[1\], .* must set siblings"):
         firm.remove_blocks(tower, [1])
-    with unchanged(firm.model), pytest.raises(ValueError):
-        mope.score(firm, own_pairs, kinds=("block",), progress=False)
+    with unchanged(firm.model):
+        assert mope.score(firm, own_pairs, kinds=("block",), progress=False).scores == ()
 
 
 def test_own_model_has_clips_temperature(own: mope.DualEncoder) -> None:
@@ -292,20 +293,24 @@ def test_a_bare_import_registers_everything() -> None:
     assert loaded == set()
 
 
+NAMED_AFTER = {"torch": "2.6", "open_clip": "3.3.0", "timm": "1.0.31", "transformers": "5.23.0"}
+"""Versions that have all types; older ones may lack some."""
+
+
 @pytest.mark.parametrize("registry", [_FACTORIES, _UNITS, CONVERTERS])
-def test_names_that_are_registered_are_the_types_own(registry: Registry[Any]) -> None:
-    """A name by which no type goes would never be found. Types of versions that are not installed are let pass."""
-    known = [name for name in registry if name.partition(".")[0] in {"open_clip", "timm", "transformers", "torch"}]
-    missing = []
-    for name in known:
+def test_names_that_are_registered_are_those_of_types(registry: Registry[Any]) -> None:
+    """A name by which no type goes would never be found."""
+    names = [name for name in registry if name.partition(".")[0] in NAMED_AFTER]
+    assert len(names) >= 8
+    for name in names:
         module, _, kind = name.rpartition(".")
-        found = getattr(importlib.import_module(module), kind, None)
-        if found is None:
-            missing.append(name)
+        library = name.partition(".")[0]
+        try:
+            found = getattr(importlib.import_module(module), kind)
+        except (ImportError, AttributeError):
+            assert Version(importlib.import_module(library).__version__) < Version(NAMED_AFTER[library]), name
         else:
             assert full_name(found) == name
-    assert not missing, f"no such types: {missing}"
-    assert len(known) >= 8
 
 
 def test_names_and_types_are_the_same_key() -> None:
