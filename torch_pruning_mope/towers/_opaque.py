@@ -68,6 +68,22 @@ class OpaqueTower(BlockTower):
         """As given."""
         self._check(inputs)
 
+    def check_output(self, output: Any) -> None:
+        """Raises where an encoder returns something else than one embedding for each input.
+
+        Args:
+            output: What it returns.
+
+        Raises:
+            UnsupportedModelError: Then.
+        """
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            found = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise UnsupportedModelError(
+                f"an encoder must return one embedding for each input, a tensor [N, J]; found {found} for one input. Have it "
+                "pool its tokens, or register a factory of towers whose encode_image and encode_text do."
+            )
+
     @property
     def blocks(self) -> Sequence[Block]:
         """The layers in the order in which they run; one with several kinds of neurons counts as several blocks."""
@@ -125,9 +141,6 @@ class OpaqueTower(BlockTower):
 
         Returns:
             How each layer that runs was called.
-
-        Raises:
-            UnsupportedModelError: If what comes out is not one embedding for each input.
         """
         calls: dict[nn.Module, _Call] = {}
 
@@ -139,18 +152,11 @@ class OpaqueTower(BlockTower):
         hooks = [module.register_forward_hook(called, with_kwargs=True) for module in modules]
         try:
             with torch.inference_mode(), evaluation_mode(self.root):
-                embedding: Any = self.encode(self._example())
+                output: Any = self.encode(self._example())
         finally:
             for hook in hooks:
                 hook.remove()
-        if not isinstance(embedding, Tensor) or embedding.ndim != 2:
-            found = (
-                f"shape {list(embedding.shape)}" if isinstance(embedding, Tensor) else f"a {type(embedding).__name__}"
-            )
-            raise UnsupportedModelError(
-                f"an encoder must return one embedding for each input, a tensor [N, J]; found {found} for one input. Have it "
-                "pool its tokens, or register a factory of towers whose encode_image and encode_text do."
-            )
+        self.check_output(output)
         return calls
 
 

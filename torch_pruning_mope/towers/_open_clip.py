@@ -241,6 +241,9 @@ class _CoCaDecoder(OpaqueTower):
         """None of its own: its residual width is that of the text tower."""
         return ()
 
+    def check_output(self, output: Any) -> None:
+        """Logits of all tokens are fine."""
+
     def delete(self, indices: Sequence[int]) -> None:
         """Mutates the model: deletes layers, each with its partner.
 

@@ -13,6 +13,7 @@ from torch import nn
 import torch_pruning_mope as mope
 from tests.asserts import assert_close, assert_trains, unchanged
 from tests.unit.models import clip, pairs_for
+from tests.unit.zoo import build, pairs_of
 from torch_pruning_mope import DualEncoder, PrunableAttention, UnsupportedModelError
 from torch_pruning_mope.scoring import PrefixEngine
 
@@ -244,6 +245,19 @@ def test_a_model_that_cannot_run_is_untouched() -> None:
     model = clip(vision={"attentional_pool": "parallel", "attn_pooler_heads": 4})
     with unchanged(model), pytest.raises(RuntimeError, match="normalized_shape"):
         DualEncoder(model)
+
+
+@pytest.mark.parametrize("family", ["CoCa", "CoCa, attentional pool"])
+def test_a_decoder_need_not_embed(family: str) -> None:
+    model = build(family)
+    original = copy.deepcopy(model)
+    encoder = DualEncoder(model)
+    assert list(encoder.towers) == ["image", "text", "decoder"]
+    pairs = pairs_of(encoder)
+    with torch.no_grad():
+        found, expected = (each(pairs.images, pairs.tokens) for each in (model, original))
+    for name in ("image_features", "text_features", "logits"):
+        assert_close(found[name], expected[name], 2e-6)
 
 
 def test_attention_that_cannot_be_swapped_is_refused_and_the_model_is_untouched() -> None:
