@@ -18,7 +18,8 @@ from .surgery import (
     build_graph,
     check_grouped,
     customized_pruners,
-    swap_attention,
+    exchange,
+    prunable_attention,
     tracing_forward,
     uncuttable,
 )
@@ -37,17 +38,22 @@ class DualEncoder:
             ``meta`` device it can be wrapped, counted and pruned by indices, but not scored.
 
     Raises:
-        UnsupportedModelError: If the model, or one of its parts, is of an unknown type. The model is then unchanged.
+        UnsupportedModelError: If the model, or one of its parts, is of an unknown type, or an encoder does not return one
+            embedding for each input. The model is then unchanged.
         NonFiniteError: If a weight is NaN or infinite. The model is then unchanged.
     """
 
     def __init__(self, model: nn.Module) -> None:
         towers_of(model)  # raises with what is known, before anything is touched
         _check_weights(model)
-        swap_attention(model)
         self.model: Any = model
-        self._towers = self._with_fallbacks(towers_of(model))
-        self._original = self._unit_counts()
+        before = exchange(model, prunable_attention(model))
+        try:
+            self._towers = self._with_fallbacks(towers_of(model))
+            self._original = self._unit_counts()
+        except BaseException:
+            exchange(model, before)
+            raise
         self._numbered = {name: [block.module for block in tower.blocks] for name, tower in self.towers.items()}
 
     def _with_fallbacks(self, towers: Towers) -> Towers:
@@ -216,7 +222,8 @@ class DualEncoder:
             found: list[Tensor] = arguments["forward_fn"](self.model, arguments["example_inputs"])
             return found
 
-        check_grouped(graph, groups, self.model, self._left_alone(), outputs)
+        joint = [parameter for parameter, _ in arguments["unwrapped_parameters"]]
+        check_grouped(graph, groups, self.model, joint, self._left_alone(), outputs)
         return graph, groups
 
     def request(self, *, towers: Sequence[TowerName] = ("image", "text"), **ratios: Any) -> PruningRequest:

@@ -126,6 +126,7 @@ class PrunableAttention(nn.Module):
         self.norm: nn.Module = nn.Identity()
         self.gate: nn.Linear | None = None
         self.query_scale: nn.Parameter | None = None
+        self.query_scale_max = math.log(100)
         self.head_scale: nn.Parameter | None = None
         self.register_load_state_dict_pre_hook(translate_names)  # type: ignore[no-untyped-call]
 
@@ -198,7 +199,7 @@ class PrunableAttention(nn.Module):
         else:
             q, k = self.rotated(self.q_norm(q), rope), self.rotated(self.k_norm(k), rope)
             if self.query_scale is not None:  # scaled cosine: Swin Transformer V2, arXiv 2111.09883
-                q = F.normalize(q, dim=-1) * self.own(self.query_scale).clamp(max=math.log(100)).exp()
+                q = F.normalize(q, dim=-1) * self.own(self.query_scale).clamp(max=self.query_scale_max).exp()
                 k = F.normalize(k, dim=-1)
             dropout = self.dropout if self.training else 0.0
             out = F.scaled_dot_product_attention(
