@@ -76,7 +76,8 @@ def chunked_backward(
 
 
 def _encoded(encode: Callable[[Chunk], Sequence[Tensor]], chunk: Chunk) -> list[Tensor]:
-    # Autocast caches half-precision copies of weights: one made without a graph would keep gradients from the weight.
+    # Autocast caches half-precision copies of weights; in older torch (pytorch#158232), one made without a graph is then
+    # used with one too, and the weight gets no gradient.
     torch.clear_autocast_cache()
     outputs = list(encode(chunk))
     torch.clear_autocast_cache()

@@ -1,7 +1,8 @@
-"""Every loss of one batch, shared out over the ranks there are. Run by test_ranks.py, alone and under torchrun."""
+"""Every loss of one batch, shared out over the ranks there are. Run by test_ranks.py in two processes, and in its own."""
 
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +134,14 @@ def results(rank: int, world: int, splits: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
+    out, rank, world = Path(sys.argv[1]), int(sys.argv[2]), 2
+    dist.init_process_group("gloo", f"file://{out}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60))
     found = results(rank, world, list(SPLITS))
     found["chunked"] = chunked(rank, world)
     width, none = torch.ones(2, 3 + rank), torch.ones(0, 3)
     found["widths"] = refused(lambda: InfoNCELoss()(width, width, 2.0))
     found["empty"] = refused(lambda: InfoNCELoss()(none, none, 2.0))
-    torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
+    torch.save(found, out / f"{rank}.pt")
     dist.destroy_process_group()
 
 
