@@ -14,6 +14,8 @@ from ._distillation import DistillationLoss, Encoded
 from ._features import FeatureLoss
 from ._hidden import Hidden, HiddenLoss
 from ._similarity import SimilarityLoss
+from ._teacher import TeacherEmbeddings
+from ._train import TrainingStep, distil
 
 __all__ = [
     "DistillationLoss",
@@ -24,5 +26,8 @@ __all__ = [
     "InfoNCELoss",
     "SigmoidLoss",
     "SimilarityLoss",
+    "TeacherEmbeddings",
+    "TrainingStep",
     "chunked_backward",
+    "distil",
 ]

@@ -169,7 +169,9 @@ def test_scores_by_both_engines_are_equal(family: str) -> None:
 
 def _ratios(encoder: DualEncoder, ratio: float, towers: Sequence[str] = TOWERS) -> dict[str, float]:
     """``ratio`` of everything; of heads no more than leaves each layer one."""
-    heads = [layer.block.attention.num_units for layer in encoder.layers if layer.block.attention and layer.tower in towers]
+    heads = [
+        layer.block.attention.num_units for layer in encoder.layers if layer.block.attention and layer.tower in towers
+    ]
     return {"head_ratio": min(ratio, 1 - 1 / min(heads)), "ffn_ratio": ratio, "width_ratio": ratio}
 
 
@@ -300,7 +302,10 @@ def test_other_blocks_stay(family: str) -> None:
     for tower in TOWERS:
         for index, block in enumerate(encoder.towers[tower].blocks):
             if block.siblings is None:
-                with unchanged(encoder.model), pytest.raises(NotImplementedError, match="that stand in a list and keep"):
+                with (
+                    unchanged(encoder.model),
+                    pytest.raises(NotImplementedError, match="that stand in a list and keep"),
+                ):
                     encoder.remove_blocks(tower, [index])
 
 
