@@ -38,6 +38,7 @@ from .names import LoadedModel, load_model
 from .planning import Footprint, Plan, footprints, make_plan, remove_units
 from .pruning import prune
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
+from .stages import finetune_stage, pretrain_stage
 from .surgery import PrunableAttention, register_attention
 from .towers import (
     AttentionSublayer,
@@ -113,10 +114,12 @@ __all__ = [
     "emoji_pairs",
     "emoji_scenes",
     "estimate_cost",
+    "finetune_stage",
     "footprints",
     "load_model",
     "load_tiny_clip",
     "make_plan",
+    "pretrain_stage",
     "prune",
     "register_attention",
     "register_towers",
