@@ -6,6 +6,16 @@ See https://arxiv.org/abs/2403.07839 for the method, and ``README.md`` for how t
 from ._request import Counts
 from ._version import __version__
 from .data import EmojiTokenizer, Pairs, emoji_batches, emoji_pairs, emoji_scenes, load_tiny_clip
+from .distillation import (
+    DistillationLoss,
+    Encoded,
+    FeatureLoss,
+    HiddenLoss,
+    InfoNCELoss,
+    SigmoidLoss,
+    SimilarityLoss,
+    chunked_backward,
+)
 from .encoder import DualEncoder
 from .errors import (
     MetricError,
@@ -47,9 +57,14 @@ __all__ = [
     "ContrastiveLoss",
     "Cost",
     "Counts",
+    "DistillationLoss",
     "DualEncoder",
     "EmojiTokenizer",
+    "Encoded",
+    "FeatureLoss",
     "FeedForwardSublayer",
+    "HiddenLoss",
+    "InfoNCELoss",
     "LoadedModel",
     "Metric",
     "MetricError",
@@ -67,6 +82,8 @@ __all__ = [
     "Score",
     "ScoreTable",
     "Separation",
+    "SigmoidLoss",
+    "SimilarityLoss",
     "Stream",
     "Sublayer",
     "Tower",
@@ -82,6 +99,7 @@ __all__ = [
     "calibration_guidance",
     "check_model",
     "check_models",
+    "chunked_backward",
     "emoji_batches",
     "emoji_pairs",
     "emoji_scenes",
