@@ -54,6 +54,7 @@ class DualEncoder:
         except BaseException:
             exchange(model, before)
             raise
+        self._numbered = {name: [block.module for block in tower.blocks] for name, tower in self.towers.items()}
 
     def _with_fallbacks(self, towers: Towers) -> Towers:
         """Towers in which no layers were found, replaced by what the dependency graph knows of them."""
@@ -138,6 +139,17 @@ class DualEncoder:
             ]
             for key, counts in self._original.items()
         }
+
+    def block_numbers(self, tower: TowerName) -> list[int]:
+        """Which of the blocks that there were when the model was wrapped the blocks of a tower are.
+
+        Args:
+            tower: The tower.
+
+        Returns:
+            A number per block that is left.
+        """
+        return [self._numbered[tower].index(block.module) for block in self.towers[tower].blocks]
 
     def _unit_counts(self) -> dict[str, list[int]]:
         counts: dict[str, list[int]] = {}
@@ -356,14 +368,19 @@ class DualEncoder:
             ValueError: If an index is out of range or repeated, or no layer would be left.
             NotImplementedError: If one of them cannot be deleted: it stands in no list, or changes the shape of the states.
         """
-        count = len(self.towers[tower].blocks)
-        chosen = set(indices)
+        blocks = list(self.towers[tower].blocks)
+        count, chosen = len(blocks), set(indices)
         if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:
             raise ValueError(
                 f"indices must name some, not all, of the {count} layers of the {tower} tower, each once; found "
                 f"{list(indices)}."
             )
         self.towers[tower].delete(list(indices))
+        left = {id(block.module) for block in self.towers[tower].blocks}
+        order = sorted(range(count), key=lambda index: id(blocks[index].module) not in left)
+        for kind in ("heads", "neurons"):  # what went is counted last
+            counts = self._original[f"{tower}.{kind}"]
+            counts[:count] = [counts[index] for index in order]
 
 
 def _group_of(graph: tp.DependencyGraph, output: nn.Module) -> set[Any]:

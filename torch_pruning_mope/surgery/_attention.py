@@ -207,7 +207,12 @@ class PrunableAttention(nn.Module):
             )
             if self.head_scale is not None:
                 out = out * self.own(self.head_scale)
-        result: Tensor = self.norm(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2)
+        if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+            # Under torch.export: the attention that it is decomposed into may order its output otherwise in memory than the
+            # one that was traced, and merging the heads by a view, as traced, then fails.
+            out = out.clone(memory_format=torch.contiguous_format)
+        result: Tensor = self.norm(out.flatten(2))
         return result if self.gate is None else result * self.gate(query).sigmoid()
 
     def forward(
