@@ -219,7 +219,7 @@ def test_unknown_models_are_refused(model: nn.Module) -> None:
         unchanged(model),
         pytest.raises(
             mope.UnsupportedModelError,
-            match=r"\(open_clip\.CLIP, open_clip\.CoCa, open_clip\.CustomTextCLIP, .*\); found (Linear|Sequential)",
+            match=r"open_clip\.CLIP, open_clip\.CoCa, open_clip\.CustomTextCLIP, .*\); found (Linear|Sequential)",
         ),
     ):
         mope.DualEncoder(model)
