@@ -8,7 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 import torch_pruning_mope as mope
+from tests.unit import zoo
 from torch_pruning_mope.cli import app
+from torch_pruning_mope.models import families_markdown, load_families
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -36,6 +38,19 @@ def test_python_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
         importance = mope.MoPEImportance(wrapped, pairs, progress=False)
         removed = mope.prune(wrapped, importance, head_ratio=0.5, ffn_ratio=0.5)
         assert removed == mope.Counts(heads=8, neurons=256, width=0)
+
+
+def test_the_table_of_families_is_the_measured_one() -> None:
+    """`python benchmarks/families.py` measures; this writes nothing."""
+    shown = README.partition("<!-- families -->\n")[2].partition("\n<!-- /families -->")[0]
+    assert shown == families_markdown()
+    rows = load_families()
+    assert [row["family"] for row in rows] == list(zoo.FAMILIES)
+    for row in rows:
+        differences = [value for value in row.values() if isinstance(value, float)]
+        assert len(differences) == 5
+        assert max(differences) <= 1e-5
+        assert row["swapped = original"] <= 1e-6
 
 
 def test_shell_snippets_are_commands_that_exist() -> None:

@@ -66,10 +66,21 @@ def families_table() -> Table:
     rows = load_families()
     table = Table(title="Largest relative difference of embeddings, on one small random model of each family")
     for column in rows[0]:
-        table.add_column(column.replace("_", " "))
+        table.add_column(column)
     for row in rows:
         table.add_row(*(format_cell(value) for value in row.values()))
     return table
+
+
+def families_markdown() -> str:
+    """The rows of :func:`load_families` for README.
+
+    Returns:
+        A Markdown table.
+    """
+    rows = load_families()
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join(lines + ["| " + " | ".join(map(format_cell, row.values())) + " |" for row in rows])
 
 
 def format_cell(value: object) -> str:

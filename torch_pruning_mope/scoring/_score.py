@@ -140,6 +140,11 @@ def score(
         meter = Meter(runner, pairs, measure, own.device, journal=journal, ranks=ranks)
         orders = _orders(own, pairs, rewire, journal, ranks) if "neurons" in kinds else {}
         units = enumerate_units(own, kinds, orders, groups, towers)
+        if not units:
+            raise ValueError(
+                f"kinds must be such as the model has; found none of {sorted(kinds)} in {sorted(towers)}. Layers can be "
+                "removed, and so scored, where they stand in a list: a Block's siblings."
+            )
         queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
         layers = {name: len(tower.blocks) for name, tower in own.towers.items()}
         with Progress(units, queries, layers, show=progress and ranks.rank == 0) as bar:

@@ -196,8 +196,11 @@ def test_own_layers_without_a_list_stay(own_pairs: mope.Pairs, tower: Any) -> No
     firm = _wrapped(FirmModel)
     with unchanged(firm.model), pytest.raises(NotImplementedError, match=r"found \[1\], .* must set siblings"):
         firm.remove_blocks(tower, [1])
-    with unchanged(firm.model):
-        assert mope.score(firm, own_pairs, kinds=("block",), progress=False).scores == ()
+    with (
+        unchanged(firm.model),
+        pytest.raises(ValueError, match=r"kinds must be such as the model has; found none of \['block'\]"),
+    ):
+        mope.score(firm, own_pairs, kinds=("block",), progress=False)
 
 
 def test_own_model_has_clips_temperature(own: mope.DualEncoder) -> None:
