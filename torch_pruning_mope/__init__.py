@@ -5,9 +5,24 @@ See https://arxiv.org/abs/2403.07839 for the method, and ``README.md`` for how t
 
 from ._request import Counts
 from ._version import __version__
-from .data import EmojiTokenizer, Pairs, emoji_batches, emoji_pairs, emoji_scenes, load_tiny_clip
+from .data import (
+    EmojiTokenizer,
+    ImagePairs,
+    PairLoader,
+    Pairs,
+    ShardedPairs,
+    Skipped,
+    emoji_batches,
+    emoji_pairs,
+    emoji_scenes,
+    gather_pairs,
+    load_tiny_clip,
+    open_pairs,
+    split_pairs,
+)
 from .encoder import DualEncoder
 from .errors import (
+    DataError,
     MetricError,
     MissingGradientsError,
     ModelLoadError,
@@ -48,10 +63,12 @@ __all__ = [
     "ContrastiveLoss",
     "Cost",
     "Counts",
+    "DataError",
     "DualEncoder",
     "EmojiTokenizer",
     "FeedForwardSublayer",
     "Footprint",
+    "ImagePairs",
     "LoadedModel",
     "Metric",
     "MetricError",
@@ -62,6 +79,7 @@ __all__ = [
     "MopeError",
     "NonFiniteError",
     "OpaqueTower",
+    "PairLoader",
     "Pairs",
     "Plan",
     "PrunableAttention",
@@ -70,6 +88,8 @@ __all__ = [
     "Score",
     "ScoreTable",
     "Separation",
+    "ShardedPairs",
+    "Skipped",
     "Stream",
     "Sublayer",
     "Tower",
@@ -90,9 +110,11 @@ __all__ = [
     "emoji_scenes",
     "estimate_cost",
     "footprints",
+    "gather_pairs",
     "load_model",
     "load_tiny_clip",
     "make_plan",
+    "open_pairs",
     "prune",
     "register_attention",
     "register_towers",
@@ -100,4 +122,5 @@ __all__ = [
     "remove_units",
     "score",
     "separation",
+    "split_pairs",
 ]
