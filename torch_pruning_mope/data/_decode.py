@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 from torch import Tensor
@@ -25,7 +25,7 @@ class Unusable(Exception):  # noqa: N818  (it never leaves the package)
         self.problem = problem
 
 
-def read_picture(file: str | Path | BinaryIO, where: str) -> Image.Image:
+def read_picture(file: str | Path | BytesIO, where: str) -> Image.Image:
     """Reads a picture to its last pixel.
 
     Args:

@@ -25,8 +25,8 @@ AnyPairs = TypeVar("AnyPairs", ImagePairs, ShardedPairs)
 class PairLoader(DataLoader[tuple[Tensor, Tensor]]):
     """A DataLoader of what `open_pairs` returns, which calls `check_skipped` at the end of each epoch.
 
-    It takes what a DataLoader takes. Libraries that make a loader of their own from it, as Accelerate does, leave that call
-    to you.
+    It takes what a DataLoader takes, and workers of any start method bring their counts home. Libraries that make a loader of
+    their own from it, as Accelerate does, leave that call to you. `mope.score` takes it for pairs of one caption each.
     """
 
     def __iter__(self) -> Any:
@@ -120,8 +120,13 @@ def gather_pairs(
 
     Raises:
         DataError: Fewer than two images can be read, or more than the dataset's `max_skipped` cannot.
+        TypeError: The dataset is another, such as a Subset.
         ValueError: The limit is below 2.
     """
+    if not isinstance(dataset, ImagePairs | ShardedPairs):
+        raise TypeError(
+            f"dataset: must be what open_pairs returns, found {type(dataset).__name__}; take parts with split_pairs or select"
+        )
     if limit is not None and limit < 2:
         raise ValueError(f"limit: retrieval needs at least two images, found {limit}; ask for a few hundred")
     shards = isinstance(dataset, ShardedPairs)

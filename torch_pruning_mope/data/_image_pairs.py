@@ -76,7 +76,7 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
             raise DataError(
                 f"{name}: must hold at least one image with a caption, found none ({dropped}); pass another"
             )
-        super().__init__(name, max_skipped, seed, dropped)
+        super().__init__(name, max_skipped, seed, dropped, expected=(len(self.entries), 0))
         first = [self.root / entry.name for entry in self.entries[:16]]
         if not any(file.exists() for file in first):
             raise DataError(
@@ -126,6 +126,7 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         part.entries = [self.entries[index] for index in indices]
         part.name = self.name if name is None else name
         part.dropped = Skipped.of((), len(part.entries))
+        part.expected = (len(part.entries), 0)
         part._restart()
         return part
 

@@ -13,7 +13,7 @@ from torch_pruning_mope.data._annotations import read_annotations
 from torch_pruning_mope.data._image_pairs import Captions, ImagePairs
 from torch_pruning_mope.data._listing import Listing, read_folder, read_lines, read_table
 from torch_pruning_mope.data._sharded_pairs import ShardedPairs
-from torch_pruning_mope.data._shards import SHARD_SUFFIXES, is_shards
+from torch_pruning_mope.data._shards import SHARD_SUFFIXES, is_shards, tar_files
 from torch_pruning_mope.errors import DataError
 
 Format = Literal["table", "lines", "annotations", "folder", "shards"]
@@ -120,7 +120,7 @@ def open_pairs(
             )
     common: dict[str, Any] = {"captions": captions, "max_skipped": max_skipped, "seed": seed}
     if form == "shards":
-        return ShardedPairs(_shards(source), preprocess, tokenizer, **given, **common)
+        return ShardedPairs(source, preprocess, tokenizer, **given, **common)
     path = Path(str(source)).expanduser()
     listing = _list(form, path, given)
     folder = path if form == "folder" else path.parent
@@ -155,7 +155,7 @@ def _form(source: str | Path | Sequence[str | Path]) -> Format:
         return "shards"
     path = Path(source).expanduser()
     if path.is_dir():
-        return "shards" if _tar_files(path) else "folder"
+        return "shards" if tar_files(path) else "folder"
     if not path.exists():
         raise DataError(
             f"source: must be a file, a folder, a pattern or a URL, found nothing at {str(source)!r}; correct it"
@@ -166,13 +166,3 @@ def _form(source: str | Path | Sequence[str | Path]) -> Format:
             f"found {str(source)!r}; rename it, or write its pairs as one of these"
         )
     return SUFFIXES[path.suffix.lower()]
-
-
-def _tar_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES))
-
-
-def _shards(source: str | Path | Sequence[str | Path]) -> str | Path | Sequence[str | Path]:
-    if isinstance(source, str | Path) and not is_shards(str(source)):
-        return _tar_files(Path(source).expanduser())
-    return source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from torch_pruning_mope.data._shards import Sample, expand_shards, read_sample, 
 from torch_pruning_mope.data._skipped import Counted, Skipped
 from torch_pruning_mope.errors import DataError
 
+LONG = 10_000  # samples, after which more than `max_skipped` of them end the epoch
+
 
 class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
     """Images with captions from WebDataset shards, a stream of `(image, tokens)`.
@@ -32,8 +35,8 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
     in a pass. Order and captions depend on `seed`, the epoch (`set_epoch`), rank and worker alone.
 
     Args:
-        shards: A path, glob (`*.tar`), brace pattern (`{000..127}.tar`), any URL that WebDataset takes, or a list of these.
-            A URL that starts with `pipe:` runs a command.
+        shards: A path, folder, glob (`*.tar`), brace pattern (`{000..127}.tar`), any URL that WebDataset takes, or a list of
+            these. A URL that starts with `pipe:` runs a command.
         preprocess: From a picture to the model's input.
         tokenizer: From captions to tokens.
         caption_key: Where a sample's `json` has the caption.
@@ -75,13 +78,10 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         if samples is not None and samples < 1:
             raise ValueError(f"samples: must be at least 1, found {samples}; leave it out for one pass")
         self.urls, problems = expand_shards(shards)
-        dropped = Skipped.of(problems, 0)
-        super().__init__(
-            str(shards),
-            max_skipped,
-            seed,
-            Skipped(dropped.counts, dropped.examples, 0, len(self.urls) + len(problems)),
-        )
+        missing = Skipped.of(problems, 0)
+        dropped = dataclasses.replace(missing, shards=len(self.urls) + len(problems))
+        name = str(shards) if isinstance(shards, str | Path) else f"{shards[0]} and {len(shards) - 1} more"
+        super().__init__(name, max_skipped, seed, dropped, expected=(LONG, len(self.urls)))
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.caption_key, self.captions = caption_key, captions
         self.shuffle, self.resample, self.samples, self.by_rank = shuffle, resample, samples, by_rank

@@ -47,8 +47,13 @@ def is_shards(text: str) -> bool:
     return is_url(text) or "::" in text or text.endswith(SHARD_SUFFIXES)
 
 
+def tar_files(folder: Path) -> list[Path]:
+    """Returns the tar files of a folder, in alphabetical order; none of what is no folder."""
+    return sorted(path for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES)) if folder.is_dir() else []
+
+
 def expand_shards(source: str | Path | Sequence[str | Path]) -> tuple[list[str], list[Problem]]:
-    """Expands patterns to shards, and takes out local ones that are missing or of no bytes.
+    """Expands patterns and folders to shards, and takes out local ones that are missing or of no bytes.
 
     Args:
         source: Paths, patterns and URLs; several in a string are separated by `::`, as WebDataset has it.
@@ -67,7 +72,7 @@ def expand_shards(source: str | Path | Sequence[str | Path]) -> tuple[list[str],
         except (AssertionError, ValueError) as error:  # a variable that is not set, an unbalanced brace
             raise DataError(f"source: must be a pattern of shards, found {str(pattern)!r}: {error}; mend it") from error
         for url in urls:
-            found += _local(url) if not is_url(url) else [_known(url, library)]
+            found += [_known(url, library)] if is_url(url) else _local(url)
     if not found:
         raise DataError(f"source: must be at least one shard, found {source!r}; pass paths, patterns or URLs")
     urls, problems = [], []
@@ -88,6 +93,8 @@ def expand_shards(source: str | Path | Sequence[str | Path]) -> tuple[list[str],
 
 def _local(path: str) -> list[str]:
     path = str(Path(path).expanduser())
+    if files := tar_files(Path(path)):
+        return [str(file) for file in files]
     if not glob.has_magic(path) or Path(path).exists():
         return [path]
     if not (matches := sorted(glob.glob(path))):  # noqa: PTH207  (Path.glob takes no absolute pattern)

@@ -28,7 +28,6 @@ OF_SHARDS = ("shard unreadable", "shard empty")
 
 EXAMPLES = 3  # per reason
 WORKERS, TEXT_BYTES = 128, 256  # rows of the shared table, and the room for an example in it
-EARLY_SAMPLES, EARLY_SHARDS = 1000, 20  # an epoch is cut short only by more than a share of these
 
 
 class Problem(NamedTuple):
@@ -112,12 +111,16 @@ class Counted:
     worker: each process writes a row of its own, which takes no locks, and the main process adds the rows up.
     """
 
-    def __init__(self, name: str, max_skipped: float, seed: int, dropped: Skipped) -> None:
+    def __init__(
+        self, name: str, max_skipped: float, seed: int, dropped: Skipped, *, expected: tuple[int, int]
+    ) -> None:
         if not 0 <= max_skipped <= 1:
             raise ValueError(f"max_skipped: must be a share in [0, 1], found {max_skipped}; 0.1 allows one in ten")
         self.name, self.max_skipped, self.seed = name, max_skipped, seed
         self.dropped = dropped
         """Entries that were left out when the source was opened: they name no image, or have no caption."""
+        self.expected = expected
+        """Samples and shards that there are, as far as known: an epoch stops early once too many of these are bad."""
         dropped.judge(name, max_skipped)
         if dropped:
             warnings.warn(f"{name}: {dropped}", stacklevel=4)
@@ -179,16 +182,16 @@ class Counted:
         self._counts[_row(), 1] += 1
 
     def _skip(self, reason: Reason, where: str) -> None:
-        """Counts one problem; stops the epoch if even the readable rest of a large sample cannot make up for them."""
+        """Counts one problem, and stops the epoch if the rest of it cannot make up for them."""
         row, column = _row(), REASONS.index(reason)
         earlier = int(self._counts[row, 2 + column])
         if earlier < EXAMPLES:
             text = where.encode()[:TEXT_BYTES]
             self._texts[row, column, earlier, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         self._counts[row, 2 + column] = earlier + 1
-        found = self.skipped
-        if found.samples > self.max_skipped * max(EARLY_SAMPLES, found.samples + found.read) or (
-            found.bad_shards > self.max_skipped * max(EARLY_SHARDS, found.shards)
+        found, (samples, shards) = self.skipped, self.expected
+        if found.samples > self.max_skipped * max(samples, found.samples + found.read) or (
+            found.bad_shards > self.max_skipped * max(shards, found.shards)
         ):
             found.judge(self.name, self.max_skipped)
 
