@@ -20,6 +20,19 @@ from .data import (
     open_pairs,
     split_pairs,
 )
+from .distillation import (
+    DistillationLoss,
+    Encoded,
+    FeatureLoss,
+    HiddenLoss,
+    InfoNCELoss,
+    SigmoidLoss,
+    SimilarityLoss,
+    TeacherEmbeddings,
+    TrainingStep,
+    chunked_backward,
+    distil,
+)
 from .encoder import DualEncoder
 from .errors import (
     DataError,
@@ -40,6 +53,7 @@ from .names import LoadedModel, load_model
 from .planning import Footprint, Plan, footprints, make_plan, remove_units
 from .pruning import prune
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
+from .stages import finetune_stage, pretrain_stage
 from .surgery import PrunableAttention, register_attention
 from .towers import (
     AttentionSublayer,
@@ -64,11 +78,16 @@ __all__ = [
     "Cost",
     "Counts",
     "DataError",
+    "DistillationLoss",
     "DualEncoder",
     "EmojiTokenizer",
+    "Encoded",
+    "FeatureLoss",
     "FeedForwardSublayer",
     "Footprint",
+    "HiddenLoss",
     "ImagePairs",
+    "InfoNCELoss",
     "LoadedModel",
     "Metric",
     "MetricError",
@@ -89,11 +108,15 @@ __all__ = [
     "ScoreTable",
     "Separation",
     "ShardedPairs",
+    "SigmoidLoss",
+    "SimilarityLoss",
     "Skipped",
     "Stream",
     "Sublayer",
+    "TeacherEmbeddings",
     "Tower",
     "Towers",
+    "TrainingStep",
     "UngroupedParametersError",
     "Unit",
     "UnitImportance",
@@ -105,16 +128,20 @@ __all__ = [
     "calibration_guidance",
     "check_model",
     "check_models",
+    "chunked_backward",
+    "distil",
     "emoji_batches",
     "emoji_pairs",
     "emoji_scenes",
     "estimate_cost",
+    "finetune_stage",
     "footprints",
     "gather_pairs",
     "load_model",
     "load_tiny_clip",
     "make_plan",
     "open_pairs",
+    "pretrain_stage",
     "prune",
     "register_attention",
     "register_towers",

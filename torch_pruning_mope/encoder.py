@@ -18,7 +18,8 @@ from .surgery import (
     build_graph,
     check_grouped,
     customized_pruners,
-    swap_attention,
+    exchange,
+    prunable_attention,
     tracing_forward,
     uncuttable,
 )
@@ -37,17 +38,23 @@ class DualEncoder:
             ``meta`` device it can be wrapped, counted and pruned by indices, but not scored.
 
     Raises:
-        UnsupportedModelError: If the model, or one of its parts, is of an unknown type. The model is then unchanged.
+        UnsupportedModelError: If the model, or one of its parts, is of an unknown type, or an encoder does not return one
+            embedding for each input. The model is then unchanged.
         NonFiniteError: If a weight is NaN or infinite. The model is then unchanged.
     """
 
     def __init__(self, model: nn.Module) -> None:
         towers_of(model)  # raises with what is known, before anything is touched
         _check_weights(model)
-        swap_attention(model)
         self.model: Any = model
-        self._towers = self._with_fallbacks(towers_of(model))
-        self._original = self._unit_counts()
+        before = exchange(model, prunable_attention(model))
+        try:
+            self._towers = self._with_fallbacks(towers_of(model))
+            self._original = self._unit_counts()
+        except BaseException:
+            exchange(model, before)
+            raise
+        self._numbered = {name: [block.module for block in tower.blocks] for name, tower in self.towers.items()}
 
     def _with_fallbacks(self, towers: Towers) -> Towers:
         """Towers in which no layers were found, replaced by what the dependency graph knows of them."""
@@ -133,6 +140,17 @@ class DualEncoder:
             for key, counts in self._original.items()
         }
 
+    def block_numbers(self, tower: TowerName) -> list[int]:
+        """Which of the blocks that there were when the model was wrapped the blocks of a tower are.
+
+        Args:
+            tower: The tower.
+
+        Returns:
+            A number per block that is left.
+        """
+        return [self._numbered[tower].index(block.module) for block in self.towers[tower].blocks]
+
     def _unit_counts(self) -> dict[str, list[int]]:
         counts: dict[str, list[int]] = {}
         for name, tower in self.towers.items():
@@ -204,7 +222,8 @@ class DualEncoder:
             found: list[Tensor] = arguments["forward_fn"](self.model, arguments["example_inputs"])
             return found
 
-        check_grouped(graph, groups, self.model, self._left_alone(), outputs)
+        joint = [parameter for parameter, _ in arguments["unwrapped_parameters"]]
+        check_grouped(graph, groups, self.model, joint, self._left_alone(), outputs)
         return graph, groups
 
     def request(self, *, towers: Sequence[TowerName] = ("image", "text"), **ratios: Any) -> PruningRequest:
@@ -349,14 +368,19 @@ class DualEncoder:
             ValueError: If an index is out of range or repeated, or no layer would be left.
             NotImplementedError: If one of them cannot be deleted: it stands in no list, or changes the shape of the states.
         """
-        count = len(self.towers[tower].blocks)
-        chosen = set(indices)
+        blocks = list(self.towers[tower].blocks)
+        count, chosen = len(blocks), set(indices)
         if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:
             raise ValueError(
                 f"indices must name some, not all, of the {count} layers of the {tower} tower, each once; found "
                 f"{list(indices)}."
             )
         self.towers[tower].delete(list(indices))
+        left = {id(block.module) for block in self.towers[tower].blocks}
+        order = sorted(range(count), key=lambda index: id(blocks[index].module) not in left)
+        for kind in ("heads", "neurons"):  # what went is counted last
+            counts = self._original[f"{tower}.{kind}"]
+            counts[:count] = [counts[index] for index in order]
 
 
 def _group_of(graph: tp.DependencyGraph, output: nn.Module) -> set[Any]:

@@ -71,8 +71,9 @@ def tokens_for(count: int, *, context: int, vocabulary: int, seed: int = 0) -> T
 def pairs_for(model: Any, count: int, *, captions: int = 1, seed: int = 0) -> Pairs:
     """Random pairs that fit an open_clip model; with several captions each, they come in no order."""
     generator = torch.Generator().manual_seed(seed)
-    side = model.visual.image_size[0]
-    images = torch.randn(count, 3, side, side, generator=generator)
+    size = model.visual.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    images = torch.randn(count, 3, height, width, generator=generator)
     vocabulary = (model if hasattr(model, "token_embedding") else model.text).vocab_size
     tokens = tokens_for(count * captions, context=model.context_length, vocabulary=vocabulary, seed=seed)
     index = torch.arange(count).repeat(captions)

@@ -1,8 +1,9 @@
 """Pairs to score and to train on, from files or from the embedded emoji scenes, and the tiny CLIP trained on these."""
 
-from torch_pruning_mope.data._gather import PairLoader, PairSplit, gather_pairs, split_pairs
+from torch_pruning_mope.data._gather import PairSplit, gather_pairs, split_pairs
 from torch_pruning_mope.data._image_pairs import Described, ImagePairs
 from torch_pruning_mope.data._listing import CaptionedImage
+from torch_pruning_mope.data._loader import PairLoader
 from torch_pruning_mope.data._open import open_pairs
 from torch_pruning_mope.data._pairs import Pairs
 from torch_pruning_mope.data._scenes import Split, emoji_batches, emoji_pairs, emoji_scenes

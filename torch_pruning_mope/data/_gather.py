@@ -1,4 +1,4 @@
-"""From datasets to loaders, to pairs in memory, and to disjoint parts."""
+"""From datasets to pairs in memory, and to disjoint parts."""
 
 from __future__ import annotations
 
@@ -16,23 +16,9 @@ from tqdm import tqdm
 from torch_pruning_mope.data._image_pairs import Described, ImagePairs, position
 from torch_pruning_mope.data._pairs import Pairs
 from torch_pruning_mope.data._sharded_pairs import ShardedPairs
-from torch_pruning_mope.data._skipped import Counted
 from torch_pruning_mope.errors import DataError
 
 AnyPairs = TypeVar("AnyPairs", ImagePairs, ShardedPairs)
-
-
-class PairLoader(DataLoader[tuple[Tensor, Tensor]]):
-    """A DataLoader of what `open_pairs` returns, which calls `check_skipped` at the end of each epoch.
-
-    It takes what a DataLoader takes, and workers of any start method bring their counts home. Libraries that make a loader of
-    their own from it, as Accelerate does, leave that call to you. `mope.score` takes it for pairs of one caption each.
-    """
-
-    def __iter__(self) -> Any:
-        yield from super().__iter__()
-        if isinstance(self.dataset, Counted):
-            self.dataset.check_skipped()
 
 
 @dataclass(frozen=True)

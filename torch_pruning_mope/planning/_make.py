@@ -181,9 +181,12 @@ def _allowed(encoder: DualEncoder, order: Sequence[Score], min_heads: int, min_n
                 blocks[unit.tower] -= 1
                 kept.append(score)
             continue
-        key = (unit.tower, unit.layer, unit.kind)
-        if left[key] - len(unit.channels) >= least[f"{unit.tower} {unit.layer} {unit.kind}"]:
-            left[key] -= len(unit.channels)
+        key = (unit.tower, unit.layer, unit.part)
+        gone = (
+            len(unit.channels) if unit.kind in {"head", "neurons"} else left[key]
+        )  # heads may have gone before the rest
+        if left[key] - gone >= least[f"{unit.tower} {unit.layer} {unit.part}"]:
+            left[key] -= gone
             kept.append(score)
     return kept
 
@@ -196,13 +199,14 @@ def _choose(
 ) -> list[Score]:
     """The shortest beginning of the order, tower by tower where limits are, that meets all limits."""
 
-    def excess(chosen: Sequence[Score]) -> list[_Limit]:
+    def excess(chosen: Sequence[Score]) -> dict[_Limit, int | float]:
+        """The limits that do not hold, each with what there is."""
         left = size(outcome(encoder, [score.unit for score in chosen])[0])
-        return [limit for limit in limits if sum(left[limit.measure][tower] for tower in limit.towers) > limit.most]
+        found = {limit: sum(left[limit.measure][tower] for tower in limit.towers) for limit in limits}
+        return {limit: amount for limit, amount in found.items() if amount > limit.most}
 
     if failing := excess(order):
-        left = size(outcome(encoder, [score.unit for score in order])[0])
-        least = {limit.measure: sum(left[limit.measure][tower] for tower in limit.towers) for limit in failing}
+        least = {limit.measure: amount for limit, amount in failing.items()}
         said = ", ".join(f"{measure} of at least {amount:.4g}" for measure, amount in least.items())
         raise ValueError(
             f"budgets must leave {said}, the least that can be reached with the units of this table; found "

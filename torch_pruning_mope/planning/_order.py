@@ -67,10 +67,9 @@ def _chunks(groups: Sequence[Score], size: int) -> list[Score]:
     return found
 
 
-def _merged(queues: Mapping[object, list[Score]], cost: Callable[[Unit], float]) -> list[Score]:
-    """All queues in one order by value per cost; a block's value and cost are those of what is left of it."""
+def _merged(queues: Mapping[object, list[Score]], cost: Callable[[Unit], int | float]) -> list[Score]:
+    """All queues in one order by value per cost; what covers others has the value and cost of what is left of it."""
     left = {key: list(scores) for key, scores in queues.items()}
-    blocks = {(scores[0].unit.tower, scores[0].unit.layer): key for key, scores in left.items() if _is_block(scores)}
     value = {key: scores[0].value for key, scores in left.items()}
     size = {key: cost(scores[0].unit) for key, scores in left.items()}
     order = []
@@ -78,20 +77,28 @@ def _merged(queues: Mapping[object, list[Score]], cost: Callable[[Unit], float])
         key = min(left, key=lambda key: value[key] / max(size[key], 1e-12))
         score = replace(left[key].pop(0), value=value[key])
         order.append(score)
-        layer = (score.unit.tower, score.unit.layer)
-        if score.unit.kind == "block":
-            left = {k: s for k, s in left.items() if s and (s[0].unit.tower, s[0].unit.layer) != layer}
-            continue
-        block = blocks.get(layer)
-        if block in left:  # frees less now, and has lost some already
-            value[block] = max(0.0, value[block] - score.value) if value[block] > 0 else value[block]
-            size[block] -= size[key]
+        taken = size[key]
         if left[key]:
             value[key], size[key] = left[key][0].value, cost(left[key][0].unit)
         else:
             del left[key]
+        for other in list(left):
+            if _covers(score.unit, left[other][0].unit):
+                del left[other]
+            elif _covers(left[other][0].unit, score.unit):  # frees less now, and has lost some already
+                value[other] = max(0.0, value[other] - score.value) if value[other] > 0 else value[other]
+                size[other] -= taken
     return order
 
 
-def _is_block(scores: Sequence[Score]) -> bool:
-    return scores[0].unit.kind == "block"
+_COVERED = {
+    "block": {"head", "neurons", "attention", "mlp"},
+    "attention": {"head"},
+    "mlp": {"neurons"},
+}
+
+
+def _covers(whole: Unit, part: Unit) -> bool:
+    """Whether a unit holds another."""
+    same = (whole.tower, whole.layer) == (part.tower, part.layer)
+    return same and part.kind in _COVERED.get(whole.kind, ())

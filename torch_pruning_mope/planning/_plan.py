@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -88,9 +89,9 @@ class Plan:
             raise ValueError(f"path must be of a plan written by Plan.save; {path} is not: {error!r}.") from error
 
     def __str__(self) -> str:
-        kinds = [(kind, sum(unit.kind == kind for unit in self.units)) for kind in ("head", "neurons", "block")]
+        kinds = Counter(unit.kind for unit in self.units)
         neurons = sum(len(unit.channels) for unit in self.units if unit.kind == "neurons")
-        gone = ", ".join(f"{count} {kind}s" for kind, count in kinds if count and kind != "neurons")
+        gone = ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in kinds.items() if kind != "neurons")
         lines = [f"remove {gone}{', ' if gone and neurons else ''}{f'{neurons} neurons' if neurons else ''}"]
         for tower, before in self.before.items():
             after = self.after[tower]
@@ -121,7 +122,7 @@ def remove_units(encoder: DualEncoder, units: Sequence[Unit]) -> None:
     gone: dict[tuple[TowerName, int, str], set[int]] = {}
     for unit in units:
         if unit.kind != "block" and (unit.tower, unit.layer) not in whole:
-            gone.setdefault((unit.tower, unit.layer, unit.kind), set()).update(unit.channels)
+            gone.setdefault((unit.tower, unit.layer, unit.part), set()).update(unit.channels)
     graph: Any = encoder.dependency_graph() if gone else None
     flags = {name: parameter.requires_grad for name, parameter in encoder.model.named_parameters()}
     for (tower, layer, kind), channels in gone.items():

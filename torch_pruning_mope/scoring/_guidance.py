@@ -15,7 +15,7 @@ from ._meter import PairsLike
 from ._score import score
 from ._table import ScoreTable
 
-_NAMES = {"head": "heads", "neurons": "neuron groups", "block": "layers"}
+_NAMES = {"head": "heads", "neurons": "neuron groups", "block": "layers", "attention": "attentions", "mlp": "MLPs"}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def freed_parameters(encoder: DualEncoder, unit: Unit) -> int:
     block = encoder.towers[unit.tower].blocks[unit.layer]
     if unit.kind == "block":
         return _count(block.module)
-    units = block.attention if unit.kind == "head" else block.feed_forward
+    units = block.attention if unit.part == "head" else block.feed_forward
     if units is None:
         raise ValueError(f"unit must be of the model as it is now; found {unit}, which it has not.")
     # All parameters of the layers around belong to the units, to each as many as to any other of its kind.

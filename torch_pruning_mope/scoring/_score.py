@@ -64,7 +64,7 @@ def score(
         pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches. Never the pairs that results are
             reported on.
         metric: Z, higher is better; see :func:`torch_pruning_mope.metrics.resolve_metric`.
-        kinds: Which units: ``head``, ``neurons``, ``block``.
+        kinds: Which units: ``head``, ``neurons``, ``block``; or a block's whole ``attention`` or ``mlp``.
         groups: Neuron groups per MLP (the paper gives no number; DynaBERT's rewiring uses such groups).
         interaction: ``single``: each unit is removed alone, as in the paper. ``nested`` (ours): an MLP's lowest neuron
             groups go together, one more at a time, and a group's score is the isotonic increment. ``greedy`` (ours): besides,
@@ -280,6 +280,10 @@ def _check(
 ) -> None:
     if isinstance(kinds, str) or not kinds or set(kinds) - set(KINDS):
         raise ValueError(f"kinds must be some of {KINDS}; found {kinds!r}.")
+    if interaction == "joint" and set(kinds) & {"attention", "mlp"}:
+        raise ValueError(
+            f"kinds must be of head, neurons and block on a joint path, which takes sub-layers apart; found {kinds!r}."
+        )
     if isinstance(towers, str) or not towers or set(towers) - {"image", "text"}:
         raise ValueError(f"towers must be ('image',), ('text',) or both; found {towers!r}.")
     if groups < 1:

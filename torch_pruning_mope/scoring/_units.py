@@ -11,7 +11,15 @@ from typing import Literal
 from ..encoder import DualEncoder, TowerName
 
 Kind = Literal["head", "neurons", "block"]
-KINDS: tuple[Kind, ...] = ("head", "neurons", "block")
+UnitKind = Literal["head", "neurons", "block", "attention", "mlp"]
+KINDS: tuple[UnitKind, ...] = ("head", "neurons", "block", "attention", "mlp")
+_PARTS: dict[UnitKind, Kind] = {
+    "head": "head",
+    "attention": "head",
+    "neurons": "neurons",
+    "mlp": "neurons",
+    "block": "block",
+}
 Orders = Mapping[tuple[str, int], Sequence[int]]
 """Neurons of each (tower, layer), least important first."""
 
@@ -21,18 +29,24 @@ class Unit:
     """One module that can be removed.
 
     Attributes:
-        kind: ``head``, ``neurons`` (a group of FFN neurons) or ``block``.
+        kind: ``head``, ``neurons`` (a group of FFN neurons), ``block``, or all heads or neurons of a block: ``attention``,
+            ``mlp``.
         tower: ``image`` or ``text``.
         layer: Position of its block in the tower.
         index: Head number; or rank of the neuron group, 0 the least important by the rewiring; or 0.
         channels: What it owns of the output linear's input; empty for a block.
     """
 
-    kind: Kind
+    kind: UnitKind
     tower: TowerName
     layer: int
     index: int
     channels: tuple[int, ...] = ()
+
+    @property
+    def part(self) -> Kind:
+        """Which part of its block loses channels: ``head`` for the attention, ``neurons`` for the MLP, ``block`` for both."""
+        return _PARTS[self.kind]
 
     def __str__(self) -> str:
         return f"{self.tower} layer {self.layer} {self.kind} {self.index}"
@@ -91,6 +105,10 @@ def enumerate_units(
                 Unit("neurons", tower, layer.index, rank, tuple(order[start:stop]))
                 for rank, (start, stop) in enumerate(_cuts(count, min(groups, count)))
             ]
+        for kind, whole in (("attention", block.attention), ("mlp", block.feed_forward)):
+            if kind in kinds and whole is not None and whole.channels:
+                name: UnitKind = "attention" if kind == "attention" else "mlp"
+                units.append(Unit(name, tower, layer.index, 0, tuple(range(whole.channels))))
         if "block" in kinds and block.siblings is not None:
             units.append(Unit("block", tower, layer.index, 0))
     return units
@@ -111,7 +129,7 @@ def single_ablation(unit: Unit) -> Ablation:
     Returns:
         The ablation.
     """
-    return Ablation(unit.tower, unit.layer, unit.kind, unit.channels)
+    return Ablation(unit.tower, unit.layer, unit.part, unit.channels)
 
 
 def nested_ablations(groups: Sequence[Unit]) -> list[Ablation]:
@@ -126,5 +144,5 @@ def nested_ablations(groups: Sequence[Unit]) -> list[Ablation]:
     ablations, channels = [], tuple[int, ...]()
     for unit in groups:
         channels += unit.channels
-        ablations.append(Ablation(unit.tower, unit.layer, unit.kind, channels))
+        ablations.append(Ablation(unit.tower, unit.layer, unit.part, channels))
     return ablations

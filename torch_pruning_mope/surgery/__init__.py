@@ -15,7 +15,7 @@ from ._graph import (
     tracing_forward,
     uncuttable,
 )
-from ._swap import register_attention, swap_attention
+from ._swap import exchange, prunable_attention, register_attention, swap_attention
 
 __all__ = [
     "PrunableAttention",
@@ -24,7 +24,9 @@ __all__ = [
     "build_graph",
     "check_grouped",
     "customized_pruners",
+    "exchange",
     "masking_is_removal",
+    "prunable_attention",
     "reached_leaves",
     "register_attention",
     "swap_attention",

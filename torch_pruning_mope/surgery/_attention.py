@@ -126,6 +126,7 @@ class PrunableAttention(nn.Module):
         self.norm: nn.Module = nn.Identity()
         self.gate: nn.Linear | None = None
         self.query_scale: nn.Parameter | None = None
+        self.query_scale_max = math.log(100)
         self.head_scale: nn.Parameter | None = None
         self.register_load_state_dict_pre_hook(translate_names)  # type: ignore[no-untyped-call]
 
@@ -198,7 +199,7 @@ class PrunableAttention(nn.Module):
         else:
             q, k = self.rotated(self.q_norm(q), rope), self.rotated(self.k_norm(k), rope)
             if self.query_scale is not None:  # scaled cosine: Swin Transformer V2, arXiv 2111.09883
-                q = F.normalize(q, dim=-1) * self.own(self.query_scale).clamp(max=math.log(100)).exp()
+                q = F.normalize(q, dim=-1) * self.own(self.query_scale).clamp(max=self.query_scale_max).exp()
                 k = F.normalize(k, dim=-1)
             dropout = self.dropout if self.training else 0.0
             out = F.scaled_dot_product_attention(
@@ -206,7 +207,12 @@ class PrunableAttention(nn.Module):
             )
             if self.head_scale is not None:
                 out = out * self.own(self.head_scale)
-        result: Tensor = self.norm(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2)
+        if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+            # Under torch.export: the attention that it is decomposed into may order its output otherwise in memory than the
+            # one that was traced, and merging the heads by a view, as traced, then fails.
+            out = out.clone(memory_format=torch.contiguous_format)
+        result: Tensor = self.norm(out.flatten(2))
         return result if self.gate is None else result * self.gate(query).sigmoid()
 
     def forward(

@@ -269,6 +269,7 @@ def check_grouped(
     graph: tp.DependencyGraph,
     groups: Sequence[Any],
     model: nn.Module,
+    joint: Sequence[nn.Parameter],
     left_alone: Sequence[nn.Parameter],
     outputs: Callable[[], Sequence[Tensor]] = lambda: (),
 ) -> None:
@@ -278,6 +279,7 @@ def check_grouped(
         graph: The graph of ``model``.
         groups: All its groups.
         model: The model.
+        joint: Bare parameters that the graph was told of. Of others it has guessed which dimension goes with the groups.
         left_alone: Parameters that no pruning touches (temperature, say).
         outputs: Computes what the model puts out, with gradients; asked only if some parameters are in no group.
 
@@ -287,13 +289,14 @@ def check_grouped(
     known = set(left_alone)
     own = [  # a pool's learnt queries, say, which no layer makes
         graph.get_pruning_group(parameter, tp.prune_parameter_out_channels, [0])
-        for parameter, _ in graph.unwrapped_parameters
+        for parameter in joint
         if parameter in graph.module2node
     ]
     for group in [*groups, *own]:
         for dep, _ in group:
             target = dep.target.module
             known.update([target] if isinstance(target, nn.Parameter) else target.parameters())
+    known -= {parameter for parameter, _ in graph.unwrapped_parameters} - set(joint) - set(left_alone)
     missed = {parameter: name for name, parameter in model.named_parameters() if parameter not in known}
     if missed:
         used = _reached(outputs())

@@ -75,7 +75,7 @@ def _from_open_clip(module: Any) -> _SelfAttention:
     attention.q_norm, attention.k_norm, attention.norm = module.ln_q, module.ln_k, module.ln_inner
     attention.head_scale, attention.query_scale = module.head_scale, module.logit_scale
     if module.logit_scale is not None:
-        attention.scale = 1.0
+        attention.scale, attention.query_scale_max = 1.0, module.logit_scale_max
     attention.out_drop = module.out_drop
     return attention
 

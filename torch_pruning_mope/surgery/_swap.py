@@ -41,16 +41,34 @@ def swap_attention(model: nn.Module) -> int:
     Returns:
         How many modules were exchanged.
     """
-    converted = [
-        (name, converter(module))
+    return len(exchange(model, prunable_attention(model)))
+
+
+def prunable_attention(model: nn.Module) -> dict[str, nn.Module]:
+    """A prunable attention for each registered attention module of a model, by name."""
+    converted = {
+        name: converter(module)
         for name, module in model.named_modules()
         if (converter := CONVERTERS.get(type(module))) is not None
-    ]
-    converted = [(name, module) for name, module in converted if module is not model.get_submodule(name)]
-    for name, module in converted:
+    }
+    return {name: module for name, module in converted.items() if module is not model.get_submodule(name)}
+
+
+def exchange(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Mutates ``model``: puts modules in the place of others.
+
+    Args:
+        model: Any module.
+        modules: What to put where, by name.
+
+    Returns:
+        What was there before; given to this function, they are there again.
+    """
+    before = {name: model.get_submodule(name) for name in modules}
+    for name, module in modules.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module)
-    return len(converted)
+    return before
 
 
 def build(

@@ -121,6 +121,10 @@ class _LatentPool(PrunableAttention):
     mlp: nn.Module | None
     pool: str
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register_load_state_dict_pre_hook(_rename_mlp_norm)  # type: ignore[no-untyped-call]
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Pools tokens.
 
@@ -140,6 +144,12 @@ class _LatentPool(PrunableAttention):
         if self.pool == "token":
             return out[:, 0]
         return out.mean(1) if self.pool == "avg" else out
+
+
+def _rename_mlp_norm(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """What the original calls its norm stands before the MLP; ours of that name stands behind the heads."""
+    for name in [name for name in state if name.startswith(f"{prefix}norm.")]:
+        state[f"{prefix}mlp_norm.{name.removeprefix(f'{prefix}norm.')}"] = state.pop(name)
 
 
 @register_attention("timm.layers.attention_pool.AttentionPoolLatent")

@@ -9,6 +9,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .._state import evaluation_mode
+from ..errors import UnsupportedModelError
 from ..surgery import PrunableAttention
 from ._discover import Layer, discover
 from ._tower import Block, BlockTower
@@ -67,6 +68,22 @@ class OpaqueTower(BlockTower):
         """As given."""
         self._check(inputs)
 
+    def check_output(self, output: Any) -> None:
+        """Raises where an encoder returns something else than one embedding for each input.
+
+        Args:
+            output: What it returns.
+
+        Raises:
+            UnsupportedModelError: Then.
+        """
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            found = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise UnsupportedModelError(
+                f"an encoder must return one embedding for each input, a tensor [N, J]; found {found} for one input. Have it "
+                "pool its tokens, or register a factory of towers whose encode_image and encode_text do."
+            )
+
     @property
     def blocks(self) -> Sequence[Block]:
         """The layers in the order in which they run; one with several kinds of neurons counts as several blocks."""
@@ -120,7 +137,11 @@ class OpaqueTower(BlockTower):
         return sorted(ran, key=lambda entry: entry[1].place)
 
     def _watch(self, modules: Sequence[nn.Module]) -> dict[nn.Module, _Call]:
-        """Runs the encoder once and watches its layers."""
+        """Runs the encoder once and watches its layers.
+
+        Returns:
+            How each layer that runs was called.
+        """
         calls: dict[nn.Module, _Call] = {}
 
         def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -131,10 +152,11 @@ class OpaqueTower(BlockTower):
         hooks = [module.register_forward_hook(called, with_kwargs=True) for module in modules]
         try:
             with torch.inference_mode(), evaluation_mode(self.root):
-                self.encode(self._example())
+                output: Any = self.encode(self._example())
         finally:
             for hook in hooks:
                 hook.remove()
+        self.check_output(output)
         return calls
 
 

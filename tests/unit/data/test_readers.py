@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 import torch_pruning_mope as mope
 from torch_pruning_mope import DataError, ImagePairs, PairLoader, ShardedPairs, gather_pairs, open_pairs, split_pairs
@@ -196,6 +196,23 @@ def test_captions_are_drawn_anew_each_epoch_in_running_workers_too(folder: Path)
     assert [dataset[i][1].tolist() for i in range(COUNT)] == [
         tokenizer(entry.captions)[0].tolist() for entry in dataset.entries
     ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_passes_of_a_loader_differ_and_come_again_in_another_run(folder: Path, workers: int) -> None:
+    def passes(count: int, **options: Any) -> list[Any]:
+        loader = PairLoader(opened(coco(folder)), batch_size=4, num_workers=workers, **options)
+        return [[tokens.tolist() for _, tokens in loader] for _ in range(count)]
+
+    first = passes(3, shuffle=True)
+    torch.rand(7)
+    assert first == passes(3, shuffle=True)
+    assert first[0] != first[1] != first[2]
+    ranks = [DistributedSampler(range(COUNT), 2, rank) for rank in range(2)]
+    halves = [passes(2, sampler=rank) for rank in ranks]
+    for epoch in range(2):
+        assert sorted(image for half in halves for batch in half[epoch] for image, _ in batch) == list(range(COUNT))
+    assert halves[0][0] != halves[0][1]
 
 
 def test_root_and_columns_can_be_named(folder: Path) -> None:

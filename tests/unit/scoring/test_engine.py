@@ -10,17 +10,17 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, unchanged
 from tests.unit.models import clip, pairs_for
 from tests.unit.scoring.oracle import embeddings, physically_without
-from tests.unit.towers.test_open_clip import CASES
+from tests.unit.towers.test_open_clip import CASES, OPAQUE
 from torch_pruning_mope.scoring import (
     Ablation,
+    Ablator,
     PlainEngine,
     PrefixEngine,
     enumerate_units,
-    masked,
     nested_ablations,
     single_ablation,
 )
-from torch_pruning_mope.scoring._walk import Walk
+from torch_pruning_mope.scoring._walk import StreamWalk
 
 GROUPS = 3
 
@@ -71,7 +71,10 @@ def test_engine_equals_plain_loop(case: str, tower: str) -> None:
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
-@pytest.mark.parametrize("case", ["plain", "layer scale", "average pool", "custom blocks"])
+@pytest.mark.parametrize(
+    "case",
+    ["plain", "layer scale", "average pool", "custom blocks", "norms of queries and keys", "scaled heads", *OPAQUE],
+)
 def test_masked_equals_physically_pruned(case: str, tower: str) -> None:
     encoder = mope.DualEncoder(clip(**CASES[case]))
     pairs = pairs_for(encoder.model, 5)
@@ -83,14 +86,48 @@ def test_masked_equals_physically_pruned(case: str, tower: str) -> None:
         assert not torch.allclose(values, dense, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tower", ["image", "text"])
+@pytest.mark.parametrize("case", CASES)
+def test_only_norms_over_the_units_call_for_physical_removal(case: str, tower: Any) -> None:
+    encoder = mope.DualEncoder(clip(**CASES[case]))
+    layers = range(len(encoder.towers[tower].blocks))
+    kind = {"inner norm of attention": "head", "inner norm of the MLP": "neurons"}.get(case)
+    ablator = Ablator(encoder)
+    assert {place for place in ablator.physical if place[0] == tower} == {(tower, i, kind) for i in layers if kind}
+    assert ablator.is_masked(tower) == (kind is None)
+
+
 def test_masking_ends_with_its_context(encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
+    ablator = Ablator(encoder)
     for ablation in _ablations(encoder, "image")[:8]:
         with unchanged(encoder.model):
             dense = embeddings(encoder, "image", pairs.images)
-            with pytest.raises(KeyError), masked(encoder, ablation):  # noqa: PT012
+            with pytest.raises(KeyError), ablator.without("image", [ablation]) as without:  # noqa: PT012
+                assert without is encoder
                 assert not torch.equal(embeddings(encoder, "image", pairs.images), dense)
                 raise KeyError
         assert torch.equal(embeddings(encoder, "image", pairs.images), dense)
+
+
+@pytest.mark.parametrize("case", ["inner norm of attention", "inner norm of the MLP"])
+def test_physical_removal_ends_with_its_context(case: str) -> None:
+    """It is from a copy; the model itself never changes."""
+    encoder = mope.DualEncoder(clip(**CASES[case]))
+    images = pairs_for(encoder.model, 3).images
+    dense = embeddings(encoder, "image", images)
+    ablator = Ablator(encoder)
+    for ablation in [each for each in _ablations(encoder, "image") if each.kind != "block"][:8]:
+        physical = ("image", ablation.layer, ablation.kind) in ablator.physical
+        removal = ablator.without("image", [ablation])
+        with unchanged(encoder.model), pytest.raises(KeyError), removal as without:  # noqa: PT012
+            assert (without is encoder) != physical
+            assert not torch.equal(embeddings(without, "image", images), dense)
+            if physical:
+                assert torch.equal(embeddings(encoder, "image", images), dense)
+            raise KeyError
+        with ablator.without("image", []) as restored:
+            assert torch.equal(embeddings(restored, "image", images), dense)
+        assert torch.equal(embeddings(without, "image", images), dense)
 
 
 @pytest.mark.parametrize("run", [prefix_ablations, plain_ablations])
@@ -180,8 +217,10 @@ def test_less_memory_gives_the_same_bits(tower: Any, monkeypatch: pytest.MonkeyP
         next(PrefixEngine(encoder, batch_size=4, memory=1000).ablations(tower, inputs, ablations))
     least = int(str(refusal.value).split()[5])
     steps: list[int] = []
-    step = Walk.step
-    monkeypatch.setattr(Walk, "step", lambda self, depth, stream: (steps.append(depth), step(self, depth, stream))[1])
+    step = StreamWalk.step
+    monkeypatch.setattr(
+        StreamWalk, "step", lambda self, depth, stream: (steps.append(depth), step(self, depth, stream))[1]
+    )
     results, work = [], []
     for memory in (least, least + 30_000, least + 100_000, 1 << 30):
         steps.clear()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torch_pruning_mope as mope
 from tests.asserts import assert_close
 from tests.unit.scoring.oracle import embeddings, physically_without
-from torch_pruning_mope.scoring import masked, single_ablation
+from torch_pruning_mope.scoring import Ablator, single_ablation
 
 
 @pytest.mark.slow
@@ -26,13 +26,16 @@ def test_every_unit_of_the_tiny_clip(tower: Any) -> None:
     assert len(recall.scores) == layers * (heads + 16 + 1)
     inputs = pairs.images if tower == "image" else pairs.tokens
     dense = {name: embeddings(encoder, name, x) for name, x in (("image", pairs.images), ("text", pairs.tokens))}
+    ablator = Ablator(encoder)
+    assert not ablator.physical
     measures = {"recall": mope.Recall(), "loss": mope.ContrastiveLoss(torch.as_tensor(encoder.logit_scale).item())}
     for by_recall, by_loss in zip(recall.scores, loss.scores, strict=True):
         unit = by_recall.unit
         assert unit == by_loss.unit
         physical = embeddings(physically_without(encoder, unit), tower, inputs)
-        with masked(encoder, single_ablation(unit)):
-            plain = embeddings(encoder, tower, inputs)
+        with ablator.without(tower, [single_ablation(unit)]) as masked:
+            assert masked is encoder
+            plain = embeddings(masked, tower, inputs)
         assert_close(F.normalize(plain, dim=-1), F.normalize(physical, dim=-1), 1e-5)
         for ablated in (plain, physical):
             both = dense | {tower: ablated}

@@ -9,10 +9,11 @@ import torch_pruning as tp
 from open_clip.transformer import Attention as OpenClipAttention
 from torch import Tensor, nn
 
-from tests.asserts import assert_close
+from tests.asserts import assert_close, unchanged
 from tests.unit.models import shake
 from torch_pruning_mope import PrunableAttention, UnsupportedModelError, register_attention
-from torch_pruning_mope.surgery import swap_attention
+from torch_pruning_mope.surgery import customized_pruners, swap_attention
+from torch_pruning_mope.surgery._attention import tracing
 
 N, TQ, TK, D, H = 3, 5, 7, 24, 4
 
@@ -24,6 +25,17 @@ class _Holder(nn.Module):
 
     def forward(self, *inputs: Tensor, **masks: Tensor) -> Tensor:
         out = self.attention(*inputs, need_weights=False, **masks)[0]
+        assert isinstance(out, Tensor)
+        return out
+
+
+class _SelfHolder(nn.Module):
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention: Any = attention
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        out = self.attention(x, attn_mask=mask)
         assert isinstance(out, Tensor)
         return out
 
@@ -154,38 +166,139 @@ def test_extra_keys_are_refused_and_nothing_is_swapped(option: dict[str, bool]) 
     assert [type(module) for module in model] == [nn.MultiheadAttention] * 2
 
 
-@pytest.mark.parametrize(
-    ("option", "name"),
-    [
-        ({"qk_norm": True}, "qk_norm"),
-        ({"scaled_cosine": True}, "scaled_cosine"),
-        ({"scale_heads": True}, "scale_heads"),
-        ({"inner_norm": True}, "inner_norm"),
-        ({"proj_drop": 0.1}, "proj_drop"),
-    ],
-)
-def test_open_clip_attention_with_extras_is_refused(option: dict[str, Any], name: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=rf"must be plain to be pruned; found \['{name}'\]"):
-        swap_attention(_Holder(OpenClipAttention(D, H, **option)))
+EXTRAS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "qk_norm": {"qk_norm": True},
+    "scale_heads": {"scale_heads": True},
+    "inner_norm": {"inner_norm": True},
+    "proj_drop": {"proj_drop": 0.3},
+    "attn_drop": {"attn_drop": 0.3},
+    "all": {"qk_norm": True, "scale_heads": True, "inner_norm": True, "proj_drop": 0.3, "attn_drop": 0.3},
+}
+COSINE: dict[str, dict[str, Any]] = {
+    "scaled_cosine": {"scaled_cosine": True},
+    "scaled_cosine, lower ceiling": {"scaled_cosine": True, "logit_scale_max": 2.2},
+    "scaled_cosine, scale_heads": {"scaled_cosine": True, "scale_heads": True},
+    "scaled_cosine, inner_norm": {"scaled_cosine": True, "inner_norm": True},
+}
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("mask", [None, "additive", "boolean", "per head"])
-def test_open_clip_attention_is_bit_equal(mask: str | None, bias: bool) -> None:
-    module = OpenClipAttention(D, H, qkv_bias=bias).eval()
+def _self_attention(option: dict[str, Any], *, bias: bool = True) -> tuple[Any, _SelfHolder]:
+    module = OpenClipAttention(D, H, qkv_bias=bias, **option).eval()
     shake(module)
-    swapped = copy.deepcopy(_Holder(module))
-    swap_attention(swapped)
-    x = torch.randn(N, TQ, D)
+    swapped = copy.deepcopy(_SelfHolder(module))
+    assert swap_attention(swapped) == 1
+    assert isinstance(swapped.attention, PrunableAttention)
+    return module, swapped
+
+
+def _self_masks() -> dict[str, Tensor | None]:
     allowed = torch.rand(TQ, TQ) > 0.4
     allowed.fill_diagonal_(True)
-    given = {
-        None: None,
+    return {
+        "none": None,
         "additive": torch.randn(TQ, TQ),
         "boolean": ~allowed,
         "per head": torch.randn(N * H, TQ, TQ),
-    }[mask]
-    assert torch.equal(swapped.attention(x, attn_mask=given), module(x, attn_mask=given))
+    }
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mask", _self_masks())
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_open_clip_attention_is_bit_equal(extra: str, mask: str, bias: bool) -> None:
+    module, swapped = _self_attention(EXTRAS[extra], bias=bias)
+    x, given = torch.randn(N, TQ, D), _self_masks()[mask]
+    assert torch.equal(swapped(x, given), module(x, attn_mask=given))
+
+
+@pytest.mark.parametrize("extra", ["proj_drop", "attn_drop", "all"])
+def test_open_clip_attention_drops_alike_in_training(extra: str) -> None:
+    module, swapped = _self_attention(EXTRAS[extra])
+    x = torch.randn(N, TQ, D)
+    kept = swapped(x)
+    outputs = []
+    for run in (module.train(), swapped.train()):
+        torch.manual_seed(1)
+        outputs.append(run(x))
+    assert torch.equal(*outputs)
+    assert not torch.allclose(outputs[0], kept, atol=1e-3)
+
+
+@pytest.mark.parametrize("mask", ["none", "additive", "boolean"])
+@pytest.mark.parametrize("extra", [*EXTRAS, *COSINE])
+def test_open_clip_attention_computes_as_written_out(extra: str, mask: str) -> None:
+    """The check of the reference below, and for scaled cosine, which open_clip cannot run, of the attention."""
+    module, swapped = _self_attention((EXTRAS | COSINE)[extra])
+    x, given = torch.randn(N, TQ, D), _self_masks()[mask]
+    assert_close(swapped(x, given), _written_out(module, x, given, list(range(H))), 2e-6)
+
+
+@pytest.mark.parametrize("extra", COSINE)
+def test_scaled_cosine_canary(extra: str) -> None:
+    """open_clip multiplies 4-D tensors with torch.bmm. If this fails, its own module is the oracle to compare with."""
+    module, _ = _self_attention(COSINE[extra])
+    with pytest.raises(RuntimeError, match="must be a 3D tensor"):
+        module(torch.randn(N, TQ, D))
+
+
+def test_the_ceiling_of_scaled_cosine_matters() -> None:
+    (module, _), (lower, _) = (_self_attention(COSINE[name]) for name in list(COSINE)[:2])
+    lower.load_state_dict(module.state_dict())
+    x = torch.randn(N, TQ, D)
+    whole, capped = (_written_out(each, x, None, list(range(H))) for each in (module, lower))
+    assert not torch.allclose(whole, capped, atol=1e-3)
+
+
+@pytest.mark.parametrize("mask", ["none", "additive", "boolean"])
+@pytest.mark.parametrize("steps", [[[0]], [[3]], [[1, 2]], [[0, 1, 3]], [[1], [0, 2]], [[0], [0], [0]]])
+@pytest.mark.parametrize("extra", [*EXTRAS, *COSINE])
+def test_open_clip_attention_without_heads(extra: str, steps: list[list[int]], mask: str) -> None:
+    """Cut by Torch-Pruning, at once or one after another, numbered among those that are left."""
+    module, swapped = _self_attention((EXTRAS | COSINE)[extra])
+    x, given = torch.randn(N, TQ, D), _self_masks()[mask]
+    kept = list(range(H))
+    for gone in steps:
+        _remove_own_heads(swapped, gone)
+        kept = [head for place, head in enumerate(kept) if place not in gone]
+    assert swapped.attention.num_heads == len(kept)
+    assert_close(swapped(x, given), _written_out(module, x, given, kept), 2e-6)
+    if extra in EXTRAS and not EXTRAS[extra].get("inner_norm"):  # which would take the mean over lost heads too
+        with torch.no_grad():
+            lost = [head for head in range(H) if head not in kept]
+            module.out_proj.weight.view(D, H, D // H)[:, lost] = 0
+        assert_close(swapped(x, given), module(x, attn_mask=given), 2e-6)
+
+
+@pytest.mark.parametrize("extra", ["scale_heads", "scaled_cosine"])
+def test_copies_know_their_heads(extra: str) -> None:
+    module, swapped = _self_attention((EXTRAS | COSINE)[extra])
+    _remove_own_heads(swapped, [0, 2])
+    twin = copy.deepcopy(swapped)
+    _remove_own_heads(twin, [0])
+    x = torch.randn(N, TQ, D)
+    assert_close(swapped(x), _written_out(module, x, None, [1, 3]), 2e-6)
+    assert_close(twin(x), _written_out(module, x, None, [3]), 2e-6)
+    assert twin.attention.v_proj.heads.tolist() == [3]
+
+
+@pytest.mark.parametrize("extra", ["scale_heads", "scaled_cosine"])
+def test_parts_of_heads_cannot_go_where_heads_have_numbers_of_their_own(extra: str) -> None:
+    _, swapped = _self_attention((EXTRAS | COSINE)[extra])
+    with unchanged(swapped), pytest.raises(ValueError, match="channels must be whole heads of 6; found 23 of 4 heads"):
+        swapped.attention.v_proj.keep(list(range(1, D)))
+
+
+@pytest.mark.parametrize("extra", [*EXTRAS, *COSINE])
+def test_open_clip_state_dicts_load_strictly(extra: str) -> None:
+    module, swapped = _self_attention((EXTRAS | COSINE)[extra])
+    _, receiver = _self_attention((EXTRAS | COSINE)[extra])
+    x = torch.randn(N, TQ, D)
+    assert not torch.allclose(receiver(x), swapped(x))
+    receiver.attention.load_state_dict(module.state_dict(), strict=True)
+    assert torch.equal(receiver(x), swapped(x))
+    receiver.load_state_dict(swapped.state_dict(), strict=True)
+    assert torch.equal(receiver(x), swapped(x))
 
 
 def test_swap_twice_swaps_once() -> None:
@@ -231,7 +344,7 @@ def test_loading_does_not_edit_the_callers_state() -> None:
 
 
 def test_a_second_converter_is_refused() -> None:
-    with pytest.raises(ValueError, match="MultiheadAttention has one already"):
+    with pytest.raises(ValueError, match=r"a converter of its attention; registered already: \['MultiheadAttention'\]"):
         register_attention(nn.MultiheadAttention)
 
 
@@ -254,4 +367,58 @@ def _remove_heads(swapped: _Holder, gone: list[int]) -> None:
     group = graph.get_pruning_group(swapped.attention.out_proj, tp.prune_linear_in_channels, channels)
     linears = {dep.target.module for dep, _ in group if isinstance(dep.target.module, nn.Linear)}
     assert linears == {getattr(swapped.attention, f"{name}_proj") for name in ("q", "k", "v", "out")}
+    group.prune()
+
+
+def _written_out(module: Any, x: Tensor, mask: Tensor | None, kept: list[int]) -> Tensor:
+    """open_clip's attention in plain tensor code, head by head, without those that are not kept."""
+    size = D // H
+    weights = module.in_proj_weight.chunk(3)
+    biases = [0.0] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+    heads, channels = [], []
+    for head in kept:
+        rows = slice(head * size, (head + 1) * size)
+        q, k, v = (
+            x @ weight[rows].T + (bias[rows] if isinstance(bias, Tensor) else bias)
+            for weight, bias in zip(weights, biases, strict=True)
+        )
+        if module.logit_scale is not None:
+            q, k = (y / y.square().sum(-1, keepdim=True).sqrt() for y in (q, k))
+            scores = q @ k.mT * module.logit_scale[head].clamp(max=module.logit_scale_max).exp()
+        else:
+            scores = module.ln_q(q) @ module.ln_k(k).mT / size**0.5
+        if mask is not None:
+            scores = scores.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        out = scores.softmax(-1) @ v
+        heads.append(out if module.head_scale is None else out * module.head_scale[head])
+        channels += range(D)[rows]
+    hidden = torch.cat(heads, -1)
+    if isinstance(module.ln_inner, nn.LayerNorm):
+        norm = module.ln_inner
+        hidden = nn.functional.layer_norm(
+            hidden, hidden.shape[-1:], norm.weight[channels], norm.bias[channels], norm.eps
+        )
+    out = hidden @ module.out_proj.weight[:, channels].T + module.out_proj.bias
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _remove_own_heads(swapped: _SelfHolder, gone: list[int]) -> None:
+    """As :func:`_remove_heads`, where some parameters are per head, or over all heads."""
+    attention = swapped.attention
+
+    def forward(model: nn.Module, x: Tensor) -> Any:
+        with tracing():
+            return model(x)
+
+    graph = tp.DependencyGraph().build_dependency(
+        swapped,
+        torch.randn(N, TQ, D),
+        forward_fn=forward,
+        unwrapped_parameters=[(parameter, 0) for parameter in attention.left_alone],
+        customized_pruners=customized_pruners(swapped),
+    )
+    channels = [channel for head in gone for channel in range(head * D // H, (head + 1) * D // H)]
+    group = graph.get_pruning_group(attention.out_proj, tp.prune_linear_in_channels, channels)
+    assert all(dep.target.module not in set(attention.left_alone) for dep, _ in group)
     group.prune()

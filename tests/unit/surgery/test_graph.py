@@ -11,6 +11,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+import torch_pruning_mope as mope
 from tests.asserts import assert_close, unchanged
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope import DualEncoder, UngroupedParametersError
@@ -193,16 +194,41 @@ def test_trap_v_canary(encoder: DualEncoder) -> None:
 # The check of every parameter.
 
 
-@pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
-def test_all_ungrouped_parameters_are_named_together() -> None:
+def _with_strays(*, used: bool) -> Any:
+    """A CLIP with a bare parameter and a layer that the towers know nothing of; their numbers may be part of the output."""
     model = clip()
     model.visual.extra = nn.Parameter(torch.zeros(3))
     model.stray = nn.Linear(2, 2)
+    encode = model.encode_image
+    if used:
+        model.encode_image = lambda images: (
+            encode(images)
+            + sum(parameter.sum() for parameter in (model.visual.extra, model.stray.weight, model.stray.bias))
+        )
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
+def test_all_ungrouped_parameters_are_named_together() -> None:
+    model = _with_strays(used=True)
     encoder = DualEncoder(model)
     with unchanged(model), pytest.raises(UngroupedParametersError, match="joint_parameters") as caught:
         encoder.dependency_graph()
     assert all(name in str(caught.value) for name in ("visual.extra", "stray.weight", "stray.bias"))
     assert "logit_scale" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
+def test_parameters_that_nothing_depends_on_are_left_alone() -> None:
+    model = _with_strays(used=False)
+    encoder = DualEncoder(model)
+    with unchanged(model):
+        encoder.dependency_graph()
+    strays = (model.visual.extra, model.stray.weight, model.stray.bias)
+    before = [parameter.detach().clone() for parameter in strays]
+    removed = mope.prune(encoder, tp.importance.GroupMagnitudeImportance(), head_ratio=0.5, width_ratio=0.5)
+    assert removed == mope.Counts(heads=3 * 2 + 2 * 2, width=20 + 18)
+    assert all(torch.equal(stray, old) for stray, old in zip(strays, before, strict=True))
 
 
 def test_a_graph_leaves_the_model_as_it_was(encoder: DualEncoder) -> None:

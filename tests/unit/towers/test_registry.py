@@ -1,5 +1,6 @@
 """Registration by model type, and a user's own dual encoder: registered, scored, pruned."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,11 +10,16 @@ import open_clip
 import pytest
 import torch
 import torch_pruning as tp
+from packaging.version import Version
 from torch import Tensor, nn
 
 import torch_pruning_mope as mope
 from tests.asserts import assert_close, assert_trains, unchanged
 from tests.unit.models import shake, tokens_for
+from torch_pruning_mope._registry import Registry, full_name
+from torch_pruning_mope.surgery._swap import CONVERTERS
+from torch_pruning_mope.towers._discover import _UNITS
+from torch_pruning_mope.towers._registry import _FACTORIES
 
 
 class _Layer(nn.Module):
@@ -66,11 +72,16 @@ class OwnModel(nn.Module):
         self.read = _Encoder(nn.Embedding(30, 18), 18, 3)
 
 
+class FirmModel(OwnModel):
+    """The same, but its towers do not say in which list their layers stand."""
+
+
 class OwnTower(mope.Tower):
     """What a user writes: stem, blocks, readout."""
 
-    def __init__(self, encoder: _Encoder) -> None:
+    def __init__(self, encoder: _Encoder, *, lists: bool = True) -> None:
         self.encoder = encoder
+        self.lists = lists
 
     def stem(self, inputs: Tensor) -> mope.Stream:
         return mope.Stream(self.encoder.stem(inputs))
@@ -82,6 +93,7 @@ class OwnTower(mope.Tower):
                 layer,
                 mope.AttentionSublayer(layer.norm_1, layer.attention),
                 mope.FeedForwardSublayer(layer.norm_2, nn.Sequential(layer.up, nn.ReLU()), layer.down),
+                siblings=self.encoder.layers if self.lists else None,
             )
             for layer in self.encoder.layers  # type: ignore[union-attr]
         ]
@@ -91,11 +103,12 @@ class OwnTower(mope.Tower):
         return out
 
 
-@mope.register_towers(OwnModel)
+@mope.register_towers(OwnModel, FirmModel)
 def own_towers(model: OwnModel) -> mope.Towers:
+    lists = not isinstance(model, FirmModel)
     return mope.Towers(
-        image=OwnTower(model.see),
-        text=OwnTower(model.read),
+        image=OwnTower(model.see, lists=lists),
+        text=OwnTower(model.read, lists=lists),
         encode_image=model.see,
         encode_text=model.read,
         image_shape=(3, 16, 16),
@@ -103,11 +116,15 @@ def own_towers(model: OwnModel) -> mope.Towers:
     )
 
 
-@pytest.fixture
-def own() -> mope.DualEncoder:
-    model = OwnModel().eval()
+def _wrapped(kind: type[OwnModel]) -> mope.DualEncoder:
+    model = kind().eval()
     shake(model)
     return mope.DualEncoder(model)
+
+
+@pytest.fixture
+def own() -> mope.DualEncoder:
+    return _wrapped(OwnModel)
 
 
 @pytest.fixture
@@ -124,13 +141,15 @@ def test_own_model_equals_itself(own_pairs: mope.Pairs) -> None:
         assert_close(encoder.text.embed(own_pairs.tokens), expected["text"], 1e-6)
 
 
-def test_own_model_scores_alike_by_engine_and_plain_loop(own: mope.DualEncoder, own_pairs: mope.Pairs) -> None:
+@pytest.mark.parametrize("kind", [OwnModel, FirmModel])
+def test_own_model_scores_alike_by_engine_and_plain_loop(kind: type[OwnModel], own_pairs: mope.Pairs) -> None:
+    own = _wrapped(kind)
     with unchanged(own.model):
         tables = [
             mope.score(own, own_pairs, kinds=("head", "neurons", "block"), groups=4, engine=engine, progress=False)
             for engine in ("prefix", "plain")
         ]
-    assert len(tables[0].scores) == 2 * (4 + 3) + 4 * 4 + 4
+    assert len(tables[0].scores) == 2 * (4 + 3) + 4 * 4 + (4 if kind is OwnModel else 0)
     assert tables[0].scores == tables[1].scores
     assert tables[0].dense == tables[1].dense
 
@@ -151,9 +170,34 @@ def test_own_model_prunes(own: mope.DualEncoder, own_pairs: mope.Pairs) -> None:
     assert_trains(own, own_pairs)
 
 
-def test_own_model_without_a_list_of_blocks_keeps_them(own: mope.DualEncoder) -> None:
-    with unchanged(own.model), pytest.raises(NotImplementedError, match="the image tower must define block_list"):
-        own.remove_blocks("image", [0])
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_own_layers_go(own: mope.DualEncoder, own_pairs: mope.Pairs, tower: Any, index: int) -> None:
+    """Against a model that skips them, and as their scores have it."""
+    encoder = {"image": own.model.see, "text": own.model.read}[tower]
+    inputs = {"image": own_pairs.images, "text": own_pairs.tokens}[tower]
+    handle = encoder.layers[index].register_forward_hook(lambda _m, args, _o: args[0])
+    with torch.no_grad():
+        expected = encoder(inputs)
+    handle.remove()
+    loss: Any = {"metric": "contrastive_loss", "progress": False}
+    scored = {s.unit: s for s in mope.score(own, own_pairs, kinds=("block",), **loss).scores}
+    block = next(score for unit, score in scored.items() if (unit.tower, unit.layer) == (tower, index))
+    dense = mope.score(own, own_pairs, kinds=("head",), **loss).dense
+    own.remove_blocks(tower, [index])
+    assert len(encoder.layers) == len(own.towers[tower].blocks) == 1
+    with torch.no_grad():
+        assert_close(own.embed(tower, inputs), expected, 1e-6)
+    assert dense - mope.score(own, own_pairs, kinds=("head",), **loss).dense == pytest.approx(block.value, abs=1e-5)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_own_layers_without_a_list_stay(own_pairs: mope.Pairs, tower: Any) -> None:
+    firm = _wrapped(FirmModel)
+    with unchanged(firm.model), pytest.raises(NotImplementedError, match=r"found \[1\], .* must set siblings"):
+        firm.remove_blocks(tower, [1])
+    with unchanged(firm.model):
+        assert mope.score(firm, own_pairs, kinds=("block",), progress=False).scores == ()
 
 
 def test_own_model_has_clips_temperature(own: mope.DualEncoder) -> None:
@@ -161,7 +205,7 @@ def test_own_model_has_clips_temperature(own: mope.DualEncoder) -> None:
 
 
 def test_duplicate_registration_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"registered already: \['OwnModel'\]"):
+    with pytest.raises(ValueError, match=r"without a factory of their towers; registered already: \['OwnModel'\]"):
         mope.register_towers(OwnModel)
     with pytest.raises(ValueError, match=r"registered already: \['CLIP'\]"):
         mope.register_towers(nn.Bilinear, open_clip.CLIP)
@@ -174,7 +218,8 @@ def test_unknown_models_are_refused(model: nn.Module) -> None:
     with (
         unchanged(model),
         pytest.raises(
-            mope.UnsupportedModelError, match=r"open_clip\.CLIP, open_clip\.CustomTextCLIP.*found (Linear|Sequential)"
+            mope.UnsupportedModelError,
+            match=r"\(open_clip\.CLIP, open_clip\.CoCa, open_clip\.CustomTextCLIP, .*\); found (Linear|Sequential)",
         ),
     ):
         mope.DualEncoder(model)
@@ -192,15 +237,88 @@ def test_a_subclass_is_another_type() -> None:
 def test_a_bare_import_registers_everything() -> None:
     """A forgotten import would be silent here, where other tests have imported all of it already."""
     code = (
-        "import torch_pruning_mope, open_clip, torch\n"
-        "from torch_pruning_mope.towers import is_known\n"
-        "from torch_pruning_mope.surgery._swap import _CONVERTERS\n"
-        "def bare(kind):\n"
-        "    model = kind.__new__(kind)\n"
-        "    torch.nn.Module.__init__(model)\n"
-        "    return model\n"
-        "assert is_known(bare(open_clip.CLIP)) and is_known(bare(open_clip.CustomTextCLIP))\n"
-        "assert not is_known(bare(open_clip.CoCa))\n"
-        "assert {kind.__qualname__ for kind in _CONVERTERS} == {'MultiheadAttention', 'Attention'}\n"
+        "import open_clip, sys\n"
+        "before = set(sys.modules)\n"
+        "import torch_pruning_mope\n"
+        "from torch_pruning_mope.towers._registry import _FACTORIES\n"
+        "from torch_pruning_mope.towers._discover import _UNITS\n"
+        "from torch_pruning_mope.surgery._swap import CONVERTERS\n"
+        "for registry in (_FACTORIES, _UNITS, CONVERTERS):\n"
+        "    print(*registry)\n"
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*(loaded & {'transformers', 'matplotlib', 'pandas'}))\n"
     )
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True, timeout=120)
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    output = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True).stdout
+    factories, units, converters, loaded = (set(line.split()) for line in output.split("\n")[:4])
+    assert factories == {
+        *(f"open_clip.{name}" for name in ("model.CLIP", "model.CustomTextCLIP", "coca_model.CoCa")),
+        *(
+            f"transformers.models.{name}Model"
+            for name in (
+                "clip.modeling_clip.CLIP",
+                "siglip.modeling_siglip.Siglip",
+                "siglip2.modeling_siglip2.Siglip2",
+                "chinese_clip.modeling_chinese_clip.ChineseCLIP",
+                "altclip.modeling_altclip.AltCLIP",
+            )
+        ),
+    }
+    assert {
+        "open_clip.transformer.ResidualAttentionBlock",
+        "open_clip.transformer.CustomResidualAttentionBlock",
+        "open_clip.modified_resnet.Bottleneck",
+        "timm.layers.mlp.Mlp",
+        "timm.layers.mlp.SwiGLU",
+        "timm.models.vitamin.GeGluMlp",
+        "transformers.models.clip.modeling_clip.CLIPMLP",
+        "transformers.models.clip.modeling_clip.CLIPAttention",
+        "transformers.models.roberta.modeling_roberta.RobertaLayer",
+        "transformers.models.mt5.modeling_mt5.MT5Block",
+        "transformers.models.m2m_100.modeling_m2m_100.M2M100Attention",
+    } <= units
+    assert {
+        "torch.nn.modules.activation.MultiheadAttention",
+        "open_clip.transformer.Attention",
+        "open_clip.modified_resnet.AttentionPool2d",
+        "timm.layers.attention.Attention",
+        "timm.layers.attention.AttentionRope",
+        "timm.layers.attention_pool.AttentionPoolLatent",
+        "timm.models.eva.EvaAttention",
+        "timm.models.fastvit.Attention",
+        "timm.models.swin_transformer.WindowAttention",
+        "timm.models.vision_transformer_relpos.RelPosAttention",
+        "transformers.models.mt5.modeling_mt5.MT5Attention",
+    } <= converters
+    assert loaded == set()
+
+
+NAMED_AFTER = {"torch": "2.6", "open_clip": "3.3.0", "timm": "1.0.31", "transformers": "5.23.0"}
+"""Versions that have all types; older ones may lack some."""
+
+
+@pytest.mark.parametrize("registry", [_FACTORIES, _UNITS, CONVERTERS])
+def test_names_that_are_registered_are_those_of_types(registry: Registry[Any]) -> None:
+    """A name by which no type goes would never be found."""
+    names = [name for name in registry if name.partition(".")[0] in NAMED_AFTER]
+    assert len(names) >= 8
+    for name in names:
+        module, _, kind = name.rpartition(".")
+        library = name.partition(".")[0]
+        try:
+            found = getattr(importlib.import_module(module), kind)
+        except (ImportError, AttributeError):
+            assert Version(importlib.import_module(library).__version__) < Version(NAMED_AFTER[library]), name
+        else:
+            assert full_name(found) == name
+
+
+def test_names_and_types_are_the_same_key() -> None:
+    registry: Registry[str] = Registry("a word")
+    registry.register("torch.nn.modules.linear.Bilinear", nn.Identity)("word")
+    assert (registry.get(nn.Bilinear), registry.get(nn.Identity), registry.get(nn.Linear)) == ("word", "word", None)
+    with pytest.raises(ValueError, match=r"kinds must be types without a word; registered already: \['Bilinear'\]"):
+        registry.register(nn.Bilinear)
+    with pytest.raises(ValueError, match=r"registered already: \['Identity'\]"):
+        registry.register(nn.Linear, "torch.nn.modules.linear.Identity")
+    assert registry.get(nn.Linear) is None

@@ -1,0 +1,118 @@
+"""Where training stands, on disk: tensors and JSON, and never half-written."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_STATE, _TENSORS = "training.json", "training.safetensors"
+
+
+def save_training(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    about: dict[str, Any],
+    history: list[Any],
+) -> Path:
+    """Writes a checkpoint, and removes the one before once it is complete.
+
+    Args:
+        folder: Where checkpoints are.
+        model: The model.
+        optimizer: Its optimizer.
+        step: Steps done.
+        about: What the run is, for a look before it goes on.
+        history: What was logged so far.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: If it cannot be written; the one before is still there.
+    """
+    target = folder / f"step-{step:08d}"
+    partial = folder / f"step-{step:08d}.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        tensors = {
+            f"model.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+        }
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer.{index}.{name}": torch.as_tensor(value).cpu().clone() for name, value in state.items()
+            }
+        tensors |= {f"random.{name}": state for name, state in _random_states().items()}
+        save_file(tensors, partial / _TENSORS)
+        (partial / _STATE).write_text(json.dumps({"step": step, "about": about, "history": history}), encoding="utf-8")
+    except OSError:  # a full disk: what was there before stays
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    partial.replace(target)
+    for old in folder.glob("step-*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def latest_training(folder: Path) -> Path | None:
+    """The latest complete checkpoint of a folder, if there is one."""
+    found = sorted(path for path in folder.glob("step-*") if not path.name.endswith(".part"))
+    return found[-1] if found else None
+
+
+def load_training(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]
+) -> tuple[int, list[Any]]:
+    """Mutates the model, its optimizer and the random states: as they were.
+
+    Args:
+        path: A checkpoint's folder.
+        model: The model.
+        optimizer: Its optimizer.
+        about: What the run is.
+
+    Returns:
+        Steps done, and what was logged.
+
+    Raises:
+        ValueError: If the checkpoint is of another run, or damaged.
+    """
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        tensors = load_file(path / _TENSORS)
+    except Exception as error:  # (safetensors raises errors of its own)
+        raise ValueError(f"path must hold a checkpoint; the one at {path} is damaged: {error}. Delete it.") from error
+    differing = sorted(name for name, value in about.items() if state["about"].get(name) != value)
+    if differing:
+        raise ValueError(
+            f"path must be free, or of the same run; the one at {path} has other {', '.join(differing)}. Choose another path."
+        )
+    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    own = optimizer.state_dict()
+    own["state"] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            own["state"].setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(own)
+    _set_random_states({name.removeprefix("random."): t for name, t in tensors.items() if name.startswith("random.")})
+    return int(state["step"]), list(state["history"])
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

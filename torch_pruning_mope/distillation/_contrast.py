@@ -1,0 +1,136 @@
+"""Losses that need no teacher: L_itc, in CLIP's form and in SigLIP's."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ._checks import check_embeddings, logits, owners, scalar
+from ._gather import Group, Rows, gathered, summed
+
+
+class InfoNCELoss(nn.Module):
+    """L_itc: the symmetric contrastive loss of CLIP (arXiv 2103.00020), over the batches of all ranks.
+
+    Where an image has several captions, each is contrasted with the captions of *other* images, and the loss is the mean
+    over captions: the loss of :class:`torch_pruning_mope.ContrastiveLoss`. An image without a caption is only contrasted
+    with.
+
+    Args:
+        group: The process group whose ranks share the batch; by default all there are.
+    """
+
+    def __init__(self, *, group: Group = None) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(
+        self,
+        images: Float[Tensor, "I J"],
+        texts: Float[Tensor, "N J"],
+        logit_scale: float | Float[Tensor, "..."],
+        image_index: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of the whole batch, on every rank.
+
+        Args:
+            images: This rank's image embeddings, normalised or not.
+            texts: This rank's text embeddings, normalised or not.
+            logit_scale: What similarities are multiplied with: CLIP's learnt ``logit_scale.exp()``.
+            image_index: The image, of this rank's, that each caption describes; by default caption j describes image j.
+
+        Returns:
+            The loss, in nats. Average its gradients over ranks, as DDP does.
+        """
+        check_embeddings(images, texts)
+        owner, scale = owners(image_index, images, texts), scalar(logit_scale, "logit_scale", images)
+        share = info_nce(gathered(images, "images", self.group), gathered(texts, "texts", self.group), owner, scale)
+        return summed(share, self.group)
+
+
+class SigmoidLoss(nn.Module):
+    """L_itc as SigLIP has it (arXiv 2303.15343): every image and caption, of all ranks, is a pair or not.
+
+    An image and each of its captions are a pair. The sum is divided by the number of captions, so that each caption has one
+    pair and its negatives, however many captions its image has.
+
+    Args:
+        group: The process group whose ranks share the batch; by default all there are.
+    """
+
+    def __init__(self, *, group: Group = None) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(
+        self,
+        images: Float[Tensor, "I J"],
+        texts: Float[Tensor, "N J"],
+        logit_scale: float | Float[Tensor, "..."],
+        logit_bias: float | Float[Tensor, "..."],
+        image_index: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of the whole batch, on every rank.
+
+        Args:
+            images: This rank's image embeddings, normalised or not.
+            texts: This rank's text embeddings, normalised or not.
+            logit_scale: What similarities are multiplied with.
+            logit_bias: What is added to them then.
+            image_index: The image, of this rank's, that each caption describes; by default caption j describes image j.
+
+        Returns:
+            The loss, in nats. Average its gradients over ranks, as DDP does.
+        """
+        check_embeddings(images, texts)
+        owner, scale = owners(image_index, images, texts), scalar(logit_scale, "logit_scale", images)
+        bias = scalar(logit_bias, "logit_bias", images, positive=False)
+        rows = gathered(images, "images", self.group), gathered(texts, "texts", self.group)
+        return summed(sigmoid(*rows, owner, scale, bias), self.group)
+
+
+def _captions(texts: Rows) -> Tensor:
+    """Where this rank's captions are among all."""
+    return torch.arange(texts.start, texts.start + len(texts.own), device=texts.own.device)
+
+
+def info_nce(images: Rows, texts: Rows, owner: Tensor, scale: Tensor) -> Tensor:
+    """This rank's share of L_itc: its captions' terms, over the number of all captions.
+
+    Args:
+        images: Images.
+        texts: Captions.
+        owner: The image, of this rank's, that each of its captions describes.
+        scale: What similarities are multiplied with.
+
+    Returns:
+        The share; those of all ranks sum to the loss.
+    """
+    right = images.start + owner
+    text_to_image = F.cross_entropy(logits(texts.own, images.all, scale), right, reduction="sum")
+    similarities = logits(images.own, texts.all, scale)
+    own = owner, _captions(texts)
+    mask = torch.zeros_like(similarities, dtype=torch.bool)
+    mask[own] = True
+    others = similarities.masked_fill(mask, -torch.inf).logsumexp(-1)[owner]
+    image_to_text = -F.logsigmoid(similarities[own] - others).sum()
+    return (image_to_text + text_to_image) / (2 * len(texts.all))
+
+
+def sigmoid(images: Rows, texts: Rows, owner: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """This rank's share of SigLIP's loss: its images' terms, over the number of all captions.
+
+    Args:
+        images: Images.
+        texts: Captions.
+        owner: The image, of this rank's, that each of its captions describes.
+        scale: What similarities are multiplied with.
+        bias: What is added then.
+
+    Returns:
+        The share; those of all ranks sum to the loss.
+    """
+    similarities = logits(images.own, texts.all, scale) + bias
+    sign = -torch.ones_like(similarities)
+    sign[owner, _captions(texts)] = 1
+    return -F.logsigmoid(sign * similarities).sum() / len(texts.all)

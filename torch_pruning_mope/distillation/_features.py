@@ -1,0 +1,89 @@
+"""L_feat: the student embeds as the teacher does."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ._checks import check_counterparts
+from ._gather import Group, row_counts, summed, unit
+
+
+class FeatureLoss(nn.Module):
+    """L_feat of MoPE-CLIP (arXiv 2403.07839): mean squared error of normalised embeddings, averaged over the towers.
+
+    The mean is over embedding dimensions too, so that it is at most 4 / J, and the paper's weight of 1000 makes it matter. The
+    teacher gets no gradient.
+
+    Args:
+        group: The process group whose ranks share the batch; by default all there are.
+    """
+
+    def __init__(self, *, group: Group = None) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(
+        self,
+        images: Float[Tensor, "I J"],
+        texts: Float[Tensor, "N J"],
+        teacher_images: Float[Tensor, "I K"],
+        teacher_texts: Float[Tensor, "N K"],
+    ) -> Float[Tensor, ""]:
+        """The loss of the whole batch, on every rank.
+
+        Args:
+            images: The student's embeddings of this rank's images, normalised or not.
+            texts: The student's, of this rank's captions.
+            teacher_images: The teacher's embeddings of the same images.
+            teacher_texts: The teacher's, of the same captions.
+
+        Returns:
+            The loss. Average its gradients over ranks, as DDP does.
+        """
+        check_counterparts(images, texts, teacher_images, teacher_texts)
+        check_sizes(images, teacher_images)
+        counts = [sum(row_counts(rows, name, self.group)) for name, rows in (("images", images), ("texts", texts))]
+        return summed(features(images, texts, teacher_images, teacher_texts, counts), self.group)
+
+
+def check_sizes(student: Tensor, teacher: Tensor) -> None:
+    """Raises unless both embed into as many dimensions.
+
+    Args:
+        student: Embeddings.
+        teacher: Embeddings.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if student.shape[1] != teacher.shape[1]:
+        raise ValueError(
+            f"L_feat must have embeddings of the same size; found {student.shape[1]} of the student and {teacher.shape[1]} of "
+            "the teacher. Set its weight to 0: L_sim carries over between sizes."
+        )
+
+
+def features(
+    images: Tensor, texts: Tensor, teacher_images: Tensor, teacher_texts: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """This rank's share of L_feat.
+
+    Args:
+        images: The student's embeddings of this rank's images.
+        texts: The student's, of its captions.
+        teacher_images: The teacher's of the same images.
+        teacher_texts: The teacher's of the same captions.
+        counts: How many images and captions all ranks have.
+
+    Returns:
+        The share; those of all ranks sum to the loss.
+    """
+    pairs = ((images, teacher_images), (texts, teacher_texts))
+    errors = [
+        F.mse_loss(unit(student), unit(teacher.detach().to(student.device, student.dtype)), reduction="sum")
+        / (count * student.shape[1])
+        for (student, teacher), count in zip(pairs, counts, strict=True)
+    ]
+    return (errors[0] + errors[1]) / 2

@@ -1,0 +1,155 @@
+"""Embeddings of all ranks on every rank, with gradients, so that a loss sees the whole batch.
+
+Every collective's backward is its adjoint: a rank's gradient is that of the *sum* of what all ranks backpropagate. All
+return the whole batch's loss, so the mean of the ranks' gradients, which DDP and FSDP take, is that of one process with the
+whole batch. ``torch.distributed.nn.functional``, which does the same, is deprecated as of torch 2.14, takes only equal
+numbers of rows, and sends each rank's gradients by world-size scatters over gloo; hence functions of our own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+Group = Any
+"""A process group; None is the default group, or this process alone where there is none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Normalised embeddings.
+
+    Attributes:
+        own: This rank's.
+        all: All ranks', in the order of the ranks.
+        start: Where this rank's begin.
+    """
+
+    own: Float[Tensor, "n J"]
+    all: Float[Tensor, "N J"]
+    start: int
+
+
+def is_alone(group: Group) -> bool:
+    """Whether no other rank takes part."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
+
+
+def row_counts(tensor: Float[Tensor, "n J"], name: str, group: Group) -> list[int]:
+    """Every rank's number of rows.
+
+    Args:
+        tensor: This rank's rows, on the device that the group communicates from.
+        name: What they are, for the message.
+        group: Who takes part.
+
+    Returns:
+        One number per rank.
+
+    Raises:
+        ValueError: On all ranks alike, if there are no rows on any, or of different widths.
+    """
+    shapes = torch.tensor([tensor.shape], device=tensor.device)
+    if not is_alone(group):
+        everyone = [torch.empty_like(shapes) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(everyone, shapes, group=group)
+        shapes = torch.cat(everyone)
+    rows, widths = shapes.T.tolist()
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"{name} must have the same embedding size on all ranks; found {widths}. Load the same model on each."
+        )
+    if sum(rows) == 0:
+        raise ValueError(
+            f"{name} must hold at least one embedding, on some rank; found none. Skip batches that are empty everywhere."
+        )
+    return list(map(int, rows))
+
+
+def wide(tensor: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """In float32 at least."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def unit(embeddings: Float[Tensor, "n J"]) -> Float[Tensor, "n J"]:
+    """Normalised, in float32 at least."""
+    return F.normalize(wide(embeddings), dim=-1)
+
+
+def gathered(embeddings: Float[Tensor, "n J"], name: str, group: Group) -> Rows:
+    """Normalises embeddings, in float32 at least, and gathers all ranks'.
+
+    Ranks may hold different numbers of rows, as in a last batch, and some none. Rows of NaN stay NaN.
+
+    Args:
+        embeddings: This rank's.
+        name: What they are, for messages.
+        group: Who takes part.
+
+    Returns:
+        This rank's and everybody's.
+    """
+    own = unit(embeddings)
+    counts = row_counts(own, name, group)
+    if is_alone(group):
+        return Rows(own, own, 0)
+    everyone: Tensor = _Gather.apply(own, counts, group)
+    return Rows(own, everyone, sum(counts[: dist.get_rank(group)]))
+
+
+def summed(shares: Float[Tensor, "*T"], group: Group) -> Float[Tensor, "*T"]:
+    """The sum of all ranks' shares of some losses, on every rank."""
+    return shares if is_alone(group) else _Sum.apply(shares, group)
+
+
+def total(numbers: Int[Tensor, "T"], group: Group) -> Int[Tensor, "T"]:
+    """The sum of all ranks' numbers, on every rank; of no gradient, and without waiting for the device."""
+    if not is_alone(group):
+        numbers = numbers.clone()
+        dist.all_reduce(numbers, group=group)
+    return numbers
+
+
+class _Gather(Function):
+    """Rows of all ranks, in order. Backward: the sum of all ranks' gradients of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, counts: Sequence[int], group: Group) -> Tensor:
+        ctx.group, ctx.rows = group, len(own)
+        ctx.start = sum(counts[: dist.get_rank(group)])
+        padded = own.new_zeros(max(counts), own.shape[1])  # collectives take equal shapes
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        everyone = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(everyone, group=ctx.group)  # gloo has no reduce-scatter on every version
+        return everyone[ctx.start : ctx.start + ctx.rows], None, None
+
+
+class _Sum(Function):
+    """The sum over ranks. Backward: the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        everyone = share.clone()
+        dist.all_reduce(everyone, group=group)
+        return everyone
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        everyone = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(everyone, group=ctx.group)
+        return everyone, None

@@ -1,0 +1,93 @@
+"""L_sim: the student ranks as the teacher does."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ._checks import check_counterparts, logits, scalar
+from ._gather import Group, Rows, gathered, summed
+
+
+class SimilarityLoss(nn.Module):
+    """L_sim of MoPE-CLIP (arXiv 2403.07839): soft cross-entropy from the teacher's similarities to the student's.
+
+    The teacher's distribution over captions for each image, and over images for each caption, are the student's targets;
+    the two directions are averaged. Lowest, at the teacher's mean entropy, where the distributions agree. TinyCLIP's affinity
+    mimicking (arXiv 2309.12314) is this very loss, so there is no other class for it.
+
+    Embedding sizes may differ. There are no positives, so nothing depends on which caption describes which image. A bias of
+    the logits (SigLIP's) changes neither distribution. The teacher gets no gradient.
+
+    Args:
+        group: The process group whose ranks share the batch; by default all there are.
+    """
+
+    def __init__(self, *, group: Group = None) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(
+        self,
+        images: Float[Tensor, "I J"],
+        texts: Float[Tensor, "N J"],
+        logit_scale: float | Float[Tensor, "..."],
+        teacher_images: Float[Tensor, "I K"],
+        teacher_texts: Float[Tensor, "N K"],
+        teacher_logit_scale: float | Float[Tensor, "..."],
+    ) -> Float[Tensor, ""]:
+        """The loss of the whole batch, on every rank.
+
+        Args:
+            images: The student's embeddings of this rank's images, normalised or not.
+            texts: The student's, of this rank's captions.
+            logit_scale: What the student's similarities are multiplied with.
+            teacher_images: The teacher's embeddings of the same images.
+            teacher_texts: The teacher's, of the same captions.
+            teacher_logit_scale: What the teacher's similarities are multiplied with.
+
+        Returns:
+            The loss, in nats. Average its gradients over ranks, as DDP does.
+        """
+        check_counterparts(images, texts, teacher_images, teacher_texts)
+        scale = scalar(logit_scale, "logit_scale", images)
+        teacher_scale = scalar(teacher_logit_scale, "teacher_logit_scale", images).detach()
+        student = gathered(images, "images", self.group), gathered(texts, "texts", self.group)
+        teacher = teacher_rows(teacher_images, teacher_texts, images, self.group)
+        return summed(similarity(*student, scale, *teacher, teacher_scale), self.group)
+
+
+def teacher_rows(images: Tensor, texts: Tensor, like: Tensor, group: Group) -> tuple[Rows, Rows]:
+    """The teacher's embeddings of all ranks, without gradients, where the student's are."""
+    return (
+        gathered(images.detach().to(like.device), "teacher_images", group),
+        gathered(texts.detach().to(like.device), "teacher_texts", group),
+    )
+
+
+def similarity(
+    images: Rows, texts: Rows, scale: Tensor, teacher_images: Rows, teacher_texts: Rows, teacher_scale: Tensor
+) -> Tensor:
+    """This rank's share of L_sim: its images' and its captions' terms, each over the number of all.
+
+    Args:
+        images: The student's images.
+        texts: The student's captions.
+        scale: What the student's similarities are multiplied with.
+        teacher_images: The teacher's images.
+        teacher_texts: The teacher's captions.
+        teacher_scale: What the teacher's similarities are multiplied with.
+
+    Returns:
+        The share; those of all ranks sum to the loss.
+    """
+    image_to_text = _soft_cross_entropy(
+        logits(images.own, texts.all, scale), logits(teacher_images.own, teacher_texts.all, teacher_scale)
+    )
+    text_to_image = _soft_cross_entropy(
+        logits(texts.own, images.all, scale), logits(teacher_texts.own, teacher_images.all, teacher_scale)
+    )
+    return (image_to_text / len(images.all) + text_to_image / len(texts.all)) / 2
+
+
+def _soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.cross_entropy(student, teacher.softmax(-1).to(student.dtype), reduction="sum")

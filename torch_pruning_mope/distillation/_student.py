@@ -1,0 +1,80 @@
+"""A dual encoder as one module whose forward encodes a batch, which is what data parallelism can wrap."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..encoder import DualEncoder, TowerName
+from ..towers import first_tensor
+from ._distillation import Encoded
+
+TOWERS: tuple[TowerName, ...] = ("image", "text")
+
+
+class Student(nn.Module):
+    """Encodes images and captions, and keeps what leaves the blocks if asked to.
+
+    Args:
+        encoder: The dual encoder.
+        hidden: Whether hidden states are kept.
+    """
+
+    def __init__(self, encoder: DualEncoder, *, hidden: bool = False) -> None:
+        super().__init__()
+        self.model: nn.Module = encoder.model
+        self.hidden = hidden
+        self._encoder = [encoder]  # no module, and its model is registered already
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Encoded:
+        """Encodes a batch.
+
+        Args:
+            images: ``[I, C, R, R]``.
+            tokens: ``[N, T]``.
+
+        Returns:
+            What the losses take; hidden states by the number that a block had when the model was wrapped.
+        """
+        encoder = self._encoder[0]
+        with _watched(encoder, self.hidden) as seen:
+            embedded = encoder.embed("image", images), encoder.embed("text", tokens)
+        bias = getattr(encoder.model, "logit_bias", None)
+        return Encoded(*embedded, encoder.logit_scale, bias, seen if self.hidden else None)
+
+
+@contextmanager
+def _watched(encoder: DualEncoder, wanted: bool) -> Iterator[dict[str, dict[int, Tensor]]]:
+    """What leaves each block, by tower and number; nothing if it is not wanted."""
+    seen: dict[str, dict[int, Tensor]] = {tower: {} for tower in TOWERS}
+    handles = []
+
+    def keep(tower: str, number: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        seen[tower][number] = first_tensor(output)
+
+    try:
+        for tower in TOWERS if wanted else ():
+            numbers = encoder.block_numbers(tower)
+            for number, block in zip(numbers, encoder.towers[tower].blocks, strict=True):
+                if block.siblings is not None:
+                    handles.append(block.module.register_forward_hook(partial(keep, tower, number)))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def clamp_temperature(model: nn.Module, most: float = 100.0) -> None:
+    """Mutates ``model``: keeps its learnt temperature in CLIP's bounds.
+
+    Args:
+        model: The model.
+        most: Largest multiplier of similarities.
+    """
+    scale = getattr(model, "logit_scale", None)
+    if isinstance(scale, nn.Parameter):
+        scale.clamp_(0, float(torch.tensor(most).log()))
