@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,29 +21,28 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.data import CaptionedImage, load_pairs, read_coco_captions, read_csv_captions
 from torch_pruning_mope.demo import multiply_adds, parameters, recalls
 
 
-def read(options: argparse.Namespace, file: Path) -> list[CaptionedImage]:
-    """The images of a captions file, of the kind that the command line names."""
-    if options.coco:
-        return read_coco_captions(file, options.images)
-    return read_csv_captions(file, image_key=options.csv_image, caption_key=options.csv_caption, folder=options.images)
-
-
-def split(options: argparse.Namespace) -> tuple[list[CaptionedImage], list[CaptionedImage]]:
+def read(options: argparse.Namespace, preprocess: Any, tokenizer: Any) -> tuple[mope.ImagePairs, mope.ImagePairs]:
     """Calibration and test images, none in both; drawn by a fixed seed."""
-    entries = read(options, options.coco or options.csv)
-    random.Random(options.seed).shuffle(entries)
-    calibration = entries[: options.calibration]
-    test = read(options, options.test) if options.test else entries[options.calibration :]
+    keys = {} if options.coco else {"image_key": options.csv_image, "caption_key": options.csv_caption}
+
+    def images(file: Path) -> mope.ImagePairs:
+        return mope.open_pairs(
+            file, preprocess, tokenizer, root=options.images, max_skipped=options.max_skipped, **keys
+        )
+
+    everything = images(options.coco or options.csv)
+    size = min(options.calibration, len(everything))
+    parts = mope.split_pairs(everything, calibration=size, test=0, seed=options.seed)
+    calibration, test = parts.calibration, images(options.test) if options.test else parts.train
     if len(test) < 2:
         raise ValueError(
-            f"--calibration must leave at least two images to test on; found {len(test)} of {len(entries)} left. Use fewer, "
-            "or give --test a file of other images."
+            f"--calibration must leave at least two images to test on; found {len(test)} of {len(everything)} left. Use "
+            "fewer, or give --test a file of other images."
         )
-    shared = {entry.path.resolve() for entry in calibration} & {entry.path.resolve() for entry in test}
+    shared = set(calibration.files) & set(test.files)
     if shared:
         raise ValueError(
             f"--test must hold no calibration image; found {len(shared)} in both (first: {min(shared)}). Take them out."
@@ -52,16 +50,10 @@ def split(options: argparse.Namespace) -> tuple[list[CaptionedImage], list[Capti
     return calibration, test
 
 
-def pairs_of(
-    name: str, entries: list[CaptionedImage], preprocess: Any, tokenizer: Any, device: torch.device
-) -> mope.Pairs:
-    """The pairs, with a report of what could not be read."""
-    pairs, unusable = load_pairs(entries, preprocess, tokenizer)
-    print(f"{name}: {pairs.num_images} images, {pairs.num_captions} captions, {len(unusable)} images unusable")
-    for entry in unusable[:10]:
-        print(f"  {entry.path}: {entry.reason}")
-    if len(unusable) > 10:
-        print(f"  … and {len(unusable) - 10} more")
+def pairs_of(name: str, images: mope.ImagePairs, device: torch.device) -> mope.Pairs:
+    """The pairs; a warning says what could not be read."""
+    pairs = mope.gather_pairs(images)
+    print(f"{name}: {pairs.num_images} images, {pairs.num_captions} captions, {images.skipped.samples} images unusable")
     return pairs.to(device)
 
 
@@ -126,9 +118,8 @@ def run(options: argparse.Namespace) -> None:
     encoder = mope.DualEncoder(model.eval())
     asked = {"head_ratio": options.head_ratio, "ffn_ratio": options.ffn_ratio, "global_pruning": options.global_pruning}
     encoder.request(**asked)  # refuses bad ratios before images are read
-    chosen, others = split(options)
-    calibration = pairs_of("calibration", chosen, preprocess, tokenizer, device)
-    test = pairs_of("test", others, preprocess, tokenizer, device)
+    chosen, others = read(options, preprocess, tokenizer)
+    calibration, test = pairs_of("calibration", chosen, device), pairs_of("test", others, device)
 
     describe("dense", encoder, test, options.batch_size)
     importance = mope.MoPEImportance(
@@ -156,6 +147,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--csv-caption", default="title", help="column of the captions")
     parser.add_argument("--calibration", type=int, default=1000, help="images to score on")
     parser.add_argument("--test", type=Path, help="file of other images to report on, of the same kind")
+    parser.add_argument("--max-skipped", type=float, default=0.1, help="share of images that may be unreadable")
     parser.add_argument("--head-ratio", type=float, default=0.3, help="share of the heads to remove")
     parser.add_argument("--ffn-ratio", type=float, default=0.5, help="share of the FFN neurons to remove")
     parser.add_argument("--global", dest="global_pruning", action="store_true", help="rank over all layers at once")

@@ -111,14 +111,16 @@ def test_coco_with_several_captions_and_unreadable_images(run: Run, captions: An
     images = [{"id": 10 + index, "file_name": name} for index, (name, _) in enumerate(captions)]
     notes = [{"image_id": 10 + index, "caption": text} for index, (_, text) in enumerate(captions)] * 2
     (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
-    out, _ = run(
-        *("--coco", tmp_path / "captions.json", "--images", tmp_path, "--calibration", 6),
-        *("--global", "--metric", "contrastive_loss"),
-    )
+    with pytest.warns(UserWarning, match="samples skipped") as caught:
+        out, _ = run(
+            *("--coco", tmp_path / "captions.json", "--images", tmp_path, "--calibration", 6, "--max-skipped", 0.5),
+            *("--global", "--metric", "contrastive_loss"),
+        )
+    warned = " ".join(str(warning.message) for warning in caught)
     lines = [line for line in out.splitlines() if "unusable" in line]
     assert [sum(int(line.split()[at]) for line in lines) for at in (1, 3, 5)] == [10, 20, 2]
-    assert f"{tmp_path / '3.png'}: UnidentifiedImageError" in out
-    assert f"{tmp_path / '5.png'}: FileNotFoundError" in out
+    assert f"{tmp_path / '3.png'}: UnidentifiedImageError" in warned
+    assert f"{tmp_path / '5.png'}: FileNotFoundError" in warned
     assert "removed 5 heads and 224 neurons" in out
 
 

@@ -5,7 +5,21 @@ See https://arxiv.org/abs/2403.07839 for the method, and ``README.md`` for how t
 
 from ._request import Counts
 from ._version import __version__
-from .data import EmojiTokenizer, Pairs, emoji_batches, emoji_pairs, emoji_scenes, load_tiny_clip
+from .data import (
+    EmojiTokenizer,
+    ImagePairs,
+    PairLoader,
+    Pairs,
+    ShardedPairs,
+    Skipped,
+    emoji_batches,
+    emoji_pairs,
+    emoji_scenes,
+    gather_pairs,
+    load_tiny_clip,
+    open_pairs,
+    split_pairs,
+)
 from .distillation import (
     DistillationLoss,
     Encoded,
@@ -21,6 +35,7 @@ from .distillation import (
 )
 from .encoder import DualEncoder
 from .errors import (
+    DataError,
     MetricError,
     MissingGradientsError,
     ModelLoadError,
@@ -62,6 +77,7 @@ __all__ = [
     "ContrastiveLoss",
     "Cost",
     "Counts",
+    "DataError",
     "DistillationLoss",
     "DualEncoder",
     "EmojiTokenizer",
@@ -70,6 +86,7 @@ __all__ = [
     "FeedForwardSublayer",
     "Footprint",
     "HiddenLoss",
+    "ImagePairs",
     "InfoNCELoss",
     "LoadedModel",
     "Metric",
@@ -81,6 +98,7 @@ __all__ = [
     "MopeError",
     "NonFiniteError",
     "OpaqueTower",
+    "PairLoader",
     "Pairs",
     "Plan",
     "PrunableAttention",
@@ -89,8 +107,10 @@ __all__ = [
     "Score",
     "ScoreTable",
     "Separation",
+    "ShardedPairs",
     "SigmoidLoss",
     "SimilarityLoss",
+    "Skipped",
     "Stream",
     "Sublayer",
     "TeacherEmbeddings",
@@ -116,9 +136,11 @@ __all__ = [
     "estimate_cost",
     "finetune_stage",
     "footprints",
+    "gather_pairs",
     "load_model",
     "load_tiny_clip",
     "make_plan",
+    "open_pairs",
     "pretrain_stage",
     "prune",
     "register_attention",
@@ -127,4 +149,5 @@ __all__ = [
     "remove_units",
     "score",
     "separation",
+    "split_pairs",
 ]

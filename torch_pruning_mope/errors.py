@@ -35,3 +35,7 @@ class PruningMismatchError(MopeError, RuntimeError):
 
 class ModelLoadError(MopeError, ValueError):
     """A name stands for no model that can be loaded."""
+
+
+class DataError(MopeError, ValueError):
+    """A source of pairs is of no known form, or too much of it cannot be read."""

@@ -1,29 +1,36 @@
-"""Pairs to score on, and the embedded emoji scenes with the tiny CLIP trained on them."""
+"""Pairs to score and to train on, from files or from the embedded emoji scenes, and the tiny CLIP trained on these."""
 
-from torch_pruning_mope.data._captions import (
-    CaptionedImage,
-    Unusable,
-    load_pairs,
-    read_coco_captions,
-    read_csv_captions,
-)
+from torch_pruning_mope.data._gather import PairSplit, gather_pairs, split_pairs
+from torch_pruning_mope.data._image_pairs import Described, ImagePairs
+from torch_pruning_mope.data._listing import CaptionedImage
+from torch_pruning_mope.data._loader import PairLoader
+from torch_pruning_mope.data._open import open_pairs
 from torch_pruning_mope.data._pairs import Pairs
 from torch_pruning_mope.data._scenes import Split, emoji_batches, emoji_pairs, emoji_scenes
+from torch_pruning_mope.data._sharded_pairs import ShardedPairs
+from torch_pruning_mope.data._skipped import Problem, Reason, Skipped
 from torch_pruning_mope.data._tiny_clip import load_tiny_clip, tiny_clip_config
 from torch_pruning_mope.data._tokenizer import EmojiTokenizer
 
 __all__ = [
     "CaptionedImage",
+    "Described",
     "EmojiTokenizer",
+    "ImagePairs",
+    "PairLoader",
+    "PairSplit",
     "Pairs",
+    "Problem",
+    "Reason",
+    "ShardedPairs",
+    "Skipped",
     "Split",
-    "Unusable",
     "emoji_batches",
     "emoji_pairs",
     "emoji_scenes",
-    "load_pairs",
+    "gather_pairs",
     "load_tiny_clip",
-    "read_coco_captions",
-    "read_csv_captions",
+    "open_pairs",
+    "split_pairs",
     "tiny_clip_config",
 ]

@@ -1,0 +1,95 @@
+"""Annotation files of retrieval benchmarks: COCO's captions, and Karpathy's splits of COCO and Flickr30k."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from torch_pruning_mope.data._decode import as_captions
+from torch_pruning_mope.data._listing import Listing
+from torch_pruning_mope.errors import DataError
+
+FORMS = "COCO captions (images, annotations) or a Karpathy split (images with split and sentences)"
+
+
+def read_annotations(path: Path, split: str | None) -> Listing:
+    """Reads a JSON file of either form.
+
+    Args:
+        path: The file.
+        split: Of a Karpathy file, which images: `test`, say, or `train+restval`; None for all.
+
+    Returns:
+        Its images.
+
+    Raises:
+        DataError: The file is of neither form, or has no such split.
+    """
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise DataError(f"{path}: must be JSON, found otherwise: {error}; get the file again") from error
+    images = content.get("images") if isinstance(content, dict) else None
+    if isinstance(images, list) and isinstance(content.get("annotations"), list):
+        if split is not None:
+            raise DataError(
+                f"split: COCO has a file for each split, found {split!r} for {path}; pass the file of that split, or divide "
+                "this one with split_pairs"
+            )
+        return _coco(images, content["annotations"])
+    if isinstance(images, list) and any(isinstance(image, dict) and "sentences" in image for image in images):
+        return _karpathy(path, images, split)
+    found = f"the keys {list(content)[:10]}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    raise DataError(
+        f"{path}: must be {FORMS}, found {found}; pass captions_val2017.json, dataset_coco.json or their like"
+    )
+
+
+def _coco(images: list[Any], annotations: list[Any]) -> Listing:
+    files: dict[object, str] = {}
+    malformed = []
+    for number, image in enumerate(images):
+        match image:
+            case {"id": int() | str() as identity, "file_name": str(name)}:
+                files[identity] = name
+            case _:
+                malformed.append(f"images[{number}]: no id and file_name")
+    listing = Listing(files.values())
+    for where in malformed:
+        listing.refuse("entry malformed", where)
+    for number, annotation in enumerate(annotations):
+        where = f"annotations[{number}]"
+        match annotation:
+            case {"image_id": int() | str() as identity, "caption": caption} if identity in files:
+                listing.add(files[identity], as_captions(caption), where)
+            case {"image_id": identity, "caption": _}:
+                listing.refuse("entry malformed", f"{where}: image {identity!r} is not among the images")
+            case _:
+                listing.refuse("entry malformed", f"{where}: no image_id and caption")
+    for name in listing.without_captions:
+        listing.refuse("caption missing", name)
+    return listing
+
+
+def _karpathy(path: Path, images: list[Any], split: str | None) -> Listing:
+    images = [image if isinstance(image, dict) else {} for image in images]
+    splits = Counter(str(image.get("split")) for image in images)
+    wanted = set(splits) if split is None else set(split.split("+"))
+    if unknown := wanted - set(splits):
+        raise DataError(
+            f"split: must be one of {', '.join(sorted(splits))} or several joined by +, found {', '.join(sorted(unknown))}; "
+            f"{path} has no other"
+        )
+    listing = Listing()
+    for number, image in enumerate(images):
+        if str(image.get("split")) not in wanted:
+            continue
+        name, folder = image.get("filename"), image.get("filepath")  # COCO's has folders, Flickr30k's has none
+        if isinstance(name, str) and isinstance(folder, str):
+            name = f"{folder}/{name}"
+        sentences = image.get("sentences")
+        raw = [s.get("raw") for s in sentences if isinstance(s, dict)] if isinstance(sentences, list) else []
+        listing.add(name, as_captions(raw), f"images[{number}]")
+    return listing

@@ -1,0 +1,160 @@
+"""Image files with captions, as a map-style dataset."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from torch_pruning_mope.data._decode import Unusable, prepare, read_picture
+from torch_pruning_mope.data._listing import CaptionedImage
+from torch_pruning_mope.data._skipped import Counted, Problem, Skipped
+from torch_pruning_mope.errors import DataError
+
+Captions = Literal["random", "first"]
+TRIES = 100  # draws of a substitute
+UNREAD, READ, BAD = 0, 1, 2
+
+
+class Described(NamedTuple):
+    """An image, ready for the model, and the tokens `[captions, context]` of all its captions."""
+
+    image: Tensor
+    tokens: Tensor
+
+
+class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
+    """Images with captions, an item per image: `(image, tokens)`.
+
+    An item has one of the image's captions, drawn anew in each epoch (`set_epoch`); `describe` has them all. In place of an
+    image that cannot be read comes another one, drawn at random, so batches keep their size; `skipped` counts such images,
+    each of them once, whichever process met it. With the same seed and epoch, items are the same.
+
+    Args:
+        entries: The images.
+        preprocess: From a picture to the model's input.
+        tokenizer: From captions to tokens.
+        root: What relative image files are relative to.
+        captions: Which caption an item has, `random` or `first`.
+        max_skipped: The share of images that may be unreadable.
+        seed: Of the draws.
+        name: How messages call this dataset.
+        problems: Entries of the source that are not among `entries`.
+
+    Raises:
+        DataError: There is no image, none of the first files exists, or too many entries are problems.
+        ValueError: `captions` or `max_skipped` are none of these.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[CaptionedImage],
+        preprocess: Callable[[Image.Image], Tensor],
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        *,
+        root: str | Path = ".",
+        captions: Captions = "random",
+        max_skipped: float = 0.1,
+        seed: int = 0,
+        name: str = "entries",
+        problems: Sequence[Problem] = (),
+    ) -> None:
+        check_captions(captions)
+        self.entries = list(entries)
+        self.root = Path(root)
+        self.preprocess, self.tokenizer, self.captions = preprocess, tokenizer, captions
+        dropped = Skipped.of(problems, len(self.entries))
+        if not self.entries:
+            raise DataError(
+                f"{name}: must hold at least one image with a caption, found none ({dropped}); pass another"
+            )
+        super().__init__(name, max_skipped, seed, dropped, expected=(len(self.entries), 0))
+        first = [self.root / entry.name for entry in self.entries[:16]]
+        if not any(file.exists() for file in first):
+            raise DataError(
+                f"root: the image files of {name} must exist, found none of the first {len(first)} (first: {first[0]}); pass "
+                "the folder that their names are relative to"
+            )
+
+    def _restart(self) -> None:
+        super()._restart()
+        self._status = torch.zeros(len(self.entries), dtype=torch.uint8).share_memory_()
+
+    @property
+    def files(self) -> list[Path]:
+        """The file of each image, without links and `..`, to see whether datasets share any."""
+        return [(self.root / entry.name).resolve() for entry in self.entries]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        wanted = self.entries[index].name
+        for attempt in range(TRIES):
+            entry = self.entries[index]
+            rng = random.Random(f"{self.seed} {self.epoch} {wanted} {attempt}")
+            picture = self._picture(index) if self._status[index] != BAD else None
+            if picture is not None:
+                image = prepare(picture, self.preprocess, str(self.root / entry.name))
+                caption = entry.captions[0] if self.captions == "first" else rng.choice(entry.captions)
+                return image, self.tokenizer([caption])[0]
+            index = rng.randrange(len(self.entries))
+        raise DataError(
+            f"{self.name}: must hold images that can be read, found none in {TRIES} draws: {self.skipped}; mend the files"
+        )
+
+    def describe(self, index: int) -> Described | None:
+        """Returns an image with all its captions; None if it cannot be read, which is counted."""
+        picture = self._picture(index)
+        if picture is None:
+            return None
+        entry = self.entries[index]
+        image = prepare(picture, self.preprocess, str(self.root / entry.name))
+        return Described(image, self.tokenizer(list(entry.captions)))
+
+    def select(self, indices: Sequence[int], name: str | None = None) -> ImagePairs:
+        """Returns a dataset of some of the images, which counts for itself."""
+        part = copy.copy(self)
+        part.entries = [self.entries[index] for index in indices]
+        part.name = self.name if name is None else name
+        part.dropped = Skipped.of((), len(part.entries))
+        part.expected = (len(part.entries), 0)
+        part._restart()
+        return part
+
+    def _picture(self, index: int) -> Image.Image | None:
+        file = self.root / self.entries[index].name
+        try:
+            picture = read_picture(file, str(file))
+        except Unusable as unusable:
+            if self._status[index] != BAD:
+                self._status[index] = BAD
+                self._skip(*unusable.problem)
+            return None
+        if self._status[index] == UNREAD:
+            self._status[index] = READ
+            self._count_read()
+        return picture
+
+
+def check_captions(captions: object) -> None:
+    """Refuses a choice of captions that there is not.
+
+    Raises:
+        ValueError: Such a choice.
+    """
+    if captions not in get_args(Captions):
+        raise ValueError(f"captions: must be one of {', '.join(get_args(Captions))}, found {captions!r}; choose one")
+
+
+def position(seed: int, name: str) -> float:
+    """Returns a number in [0, 1) that depends on the seed and the name alone: the same on every machine, in any order."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:6], "big") / 2**48

@@ -1,0 +1,168 @@
+"""Pairs of images and captions, whatever they are stored as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from torch import Tensor
+
+from torch_pruning_mope.data._annotations import read_annotations
+from torch_pruning_mope.data._image_pairs import Captions, ImagePairs
+from torch_pruning_mope.data._listing import Listing, read_folder, read_lines, read_table
+from torch_pruning_mope.data._sharded_pairs import ShardedPairs
+from torch_pruning_mope.data._shards import SHARD_SUFFIXES, is_shards, tar_files
+from torch_pruning_mope.errors import DataError
+
+Format = Literal["table", "lines", "annotations", "folder", "shards"]
+SUFFIXES: dict[str, Format] = {".csv": "table", ".tsv": "table", ".jsonl": "lines", ".json": "annotations"}
+OPTIONS: dict[Format, tuple[str, ...]] = {
+    "table": ("root", "image_key", "caption_key", "separator"),
+    "lines": ("root", "image_key", "caption_key"),
+    "annotations": ("root", "split"),
+    "folder": ("image_key", "caption_key"),
+    "shards": ("caption_key", "shuffle", "resample", "samples", "by_rank"),
+}
+WORDS: dict[Format, str] = {
+    "table": "a table",
+    "lines": "lines of JSON",
+    "annotations": "an annotation file",
+    "folder": "a folder of images",
+    "shards": "shards",
+}
+MENDS = {
+    "split": "divide it with split_pairs, or pass the file of the split",
+    "shuffle": "shuffle in the DataLoader",
+    "resample": "give the DataLoader a sampler",
+    "samples": "give the DataLoader a sampler",
+    "by_rank": "give the DataLoader a DistributedSampler",
+}
+
+
+def open_pairs(
+    source: str | Path | Sequence[str | Path],
+    preprocess: Callable[[Image.Image], Tensor],
+    tokenizer: Callable[[Sequence[str]], Tensor],
+    *,
+    split: str | None = None,
+    root: str | Path | None = None,
+    image_key: str | None = None,
+    caption_key: str | None = None,
+    separator: str | None = None,
+    shuffle: int | None = None,
+    resample: bool | None = None,
+    samples: int | None = None,
+    by_rank: bool | None = None,
+    captions: Captions = "random",
+    max_skipped: float = 0.1,
+    seed: int = 0,
+) -> ImagePairs | ShardedPairs:
+    """Opens pairs of images and captions as a dataset of `(image, tokens)`.
+
+    | source | read as |
+    |---|---|
+    | `pairs.csv`, `pairs.tsv` | a table with a caption a line, in columns `filepath` and `title` as open_clip has it |
+    | `metadata.jsonl` | lines of JSON with `file_name` and `text`, a string or a list of them |
+    | `captions_val2017.json` | COCO's captions; `root` is the folder of the images |
+    | `dataset_coco.json`, `dataset_flickr30k.json` | Karpathy's splits, with `split="test"`, `"train+restval"`, … |
+    | a folder of images | captions are the lines of the text file beside an image, and those of `metadata.jsonl` |
+    | `{000..127}.tar`, `*.tar`, a folder of them, a URL, a list | WebDataset shards, with the extra `webdataset` |
+
+    Files become `ImagePairs`, an item per image, shards become `ShardedPairs`, a stream. Of images with several captions, an
+    item has one; `gather_pairs` takes all.
+
+    Entries that name no image or have no caption are left out, with a warning now; images that cannot be read are found in
+    reading, and counted in `skipped`, also by the workers of a DataLoader. More than `max_skipped` of either is an error.
+
+    Args:
+        source: What to read.
+        preprocess: From a picture to the model's input, as `load_model` returns it.
+        tokenizer: From captions to tokens, as `load_model` returns it.
+        split: Which part of a Karpathy file; None for all.
+        root: What image files are relative to; by default the folder of `source`.
+        image_key: Column, or key of JSON lines, of the image files.
+        caption_key: That of the captions; in shards, where a sample's `json` has its caption (`caption`).
+        separator: Of the columns; by default a tab if the header has one, else a comma.
+        shuffle: Of shards: see `ShardedPairs`.
+        resample: Of shards: see `ShardedPairs`.
+        samples: Of shards: see `ShardedPairs`.
+        by_rank: Of shards: see `ShardedPairs`.
+        captions: Which caption an item has, `random` or `first`.
+        max_skipped: The share of entries, images or shards that may be unusable.
+        seed: Of all draws.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        DataError: The source is missing, of no known form, or too much of it is unusable; or an option is given that its
+            form does not have.
+    """
+    form = _form(source)
+    options: dict[str, Any] = {
+        "split": split,
+        "root": root,
+        "image_key": image_key,
+        "caption_key": caption_key,
+        "separator": separator,
+        "shuffle": shuffle,
+        "resample": resample,
+        "samples": samples,
+        "by_rank": by_rank,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    for key, value in given.items():
+        if key not in OPTIONS[form]:
+            raise DataError(
+                f"{key}: {WORDS[form]} has no such option, found {value!r} for {source}; {MENDS.get(key, 'leave it out')}"
+            )
+    common: dict[str, Any] = {"captions": captions, "max_skipped": max_skipped, "seed": seed}
+    if form == "shards":
+        return ShardedPairs(source, preprocess, tokenizer, **given, **common)
+    path = Path(str(source)).expanduser()
+    listing = _list(form, path, given)
+    folder = path if form == "folder" else path.parent
+    return ImagePairs(
+        listing.entries,
+        preprocess,
+        tokenizer,
+        root=folder if root is None else Path(root).expanduser(),
+        name=str(source),
+        problems=listing.problems,
+        **common,
+    )
+
+
+def _list(form: Format, path: Path, given: dict[str, Any]) -> Listing:
+    table = form == "table"
+    image = given.get("image_key", "filepath" if table else "file_name")
+    caption = given.get("caption_key", "title" if table else "text")
+    match form:
+        case "table":
+            return read_table(path, separator=given.get("separator"), image_key=image, caption_key=caption)
+        case "lines":
+            return read_lines(path, image_key=image, caption_key=caption)
+        case "annotations":
+            return read_annotations(path, given.get("split"))
+        case _:
+            return read_folder(path, image_key=image, caption_key=caption)
+
+
+def _form(source: str | Path | Sequence[str | Path]) -> Format:
+    if not isinstance(source, str | Path) or is_shards(str(source)):
+        return "shards"
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return "shards" if tar_files(path) else "folder"
+    if not path.exists():
+        raise DataError(
+            f"source: must be a file, a folder, a pattern or a URL, found nothing at {str(source)!r}; correct it"
+        )
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(
+            f"source: must be a file of {', '.join(SUFFIXES)} or {', '.join(SHARD_SUFFIXES)}, a folder, a pattern or a URL, "
+            f"found {str(source)!r}; rename it, or write its pairs as one of these"
+        )
+    return SUFFIXES[path.suffix.lower()]
