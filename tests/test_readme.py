@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import torch_pruning_mope as mope
@@ -23,6 +24,11 @@ def test_python_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
     original = mope.emoji_pairs
     monkeypatch.setattr(mope, "emoji_pairs", lambda split, size=1000, seed=0: original(split, min(size, 24), seed))
     monkeypatch.chdir(tmp_path)
+    rows = ["filepath,title"]
+    for number, (pixels, caption) in enumerate(mope.emoji_scenes("calibration", 40)):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{caption}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
     blocks = snippets("python")
     assert len(blocks) >= 10
     namespace: dict[str, object] = {}
