@@ -204,7 +204,8 @@ def _magnitude(encoder: DualEncoder) -> Any:
 def _prepare_training(encoder: DualEncoder, pairs: Pairs) -> None:
     """Freezes what no embedding uses (CoCa's decoder, a bias of the logits), and stops what blurs whether a loss falls."""
     for module in encoder.model.modules():
-        for name, value in vars(module).items():
+        own: dict[str, Any] = vars(module)
+        for name, value in list(own.items()):
             if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(module, nn.Dropout))):
                 setattr(module, name, 0.0)
     named = dict(encoder.model.named_parameters())
