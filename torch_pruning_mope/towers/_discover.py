@@ -57,6 +57,7 @@ def discover(root: nn.Module) -> list[Layer]:
         The layers, in the order of ``root.named_modules()``.
     """
     modules = dict(root.named_modules())
+    handlers = {kind: _UNITS.get(kind) for kind in {type(module) for module in modules.values()}}
     units: dict[str, Found] = {}
     hidden: list[str] = []
     for name, module in modules.items():
@@ -66,7 +67,7 @@ def discover(root: nn.Module) -> list[Layer]:
             sources = (module.q_proj, module.k_proj, module.v_proj)
             units[name] = [("head", Units(sources, module.out_proj, module.head_dim))]
             hidden += [f"{name}.{part}." for part in module.unlisted]
-        elif (handler := _UNITS.get(type(module))) is not None:
+        elif (handler := handlers[type(module)]) is not None:
             units[name] = handler(module)
     inside: dict[str, str] = {}
     for name in units:  # what lies inside a module that has a handler belongs to the same layer

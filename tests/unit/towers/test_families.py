@@ -21,7 +21,7 @@ from tests.unit import zoo
 from tests.unit.emulate import cuts_of, emulated
 from tests.unit.scoring.oracle import physically_without
 from torch_pruning_mope import Counts, DualEncoder, Pairs
-from torch_pruning_mope.scoring import PlainEngine, PrefixEngine, enumerate_units, single_ablation
+from torch_pruning_mope.scoring import Ablator, PlainEngine, PrefixEngine, enumerate_units, single_ablation
 
 each_family = pytest.mark.parametrize("family", zoo.FAMILIES)
 TowerName = Literal["image", "text"]
@@ -120,7 +120,8 @@ def test_original_checkpoints_load(family: str) -> None:
 def test_engine_equals_plain_loop_equals_removal(family: str, tower: TowerName) -> None:
     encoder = DualEncoder(zoo.build(family))
     inputs = _inputs(zoo.pairs_of(encoder, 3))[tower]
-    plain, prefix = PlainEngine(encoder), PrefixEngine(encoder)
+    ablator = Ablator(encoder)
+    plain, prefix = PlainEngine(encoder, ablator=ablator), PrefixEngine(encoder, ablator=ablator)
     units = list(enumerate_units(encoder, ("head", "neurons", "block"), {}, 2, (tower,)))
     ablations = [single_ablation(unit) for unit in units]
     with unchanged(encoder.model):
@@ -203,7 +204,8 @@ def _magnitude(encoder: DualEncoder) -> Any:
 def _prepare_training(encoder: DualEncoder, pairs: Pairs) -> None:
     """Freezes what no embedding uses (CoCa's decoder, a bias of the logits), and stops what blurs whether a loss falls."""
     for module in encoder.model.modules():
-        for name, value in vars(module).items():
+        own: dict[str, Any] = vars(module)
+        for name, value in list(own.items()):
             if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(module, nn.Dropout))):
                 setattr(module, name, 0.0)
     named = dict(encoder.model.named_parameters())
@@ -308,6 +310,8 @@ def test_other_blocks_stay(family: str) -> None:
                     encoder.remove_blocks(tower, [index])
 
 
+_GRADIENTS = {"Taylor": False, "Hessian": True}
+"""Whether the criteria that read gradients want them squared."""
 CRITERIA: dict[str, Any] = {
     "L1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
     "L2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
@@ -318,26 +322,37 @@ CRITERIA: dict[str, Any] = {
 }
 
 
+def _assert_prunes_by(family: str, name: str, *, global_pruning: bool) -> None:
+    """A criterion of Torch-Pruning removes what is asked for, of both towers, and the model still runs."""
+    encoder, pairs = _wrapped(family)
+    if name in _GRADIENTS:
+        encoder.accumulate_gradients(pairs, squared=_GRADIENTS[name])
+    ratios: dict[str, Any] = {"head_ratio": 0.3, "ffn_ratio": 0.3, "global_pruning": global_pruning}
+    asked, before = encoder.request(**ratios).asked, encoder.counts()
+    arguments = encoder.pruner_arguments(**ratios)
+    tp.pruner.MetaPruner(encoder.model, importance=CRITERIA[name](), **arguments).step()
+    after, removed = encoder.counts(), encoder.removed
+    if not global_pruning:  # globally, ties and emptied layers are Torch-Pruning's
+        assert (before.heads - after.heads, before.neurons - after.neurons) == (asked.heads, asked.neurons)
+    if name != "LAMP" or not global_pruning:  # its scores are no measure across layers
+        for tower in TOWERS:
+            assert sum(removed[f"{tower}.heads"] + removed[f"{tower}.neurons"]) > 0
+    for embeddings in _embeddings(encoder.model, pairs).values():
+        assert_finite(embeddings)
+
+
 @each_family
-@pytest.mark.parametrize("global_pruning", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["local", "global"])
+@pytest.mark.parametrize("criterion", ["Taylor", "Hessian"])
+def test_torch_prunings_gradient_criteria(family: str, criterion: str) -> None:
+    _assert_prunes_by(family, criterion, global_pruning=False)
+
+
+@pytest.mark.slow
+@each_family
+@pytest.mark.parametrize("global_pruning", [False, True], ids=["local", "global"])
 def test_torch_prunings_own_criteria(family: str, global_pruning: bool) -> None:
-    model = DualEncoder(zoo.build(family)).model
-    for name, criterion in CRITERIA.items():
-        encoder = DualEncoder(copy.deepcopy(model))
-        pairs = zoo.pairs_of(encoder)
-        if name in {"Taylor", "Hessian"}:
-            encoder.accumulate_gradients(pairs, squared=name == "Hessian")
-        ratios: dict[str, Any] = {"head_ratio": 0.3, "ffn_ratio": 0.3, "global_pruning": global_pruning}
-        asked, before = encoder.request(**ratios).asked, encoder.counts()
-        tp.pruner.MetaPruner(encoder.model, importance=criterion(), **encoder.pruner_arguments(**ratios)).step()
-        after, removed = encoder.counts(), encoder.removed
-        if not global_pruning:  # globally, ties and emptied layers are Torch-Pruning's
-            assert (before.heads - after.heads, before.neurons - after.neurons) == (asked.heads, asked.neurons), name
-        if name != "LAMP" or not global_pruning:  # its scores are no measure across layers
-            for tower in TOWERS:
-                assert sum(removed[f"{tower}.heads"] + removed[f"{tower}.neurons"]) > 0, name
-        for embeddings in _embeddings(encoder.model, pairs).values():
-            assert_finite(embeddings)
+    for criterion in CRITERIA:
+        _assert_prunes_by(family, criterion, global_pruning=global_pruning)
 
 
 @pytest.mark.parametrize("global_pruning", [False, True], ids=["local", "global"])
