@@ -210,7 +210,7 @@ def _prepare_training(encoder: DualEncoder, pairs: Pairs) -> None:
                 setattr(module, name, 0.0)
     named = dict(encoder.model.named_parameters())
     loss = sum(encoder.embed(tower, inputs).sum() for tower, inputs in _inputs(pairs).items())
-    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)  # type: ignore[arg-type]
+    gradients: Any = torch.autograd.grad(loss, list(named.values()), allow_unused=True)  # type: ignore[arg-type]
     for (name, parameter), gradient in zip(named.items(), gradients, strict=True):
         if gradient is None and name != "logit_scale":
             parameter.requires_grad_(False)
