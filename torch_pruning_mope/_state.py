@@ -92,3 +92,15 @@ def kept_modules(model: nn.Module) -> Iterator[None]:
                 own = vars(module)[table]
                 own.clear()
                 own.update(content)
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for what a device has been given to do, so that a clock sees it.
+
+    Args:
+        device: The device.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

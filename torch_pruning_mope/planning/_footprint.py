@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .._flops import count_multiply_adds
-from .._state import evaluation_mode
+from .._state import evaluation_mode, synchronise
 from ..encoder import DualEncoder, TowerName
 from ..surgery import reached_leaves
 
@@ -81,17 +81,10 @@ def latencies(encoder: DualEncoder, *, batch_size: int = 1, repeats: int = 15) -
             inputs = examples[key].expand(batch_size, *examples[key].shape[1:]).contiguous()
             times = []
             for _ in range(repeats + 2):
-                _synchronise(encoder.device)
+                synchronise(encoder.device)
                 began = time.perf_counter()
                 encoder.embed(tower, inputs)
-                _synchronise(encoder.device)
+                synchronise(encoder.device)
                 times.append(time.perf_counter() - began)
             found[tower] = statistics.median(times[2:])
     return found
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

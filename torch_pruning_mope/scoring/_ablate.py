@@ -76,20 +76,19 @@ class Ablator:
                 if units is None:
                     raise ValueError(f"ablations must be of units that the model has; found {kind} of layer {layer}.")
                 if (tower, layer, kind) in self.physical and len(channels) < units.channels:
-                    stack.enter_context(self._cut(units, sorted(channels)))
+                    stack.enter_context(self._cut(encoder, units, sorted(channels)))
                 else:
                     stack.enter_context(_masked(units, sorted(channels)))
             yield encoder
 
     @contextmanager
-    def _cut(self, units: Prunable, channels: list[int]) -> Iterator[None]:
+    def _cut(self, copied: DualEncoder, units: Prunable, channels: list[int]) -> Iterator[None]:
         """The copy without some channels; physically."""
-        assert self._copy is not None  # noqa: S101
         if self._graph is None:
-            self._graph = self._copy.dependency_graph()
+            self._graph = copied.dependency_graph()
         takes = self._graph.get_pruner_of_module(units.output).prune_in_channels
         group = self._graph.get_pruning_group(units.output, takes, channels)
-        with kept_modules(self._copy.model):
+        with kept_modules(copied.model):
             try:
                 group.prune(record_history=False)
                 yield

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._flops import count_multiply_adds
-from .._state import evaluation_mode
+from .._state import evaluation_mode, synchronise
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
 from ..metrics import MetricLike, normalised, resolve_metric
@@ -198,10 +198,10 @@ def _seconds(timer: _Timer, function: Callable[[], Any]) -> float:
     function()
     times = []
     for _ in range(timer.repeats):
-        _synchronise(device)
+        synchronise(device)
         began = time.perf_counter()
         function()
-        _synchronise(device)
+        synchronise(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
@@ -209,10 +209,3 @@ def _seconds(timer: _Timer, function: Callable[[], Any]) -> float:
 def _macs(_timer: _Timer, function: Callable[[], Any]) -> float:
     """Multiply-adds of matrix products, convolutions and attention."""
     return float(count_multiply_adds(function))
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

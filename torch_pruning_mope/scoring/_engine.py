@@ -177,7 +177,7 @@ class PrefixEngine:
         """The way through a tower: in its parts where it has such and masks are enough, else by the model's own code."""
         view = self._encoder.towers[tower]
         if isinstance(view, Tower) and self._ablator.is_masked(tower):
-            return StreamWalk(self._encoder, tower, removed, self._ablator)
+            return StreamWalk(view, tower, removed, self._ablator)
         return ReplayWalk(self._encoder, tower, removed, self._ablator)
 
     @staticmethod

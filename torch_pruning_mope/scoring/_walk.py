@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import TowerName
 from ..towers import Stream, Sublayer, Tower
 from ._ablate import Ablator
 from ._units import Ablation
@@ -82,15 +82,13 @@ class StreamWalk(Walk):
     """A tower that is taken apart into stem, sub-layers and readout.
 
     Args:
-        encoder: The dual encoder.
-        tower: Which of its towers, a :class:`torch_pruning_mope.Tower` all of whose units masks take away.
+        view: The tower, all of whose units masks take away.
+        tower: Which of the encoder's it is.
         removed: What contributes nothing from the start.
         ablator: What takes units away that run with the readout.
     """
 
-    def __init__(self, encoder: DualEncoder, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
-        view = encoder.towers[tower]
-        assert isinstance(view, Tower)  # noqa: S101 (the caller has looked)
+    def __init__(self, view: Tower, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
         self.tower = view
         self._name: TowerName = tower
         self._ablator = ablator

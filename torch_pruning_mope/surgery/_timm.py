@@ -1,6 +1,6 @@
 """Attention of timm."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ._attention import PrunableAttention
 from ._swap import build, fused, register_attention
+
+_AttentionT = TypeVar("_AttentionT", bound=PrunableAttention)
 
 
 class _SelfAttention(PrunableAttention):
@@ -47,13 +49,27 @@ class _SelfAttention(PrunableAttention):
         return torch.cat([prefix, apply_rot_embed_cat(rest, rope, half=self.rotate_half)], 2)
 
 
+def _build(kind: type[_AttentionT], module: Any, projections: Any, *, tracks_heads: bool = False) -> _AttentionT:
+    """What timm's attentions have in common."""
+    attention = build(
+        kind,
+        module,
+        projections,
+        module.proj,
+        module.num_heads,
+        dropout=module.attn_drop.p,
+        tracks_heads=tracks_heads,
+    )
+    attention.proj_drop = module.proj_drop
+    return attention
+
+
 def _of_self_attention(module: Any, projections: Any) -> _SelfAttention:
-    attention = build(_SelfAttention, module, projections, module.proj, module.num_heads, dropout=module.attn_drop.p)
+    attention = _build(_SelfAttention, module, projections)
     attention.scale = module.scale
     attention.q_norm, attention.k_norm = module.q_norm, module.k_norm
     attention.norm = getattr(module, "norm", attention.norm)
     attention.gate = getattr(module, "gate", None)
-    attention.proj_drop = module.proj_drop
     attention.prefix_tokens = getattr(module, "num_prefix_tokens", 0)
     attention.rotate_half = getattr(module, "rotate_half", False)
     return attention
@@ -99,16 +115,7 @@ class _MapAttention(PrunableAttention):
 
 @register_attention("timm.models.fastvit.Attention")
 def _from_fastvit(module: Any) -> _MapAttention:
-    attention = build(
-        _MapAttention,
-        module,
-        fused(module.qkv.weight, module.qkv.bias),
-        module.proj,
-        module.num_heads,
-        dropout=module.attn_drop.p,
-    )
-    attention.proj_drop = module.proj_drop
-    return attention
+    return _build(_MapAttention, module, fused(module.qkv.weight, module.qkv.bias))
 
 
 class _LatentPool(PrunableAttention):
@@ -204,16 +211,8 @@ class _WindowAttention(PrunableAttention):
 
 @register_attention("timm.models.swin_transformer.WindowAttention")
 def _from_swin(module: Any) -> _WindowAttention:
-    attention = build(
-        _WindowAttention,
-        module,
-        fused(module.qkv.weight, module.qkv.bias),
-        module.proj,
-        module.num_heads,
-        dropout=module.attn_drop.p,
-        tracks_heads=True,
-    )
-    attention.scale, attention.proj_drop = module.scale, module.proj_drop
+    attention = _build(_WindowAttention, module, fused(module.qkv.weight, module.qkv.bias), tracks_heads=True)
+    attention.scale = module.scale
     attention.relative_position_bias_table = module.relative_position_bias_table
     attention.register_buffer("relative_position_index", module.relative_position_index, persistent=False)
     return attention
@@ -251,15 +250,7 @@ class _RelPosAttention(PrunableAttention):
 
 @register_attention("timm.models.vision_transformer_relpos.RelPosAttention")
 def _from_relpos(module: Any) -> _RelPosAttention:
-    attention = build(
-        _RelPosAttention,
-        module,
-        fused(module.qkv.weight, module.qkv.bias),
-        module.proj,
-        module.num_heads,
-        dropout=module.attn_drop.p,
-        tracks_heads=True,
-    )
+    attention = _build(_RelPosAttention, module, fused(module.qkv.weight, module.qkv.bias), tracks_heads=True)
     attention.q_norm, attention.k_norm = module.q_norm, module.k_norm
-    attention.rel_pos, attention.proj_drop = module.rel_pos, module.proj_drop
+    attention.rel_pos = module.rel_pos
     return attention
