@@ -1,0 +1,15 @@
+"""How well a dual encoder does at retrieval and zero-shot classification, and what it costs."""
+
+from ._embedder import Embedder
+from ._open_clip import OpenClipModel
+from ._retrieval import RetrievalResult, evaluate_retrieval
+from ._zero_shot import ZeroShotResult, evaluate_zero_shot
+
+__all__ = [
+    "Embedder",
+    "OpenClipModel",
+    "RetrievalResult",
+    "ZeroShotResult",
+    "evaluate_retrieval",
+    "evaluate_zero_shot",
+]
