@@ -129,9 +129,7 @@ def read_sample(sample: Sample, caption_key: str, where: str) -> tuple[Image.Ima
     Raises:
         Unusable: It lacks one, or one cannot be decoded.
     """
-    found = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
-    if found is None:
-        raise Unusable(Problem("image missing", f"{where}: {_keys(sample)}"))
+    found = image_of(sample, where)
     try:
         captions = as_captions(sample["txt"].decode("utf-8-sig")) if "txt" in sample else ()
         if not captions and "json" in sample:
@@ -142,6 +140,18 @@ def read_sample(sample: Sample, caption_key: str, where: str) -> tuple[Image.Ima
     if not captions:
         raise Unusable(Problem("caption missing", f"{where}: {_keys(sample)}"))
     return read_picture(io.BytesIO(found), where), captions
+
+
+def image_of(sample: Sample, where: str) -> bytes:
+    """Returns the content of a sample's image file.
+
+    Raises:
+        Unusable: It has none.
+    """
+    found: bytes | None = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
+    if found is None:
+        raise Unusable(Problem("image missing", f"{where}: {_keys(sample)}"))
+    return found
 
 
 def _keys(sample: Sample) -> str:
