@@ -3,7 +3,7 @@
 from . import _open_clip as _open_clip  # registers itself
 from . import _timm as _timm
 from . import _transformers as _transformers
-from ._attention import PrunableAttention
+from ._attention import HeadProjection, PrunableAttention
 from ._graph import (
     UnwrappedParameters,
     all_groups,
@@ -18,6 +18,7 @@ from ._graph import (
 from ._swap import exchange, prunable_attention, register_attention, swap_attention
 
 __all__ = [
+    "HeadProjection",
     "PrunableAttention",
     "UnwrappedParameters",
     "all_groups",
