@@ -6,11 +6,13 @@ Not one of them: theirs deletes the old configuration before it saves, and reads
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import HfApi
 from torch import nn
+
+_EncoderT = TypeVar("_EncoderT", bound="HubMixin")
 
 
 class HubMixin:
@@ -60,7 +62,7 @@ class HubMixin:
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[_EncoderT],
         path_or_repo: str | Path,
         *,
         model: nn.Module | None = None,
@@ -70,7 +72,7 @@ class HubMixin:
         token: str | bool | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
-    ) -> Self:
+    ) -> _EncoderT:
         """Loads what :meth:`save_pretrained` wrote, with what is known of the original: it can be pruned on and saved again.
 
         Args:
