@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from torch_pruning_mope import DualEncoder, Pairs, ScoreTable, score
-from torch_pruning_mope.demo import heat_maps
-from torch_pruning_mope.demo._plot import _norm, _number, _ticks
+from torch_pruning_mope.report import heat_maps
+from torch_pruning_mope.report._heat_maps import score_norm, score_ticks, short_number
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_every_unit_has_a_cell_with_its_number_and_error(table: ScoreTable, tmp_
     ]
     assert sum(len(axes.texts) for axes in panels) == 2 * len(table.scores)
     first = table.of("head", "image")[0]
-    assert texts(panels[0])[:2] == [_number(100 * first.value), f"±{_number(100 * first.stderr)}"]
+    assert texts(panels[0])[:2] == [short_number(100 * first.value), f"±{short_number(100 * first.stderr)}"]
     for axes in panels:
         low, high = axes.images[0].get_clim()
         assert low == -high < 0
@@ -63,10 +63,10 @@ def test_a_table_of_blocks_alone_is_refused(table: ScoreTable) -> None:
     ("value", "text"), [(45.2, "45"), (9.96, "10"), (9.94, "9.9"), (0.3, "0.30"), (-0.001, "0.00"), (-1.25, "−1.2")]
 )
 def test_numbers_are_short(value: float, text: str) -> None:
-    assert _number(value) == text
+    assert short_number(value) == text
 
 
 def test_ticks_lie_within_the_colours(table: ScoreTable) -> None:
-    norm = _norm(table.of("head"))
+    norm = score_norm(table.of("head"))
     assert norm(0.0) == pytest.approx(0.5)
-    assert all(abs(tick) <= norm.vmax for tick in _ticks(norm))
+    assert all(abs(tick) <= norm.vmax for tick in score_ticks(norm))

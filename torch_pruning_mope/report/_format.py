@@ -1,0 +1,54 @@
+"""Numbers as people read them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ._evaluation import Evaluation
+
+
+def amount(value: float) -> str:
+    """A large number in three digits: ``3.77 M``."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{_three(value / size)} {letter}"
+    return f"{value:.0f}"
+
+
+def milliseconds(value: float) -> str:
+    """A time: ``14.2 ms``."""
+    return f"{_three(value)} ms" if value < 1000 else f"{_three(value / 1000)} s"
+
+
+def _three(value: float) -> str:
+    """Three digits that matter, zeros too, and all of a whole number."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}".rstrip(".")
+
+
+def change(before: float, after: float) -> str:
+    """How much less or more, in percent, with a true minus."""
+    if not before:
+        return ""
+    percent = 100 * (after / before - 1)
+    return f"{'−' if percent < 0 else '+'}{abs(percent):.0f} %" if round(percent) else "±0 %"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something that a model takes.
+
+    Attributes:
+        name: In words.
+        of: Its value for a row.
+        show: Its value in words.
+    """
+
+    name: str
+    of: Callable[[Evaluation], float | None]
+    show: Callable[[float], str]
+
+
+MEASURES = (
+    Measure("parameters", lambda row: row.parameters, amount),
+    Measure("multiply-adds", lambda row: row.multiply_adds, amount),
+    Measure("latency", lambda row: row.latency_ms, milliseconds),
+)
