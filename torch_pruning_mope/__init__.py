@@ -5,6 +5,7 @@ See https://arxiv.org/abs/2403.07839 for the method, and ``README.md`` for how t
 
 from ._request import Counts
 from ._version import __version__
+from .checkpoint import load
 from .data import (
     EmojiTokenizer,
     ImagePairs,
@@ -46,12 +47,21 @@ from .errors import (
     UnsupportedModelError,
     WrongModelError,
 )
+from .evaluation import (
+    OpenClipModel,
+    RetrievalResult,
+    ZeroShotResult,
+    evaluate,
+    evaluate_retrieval,
+    evaluate_zero_shot,
+)
 from .importance import MoPEImportance, UnitImportance, WeightedImportance
 from .metrics import ContrastiveLoss, Metric, Recall
 from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
 from .planning import Footprint, Plan, footprints, make_plan, remove_units
 from .pruning import prune
+from .report import changed_examples, write_report
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .stages import finetune_stage, pretrain_stage
 from .surgery import PrunableAttention, register_attention
@@ -98,12 +108,14 @@ __all__ = [
     "MopeError",
     "NonFiniteError",
     "OpaqueTower",
+    "OpenClipModel",
     "PairLoader",
     "Pairs",
     "Plan",
     "PrunableAttention",
     "PruningMismatchError",
     "Recall",
+    "RetrievalResult",
     "Score",
     "ScoreTable",
     "Separation",
@@ -124,8 +136,10 @@ __all__ = [
     "UnsupportedModelError",
     "WeightedImportance",
     "WrongModelError",
+    "ZeroShotResult",
     "__version__",
     "calibration_guidance",
+    "changed_examples",
     "check_model",
     "check_models",
     "chunked_backward",
@@ -134,9 +148,13 @@ __all__ = [
     "emoji_pairs",
     "emoji_scenes",
     "estimate_cost",
+    "evaluate",
+    "evaluate_retrieval",
+    "evaluate_zero_shot",
     "finetune_stage",
     "footprints",
     "gather_pairs",
+    "load",
     "load_model",
     "load_tiny_clip",
     "make_plan",
@@ -150,4 +168,5 @@ __all__ = [
     "score",
     "separation",
     "split_pairs",
+    "write_report",
 ]
