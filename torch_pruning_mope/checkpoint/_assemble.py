@@ -1,7 +1,9 @@
 """Putting a pruned model together: the base without weights, cut to what is left, and then the weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +23,9 @@ from ._spec import Spec, sizes, spec_of
 Wrapper = Callable[[nn.Module], DualEncoder]
 
 
-def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None) -> DualEncoder:
+def assemble(
+    checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None
+) -> tuple[DualEncoder, Buffers | None]:
     """The encoder that was saved, but for its weights.
 
     Args:
@@ -30,13 +34,43 @@ def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None =
         model: Mutated if given: the base, for checkpoints of models that nobody else can build.
 
     Returns:
-        The encoder.
+        The encoder, and the buffers that were put back, if it is on the ``meta`` device.
 
     Raises:
         ModelLoadError: If what the checkpoint says is left is not what is.
     """
+    with _said():
+        encoder: DualEncoder
+        buffers: Buffers | None = None
+        if model is None:
+            model = build(lambda: _base.build(checkpoint.base.description, checkpoint.folder))
+            encoder, buffers = wrap(model, wrapper)
+        else:
+            encoder = wrapper(model.eval())
+        cut(encoder, checkpoint.spec, checkpoint.shapes)
+        _set_heads(encoder.model, checkpoint.heads_left)
+        if sizes(spec_of(encoder)) != sizes(checkpoint.spec):
+            raise ModelLoadError(
+                "towers must be as wide as the tensors, found other numbers of heads, neurons or channels."
+            )
+        if buffers is not None:
+            run(encoder)
+            buffers.put_back(encoder.model)
+        return encoder, buffers
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """What libraries raise about a configuration that makes no sense, as one kind of error.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ModelLoadError: In place of the others.
+    """
     try:
-        return _assembled(checkpoint, wrapper, model)
+        yield
     except ModelLoadError:
         raise
     except MopeError as error:
@@ -55,23 +89,12 @@ def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None =
         ) from error
 
 
-def _assembled(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None) -> DualEncoder:
-    encoder: DualEncoder
-    buffers: Buffers | None = None
-    if model is None:
-        model = build(lambda: _base.build(checkpoint.base.description, checkpoint.folder))
-        encoder, buffers = wrap(model, wrapper)
-    else:
-        encoder = wrapper(model.eval())
-    cut(encoder, checkpoint.spec, checkpoint.shapes)
-    _set_heads(encoder.model, checkpoint.heads_left)
-    if sizes(spec_of(encoder)) != sizes(checkpoint.spec):
-        raise ModelLoadError(
-            "towers must be as wide as the tensors, found other numbers of heads, neurons or channels."
-        )
-    if buffers is not None:
-        buffers.put_back(encoder.model)
-    return encoder
+@torch.no_grad()
+def run(encoder: DualEncoder) -> None:
+    """Runs both towers once, which raises where layers do not fit each other."""
+    inputs = encoder.example_inputs
+    encoder.embed("image", inputs["images"])
+    encoder.embed("text", inputs["tokens"])
 
 
 def cut(encoder: DualEncoder, spec: Spec, shapes: Shapes) -> None:
@@ -113,12 +136,13 @@ def _set_heads(model: nn.Module, heads_left: dict[str, list[int]]) -> None:
         projection.heads = torch.tensor(heads, dtype=torch.long)
 
 
-def fill(encoder: DualEncoder, checkpoint: Checkpoint) -> None:
+def fill(encoder: DualEncoder, checkpoint: Checkpoint, *, try_out: bool) -> None:
     """Mutates the encoder's model: gives it the checkpoint's weights.
 
     Args:
         encoder: From :func:`assemble`.
         checkpoint: The checkpoint.
+        try_out: Whether to run the model once, not having done so on the ``meta`` device.
 
     Raises:
         ModelLoadError: If tensors are missing, too many, or of other types or shapes than they should be.
@@ -138,6 +162,21 @@ def fill(encoder: DualEncoder, checkpoint: Checkpoint) -> None:
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise ModelLoadError(f"every tensor must have a value, found none for {left[:5]}.")
+    if try_out:
+        with _said():
+            run(encoder)
+    if (found := summary(encoder)) != checkpoint.summary:
+        raise ModelLoadError(f"embedding must be {found} as the model is, found {str(checkpoint.summary)[:200]}.")
+
+
+def summary(encoder: DualEncoder) -> dict[str, Any]:
+    """What goes into a model, and how many parameters it has."""
+    inputs = encoder.example_inputs
+    return {
+        "image": list(inputs["images"].shape[1:]),
+        "context": inputs["tokens"].shape[1],
+        "parameters": sum(parameter.numel() for parameter in encoder.model.parameters()),
+    }
 
 
 def _state(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -90,6 +90,8 @@ def check(description: Any) -> dict[str, Any]:
         return dict(description)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ModelLoadError(f"base.kind must be one of given, {', '.join(_KINDS)}; found {kind!r:.80}.")
+    if not isinstance(description.get("name"), str | None):
+        raise ModelLoadError(f"base.name must be a text or null, found {description.get('name')!r:.80}.")
     _KINDS[kind].check(description)
     return dict(description)
 

@@ -42,6 +42,7 @@ class Checkpoint:
         tensors: Type and shape of each tensor.
         buffers: Type and shape of the buffers of floating point that are not among the tensors.
         heads_left: Of value projections that know their heads, which of the base's they are.
+        summary: What goes in, and how many parameters there are.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Checkpoint:
     tensors: Tensors
     buffers: Tensors
     heads_left: dict[str, list[int]]
+    summary: Any
 
     @property
     def shapes(self) -> Shapes:
@@ -91,6 +93,7 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
         read_tensors(content["tensors"]),
         read_tensors(content["buffers"]),
         read_heads(content["heads_left"]),
+        content["embedding"],
     )
     with ThreadPoolExecutor(1) as pool:  # hashing leaves the interpreter to others
         looked = pool.submit(checked, inside(folder, WEIGHTS), WEIGHTS, *files[WEIGHTS])
@@ -123,6 +126,9 @@ def _content(folder: Path) -> dict[str, Any]:
             "read it."
         )
     content = unseal(data, CONFIG)
+    versions = content.get("versions")
+    if not isinstance(versions, dict) or not all(isinstance(text, str) for text in versions.values()):
+        raise ModelLoadError(f"versions must be an object of texts, found {versions!r:.80}.")
     if set(content) != _FIELDS:
         raise ModelLoadError(f"{CONFIG} must have the fields {sorted(_FIELDS)}, found {sorted(content)[:20]}.")
     return content

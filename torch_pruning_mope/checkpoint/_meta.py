@@ -76,7 +76,7 @@ class Buffers:
                     module._buffers[name] = self._real[id(buffer)][1]
 
 
-def wrap(model: nn.Module, wrapper: Callable[[nn.Module], Any]) -> tuple[Any, Buffers]:
+def wrap(model: nn.Module, wrapper: Callable[[nn.Module], Any]) -> tuple[Any, Buffers | None]:
     """Mutates a model of parameters on the ``meta`` device: wraps it, running nothing on real numbers if possible.
 
     Text encoders of Hugging Face look at numbers as they run: their model gets zeros for weights, which take no memory until
@@ -87,7 +87,7 @@ def wrap(model: nn.Module, wrapper: Callable[[nn.Module], Any]) -> tuple[Any, Bu
         wrapper: What wraps it, and leaves it as it was if that fails.
 
     Returns:
-        What the wrapper returns, and the buffers that are to be put back.
+        What the wrapper returns, and the buffers that are to be put back; None if there are zeros.
 
     Raises:
         MopeError: If the wrapper does.
@@ -107,4 +107,4 @@ def wrap(model: nn.Module, wrapper: Callable[[nn.Module], Any]) -> tuple[Any, Bu
                     zero = torch.zeros(parameter.shape, dtype=parameter.dtype)
                     zeros[id(parameter)] = nn.Parameter(zero, parameter.requires_grad)
                 module._parameters[name] = zeros[id(parameter)]
-    return wrapper(model), buffers
+    return wrapper(model), None

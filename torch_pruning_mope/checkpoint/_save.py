@@ -14,7 +14,7 @@ from ..encoder import DualEncoder
 from ..errors import ModelLoadError
 from ..surgery import HeadProjection
 from . import _base
-from ._assemble import cut
+from ._assemble import cut, summary
 from ._base import Base
 from ._card import MARK, Sizes, model_card
 from ._checkpoint import FORMAT, VERSION, is_checkpoint, open_checkpoint
@@ -72,18 +72,13 @@ def _write_base(folder: Path, origin: Base) -> None:
 def _content(encoder: DualEncoder, origin: Base, spec: Spec, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The configuration, but for the files."""
     model: nn.Module = encoder.model
-    inputs = encoder.example_inputs
     return {
         "format": FORMAT,
         "format_version": VERSION,
         "versions": _versions(),
         "base": origin.description,
         "towers": to_json(spec),
-        "embedding": {
-            "image": list(inputs["images"].shape[1:]),
-            "context": inputs["tokens"].shape[1],
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        },
+        "embedding": summary(encoder),
         "tensors": {name: write_tensor(tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()},
         "buffers": {
             name: write_tensor(buffer.dtype, tuple(buffer.shape))

@@ -13,7 +13,7 @@ from ._cost import latency, multiply_adds, parameters
 from ._retrieval import evaluate_retrieval
 from ._zero_shot import Templates, evaluate_zero_shot
 
-KEYS = ("model", "criterion", "stage", "task", "data")
+KEYS = ("model", "criterion", "stage", "task", "data", "part")
 """What tells rows apart."""
 
 

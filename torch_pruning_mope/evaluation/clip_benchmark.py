@@ -5,8 +5,9 @@
 
 is `clip_benchmark eval` with a model type more. `--model` is any name that `load_model` takes, or the folder of a checkpoint.
 
-Two things to know of CLIP_benchmark 1.6: without `--no_amp` it embeds in bfloat16 on a CPU, where similarities are often equal,
-and of equal ones its sort lets some pass; and its accuracy of classification fails with NumPy 2.4 or newer.
+What to know of CLIP_benchmark 1.6: without `--no_amp` it embeds in bfloat16 on a CPU, where similarities are often equal, and
+of equal ones its sort lets some pass; of shards (`wds/...`) it has to be told `--task zeroshot_retrieval`; its accuracy of
+classification fails with NumPy 2.4 or newer; and its command line needs `requests`, which it does not ask for.
 """
 
 import importlib

@@ -126,24 +126,28 @@ def test_open_clips_methods_for_any_model() -> None:
     assert adapter(text=pairs.tokens)["image_features"] is None
 
 
-def test_clip_benchmark_loads_and_evaluates(table: Path) -> None:
+def test_clip_benchmark_evaluates_a_pruned_checkpoint(tmp_path: Path) -> None:
     models = pytest.importorskip("clip_benchmark.models", reason="CLIP_benchmark is not installed")
     retrieval = pytest.importorskip(
         "clip_benchmark.metrics.zeroshot_retrieval", reason="CLIP_benchmark is not installed"
     )
     from torch_pruning_mope.evaluation.clip_benchmark import load_mope, register
 
+    encoder = mope.DualEncoder(mope.load_tiny_clip())
+    encoder.remove_blocks("image", [2])
+    encoder.save_pretrained(tmp_path / "pruned", base="tiny")
     register()
     register()
     assert models.MODEL_TYPES.count("mope") == 1
-    model, transform, tokenizer = models.load_clip("mope", "tiny", "", None, "cpu")
-    scenes = mope.emoji_scenes("test", 8)
+    model, transform, tokenizer = models.load_clip("mope", str(tmp_path / "pruned"), "", None, "cpu")
+    scenes = mope.emoji_scenes("test", 30)
     images = torch.stack([transform(Image.fromarray(pixels)) for pixels, _ in scenes])
     batches = [(images, [[caption] for _, caption in scenes])]
     theirs = retrieval.evaluate(model, batches, tokenizer, "cpu", amp=False, recall_k_list=[1])
-    ours = evaluate_retrieval(mope.load_tiny_clip(), mope.emoji_pairs("test", 8), ks=(1,)).recalls
-    assert 100 * theirs["image_retrieval_recall@1"] == pytest.approx(ours["t2i_r1"])
-    assert 100 * theirs["text_retrieval_recall@1"] == pytest.approx(ours["i2t_r1"])
+    row = evaluate(mope.load_model(str(tmp_path / "pruned")), mope.emoji_pairs("test", 30), ks=(1,))
+    assert 100 * theirs["image_retrieval_recall@1"] == pytest.approx(row["t2i_r1"], abs=1e-4)
+    assert 100 * theirs["text_retrieval_recall@1"] == pytest.approx(row["i2t_r1"], abs=1e-4)
+    assert row["i2t_r1"] > 30
     with pytest.raises(
         ValueError, match="pretrained must be empty, because the model's name says it all; found 'openai'"
     ):
