@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .conftest import ROWS, STEPS, row
 from .page import Page
 
 SECTIONS = ["numbers", "scores", "kept", "sizes", "recall", "training", "examples", "run"]
+EMPTY = {"rows": [{"model": "m", "criterion": "MoPE", "stage": "pruned"}]}
 HOSTILE = "</title><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">$\\frac{"
 
 
@@ -162,10 +164,17 @@ def test_examples_are_shown_with_pictures_and_counts(full_run: Path, page: Page)
     assert text.count("of this") == len(examples)
 
 
-def test_the_same_folder_makes_the_same_page(full_run: Path, written: Path, tmp_path: Path) -> None:
-    again = write_report(full_run, output=tmp_path / "report.html", title="A small run")
-    assert again.read_bytes() == written.read_bytes()
-    assert not list(tmp_path.rglob("*.part"))
+def test_the_same_folder_makes_the_same_page_and_figures(full_run: Path, tmp_path: Path) -> None:
+    folder = bare(tmp_path / "run", evaluation_json=EMPTY)
+    table = ScoreTable.load(full_run / "scores.json")
+    replace(table, scores=tuple(table.of("head", "text"))).save(folder / "scores.json")
+    found = []
+    for name in ("one", "two"):
+        page = write_report(folder, output=tmp_path / name / "report.html")
+        found.append({path.name: path.read_bytes() for path in page.parent.rglob("*.*")})
+    assert found[0] == found[1]
+    assert len(found[0]) == 5
+    assert b"url(#scores-text-head-" in found[0]["report.html"]  # hatches, whose names could differ
 
 
 def test_strings_from_outside_are_text(tmp_path: Path, full_run: Path) -> None:
@@ -198,8 +207,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_rows_without_numbers_make_no_figures(tmp_path: Path) -> None:
-    rows = [{"model": "m", "criterion": "MoPE", "stage": "pruned"}]
-    page = Page(write_report(bare(tmp_path / "run", evaluation_json={"rows": rows})).read_text(encoding="utf-8"))
+    page = Page(write_report(bare(tmp_path / "run", evaluation_json=EMPTY)).read_text(encoding="utf-8"))
     assert not page.all("svg")
     assert "holds none in its evaluation.json" in page.sections["recall"]
 
@@ -215,13 +223,13 @@ def test_a_plan_alone_says_what_went(full_run: Path, tmp_path: Path) -> None:
 
 def test_examples_given_are_kept_in_the_folder(full_run: Path, tmp_path: Path) -> None:
     examples = ChangedExamples.load(full_run / "examples.json")
-    folder = bare(tmp_path / "run")
+    folder = bare(tmp_path / "run", evaluation_json=EMPTY)
     write_report(folder, examples=examples)
     assert ChangedExamples.load(folder / "examples.json") == examples
 
 
 def test_a_damaged_file_leaves_the_page_before_in_place(tmp_path: Path) -> None:
-    folder = bare(tmp_path / "run")
+    folder = bare(tmp_path / "run", evaluation_json=EMPTY)
     before = write_report(folder).read_bytes()
     (folder / "evaluation.json").write_text("{")
     with pytest.raises(ValueError, match=r"evaluation.json must be JSON"):
