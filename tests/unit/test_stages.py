@@ -11,7 +11,7 @@ import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope.planning import Footprint
-from torch_pruning_mope.stages import _stage
+from torch_pruning_mope.stages import _run
 from torch_pruning_mope.stages._folder import RunFolder
 from torch_pruning_mope.stages._rounds import round_budget
 
@@ -124,7 +124,7 @@ def test_stages_go_on_where_they_stopped(
 ) -> None:
     """Killed as a step begins; and as training is past a checkpoint."""
     stage, options = RUNS[name][:2]
-    original, calls = getattr(_stage, at), []
+    original, calls = getattr(_run, at), []
 
     def dies(*args: Any, **kwargs: Any) -> Any:
         calls.append(None)
@@ -142,7 +142,7 @@ def test_stages_go_on_where_they_stopped(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_stage, at, dies)
+        patch.setattr(_run, at, dies)
         with pytest.raises(KeyboardInterrupt):
             run(stage, tmp_path, data, **options)
     assert torch.equal(weights(run(stage, tmp_path, data, **options)), weights(whole[name][0]))
@@ -154,7 +154,7 @@ def test_a_run_that_is_done_is_not_done_again(
     data: dict[str, Any], whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, _, path = whole[ROUNDS]
-    monkeypatch.setattr(_stage, "score", None)
+    monkeypatch.setattr(_run, "score", None)
     logged, seen = lines(path), list[mope.TrainingStep]()
     again = run("finetune", path, data, on_step=seen.append, **RUNS[ROUNDS][1])
     assert torch.equal(weights(again), weights(expected))
@@ -189,7 +189,7 @@ def test_another_run_is_refused(tmp_path: Path, data: dict[str, Any], monkeypatc
     def stops(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_stage, "score", stops)
+    monkeypatch.setattr(_run, "score", stops)
     with pytest.raises(KeyboardInterrupt):
         run("pretrain", tmp_path, data)
     for options, names in (({"width": "81%"}, "width"), ({"groups": 3, "rounds": 2}, "groups, rounds")):

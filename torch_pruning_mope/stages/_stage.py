@@ -1,24 +1,21 @@
 """Both stages: prune width, prune depth, distil, in some number of rounds."""
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..data import Pairs
-from ..distillation import DistillationLoss, check_training, distil
+from ..distillation import DistillationLoss, check_training
 from ..encoder import DualEncoder
 from ..metrics import MetricLike, resolve_metric
-from ..planning import Budget, Plan, footprints, make_plan, parse_amount, parts_of, plan_range
-from ..scoring import fingerprint, score
+from ..planning import Budget, footprints
+from ..scoring import fingerprint
 from ._folder import RunFolder
-from ._rounds import Spacing, round_budget
-
-Batches = Pairs | Iterable[tuple[Tensor, Tensor]]
+from ._rounds import Spacing, check_budgets, round_budget
+from ._run import Batches, Run
 
 
 def pretrain_stage(
@@ -148,153 +145,42 @@ def run_stage(
             f"{rounds}, {finetune_steps} and {spacing!r}."
         )
     check_training(train, **training)
-    _check_budgets(encoder, width, parameters, groups=groups, round_to=round_to, uniform=uniform)
-    folder = RunFolder(
-        path,
-        {
-            "width": width,
-            "parameters": parameters,
-            "distil_between": distil_between,
-            "finetune_steps": finetune_steps,
-            "rounds": rounds,
-            "spacing": spacing,
-            "metric": resolve_metric(metric).name,
-            "groups": groups,
-            "round_to": round_to,
-            "uniform": uniform,
-            "calibration": calibration.fingerprint(),
-            "weights": fingerprint(model),
-        },
-    )
-    run = _Run(encoder, calibration, train, folder, progress, training)
+    check_budgets(encoder, width, parameters, groups=groups, round_to=round_to, uniform=uniform)
+    about = {
+        "width": width,
+        "parameters": parameters,
+        "distil_between": distil_between,
+        "finetune_steps": finetune_steps,
+        "rounds": rounds,
+        "spacing": spacing,
+        "metric": resolve_metric(metric).name,
+        "groups": groups,
+        "round_to": round_to,
+        "uniform": uniform,
+        "calibration": calibration.fingerprint(),
+        "weights": fingerprint(model),
+    }
+    run = Run(encoder, calibration, train, RunFolder(path, about), metric, groups, progress, training)
     if finetune_steps:
-        own: DistillationLoss | None = training.get("loss")
-        alone = DistillationLoss(similarity=0.0, features=0.0, hidden=0.0, sigmoid=own is not None and own.sigmoid)
-        run.train("training-dense", loss=alone, steps=finetune_steps)
+        run.train("training-dense", loss=_contrastive(training.get("loss")), steps=finetune_steps)
     run.teacher = DualEncoder(copy.deepcopy(model).requires_grad_(False))
     whole = footprints(encoder)
     for place in range(1, rounds + 1):
-        prefix = "" if rounds == 1 else f"round-{place}/"
-        after = {"width": "training-width", "depth": "training-depth"} if distil_between else {"depth": "training"}
-        for part, budget in (("width", width), ("depth", parameters)):
-            if budget is not None:
-                alone_in_it = part == "depth" or parameters is None or rounds == 1
-                target = round_budget(budget, whole, footprints(encoder), place, rounds, spacing, alone=alone_in_it)
-                settings = {"round_to": round_to, "uniform": uniform} if part == "width" else {}
-                run.prune(prefix + part, target, metric=metric, groups=groups, **settings)
-            if part in after and (budget is not None or not distil_between):
-                run.train(prefix + after[part])
+        folder = "" if rounds == 1 else f"round-{place}/"
+        target = partial(round_budget, whole=whole, place=place, rounds=rounds, spacing=spacing)
+        if width is not None:
+            alone = parameters is None or rounds == 1
+            goal = target(width, now=footprints(encoder), alone=alone)
+            run.prune(folder + "width", goal, round_to=round_to, uniform=uniform)
+            if distil_between:
+                run.train(folder + "training-width")
+        if parameters is not None:
+            run.prune(folder + "depth", target(parameters, now=footprints(encoder), alone=True))
+        if not distil_between or parameters is not None:
+            run.train(folder + ("training-depth" if distil_between else "training"))
     return encoder
 
 
-@dataclass
-class _Run:
-    """What the steps of a run share.
-
-    Attributes:
-        encoder: The model that becomes the student.
-        calibration: Pairs to score on.
-        train_on: Pairs to train on.
-        folder: Where everything is.
-        progress: Whether to show progress bars.
-        training: Arguments of :func:`torch_pruning_mope.distil`.
-        teacher: The whole model; None before it is there.
-    """
-
-    encoder: DualEncoder
-    calibration: Pairs
-    train_on: Batches
-    folder: RunFolder
-    progress: bool
-    training: dict[str, Any]
-    teacher: DualEncoder | None = None
-
-    def prune(self, step: str, budget: Budget | None, *, metric: MetricLike, groups: int, **settings: Any) -> None:
-        """Applies a plan: the one that is there, if the run got so far before."""
-        file = self.folder.path / f"{step}-plan.json"
-        if file.exists():
-            plan = Plan.load(file)
-            self.folder.tell(step, f"took up the plan that was there: {_told(plan)}")
-        elif budget is None:
-            self.folder.tell(step, "left as it is: no more is left than the budget of this round")
-            return
-        else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            kinds = ("head", "neurons") if step.endswith("width") else ("block",)
-            if kinds == ("block",):
-                plan_range(self.encoder, kinds=kinds).check(parameters=budget)
-            table = score(
-                self.encoder,
-                self.calibration,
-                metric=metric,
-                kinds=kinds,
-                groups=groups,
-                interaction="joint" if step.endswith("width") else "greedy",
-                path=self.folder.path / f"{step}.json",
-                progress=self.progress,
-            )
-            plan = make_plan(self.encoder, table, parameters=budget, **settings)
-            self.folder.write(f"{step}-plan.json", plan.to_json())
-            self.folder.tell(step, f"scored {len(table.scores)} units and planned: {_told(plan)}")
-        plan.apply(self.encoder)
-
-    def train(self, step: str, **other: Any) -> None:
-        """Trains the student, from its last checkpoint if there is one."""
-        log = self.folder.training_log(step)
-        arguments = {**self.training, **other}
-        told: Callable[[Any], object] = arguments.pop("on_step", lambda _: None)
-        count = 0
-
-        def on_step(entry: Any) -> None:
-            nonlocal count
-            count += 1
-            log.add(entry)
-            told(entry)
-
-        history = distil(
-            self.encoder,
-            self.train_on,
-            teacher=self.teacher,
-            path=self.folder.path / step,
-            on_step=on_step,
-            progress=self.progress,
-            **arguments,
-        )
-        log.finish(history)
-        self.folder.tell(step, f"trained {count} steps; {len(history) - count} were done before")
-
-
-def _told(plan: Plan) -> str:
-    return "; ".join(str(plan).splitlines())
-
-
-def _check_budgets(
-    encoder: DualEncoder,
-    width: Budget | None,
-    parameters: Budget | None,
-    *,
-    groups: int,
-    round_to: int,
-    uniform: bool,
-) -> None:
-    """Raises unless budgets can be met, as far as is known before anything is scored."""
-    if width is None and parameters is None:
-        raise ValueError("width or parameters must be given; found neither. Say how many parameters may be left.")
-    reachable = partial(plan_range, encoder, groups=groups, round_to=round_to, uniform=uniform)
-    if width is not None:
-        reachable(kinds=("head", "neurons")).check(parameters=width)
-    if parameters is None:
-        return
-    found = reachable(kinds=("block",) if width is None else ("head", "neurons", "block"))
-    found.check(parameters=parameters)
-    if width is None:
-        return
-    before, after = (dict(parts_of("parameters", budget)) for budget in (width, parameters))
-    for towers in before.keys() & after.keys():
-        total = sum(found.largest[tower].parameters for tower in towers)
-        least, most = (parse_amount("parameters", budget[towers], total) for budget in (after, before))
-        if least >= most:
-            raise ValueError(
-                f"parameters must be less than width, so that layers go after heads and neurons; found {least:.4g} and "
-                f"{most:.4g}. Leave parameters out to keep all layers."
-            )
+def _contrastive(loss: DistillationLoss | None) -> DistillationLoss:
+    """The part of an objective that needs no teacher."""
+    return DistillationLoss(similarity=0.0, features=0.0, hidden=0.0, sigmoid=loss is not None and loss.sigmoid)
