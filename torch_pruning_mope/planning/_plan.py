@@ -70,9 +70,12 @@ class Plan:
         """
         target = Path(path)
         partial = target.with_name(target.name + ".part")
-        content = {"format": _FORMAT, **asdict(self)}
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(self.to_json(), encoding="utf-8")
         partial.replace(target)
+
+    def to_json(self) -> str:
+        """The plan as :meth:`save` writes it."""
+        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
