@@ -4,9 +4,12 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from .._version import __version__
 from ..encoder import DualEncoder, TowerName
@@ -84,6 +87,21 @@ def vocabulary(encoder: DualEncoder) -> int:
     return max(table.num_embeddings for table in tables)
 
 
+class _Recorder(TorchFunctionMode):
+    """Records which parameters any function is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: set[nn.Parameter] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = tree_leaves((args, kwargs))
+        self.used |= {leaf for leaf in found if isinstance(leaf, nn.Parameter)}
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def weights_of_one(encoder: Encoder, inputs: Tensor) -> Iterator[None]:
     """Inside, weights that the encoder does not use take no space.
@@ -95,7 +113,9 @@ def weights_of_one(encoder: Encoder, inputs: Tensor) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    used = reached_leaves(encoder, lambda: [encoder(inputs)])
+    with torch.no_grad(), _Recorder() as recorder:  # not what the output depends on: what leads nowhere is run as well
+        encoder(inputs)
+    used = recorder.used
     rest = {parameter: parameter.data for parameter in encoder.parameters() if parameter not in used}
     try:
         for parameter in rest:

@@ -102,9 +102,12 @@ def _write_programs(encoder: DualEncoder, folder: Path, format: str, opset: int 
             except MopeError:
                 raise
             except Exception as error:
-                reason = textwrap.shorten(str(error), 400, placeholder=" …")
+                root: BaseException = error
+                while root.__cause__ is not None:
+                    root = root.__cause__
+                reason = textwrap.shorten(str(root), 400, placeholder=" …")
                 raise ExportError(
-                    f"format: the {tower} encoder must be one that torch's exporter can follow; found {type(error).__name__}: "
+                    f"format: the {tower} encoder must be one that torch's exporter can follow; found {type(root).__name__}: "
                     f"{reason}. Try another format, or use torch.compile on the model that mope.fold returns."
                 ) from error
         _check(encoder, tower, lambda inputs, tower=tower: encoder.embed(tower, inputs), run)  # type: ignore[misc]
@@ -120,11 +123,19 @@ def _check(encoder: DualEncoder, tower: TowerName, embed: Runner, run: Runner) -
     """
     for count in (1, 3):
         inputs = some_inputs(encoder, tower, count, seed=count)
-        expected, found = embed(inputs), run(inputs)
+        expected = embed(inputs)
+        try:
+            found = run(inputs)
+        except Exception as error:
+            reason = textwrap.shorten(str(error), 300, placeholder=" …")
+            raise ExportError(
+                f"what was written must take any number of inputs; found that the {tower} encoder refuses {count}: {reason}. "
+                "The model's own code makes their number a constant; use torch.compile on the model that mope.fold returns."
+            ) from error
         exact = expected.dtype in {torch.float32, torch.float64}
-        error = float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
-        if not error <= (_TOLERANCE if exact else _COARSE):
+        deviation = float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+        if not deviation <= (_TOLERANCE if exact else _COARSE):
             raise ExportError(
                 f"what was written must embed as the model does; found embeddings of the {tower} encoder that differ by "
-                f"{error:.1e} of the largest for {count} inputs. Nothing was put in place; please report it."
+                f"{deviation:.1e} of the largest for {count} inputs. Nothing was put in place; please report it."
             )

@@ -15,7 +15,7 @@ def _embed(owner: Any, tokens: Tensor, pool_type: str, eos_id: int | None) -> Te
     dtype, length = owner.transformer.get_cast_dtype(), tokens.shape[1]
     places = torch.arange(length, device=tokens.device).expand_as(tokens)[..., None]
     pooled = text_global_pool(places, tokens, pool_type, eos_token_id=eos_id)[:, 0]
-    x = owner.token_embedding(tokens).to(dtype) + owner.positional_embedding[:length].to(dtype)
+    x: Tensor = owner.token_embedding(tokens).to(dtype) + owner.positional_embedding[:length].to(dtype)
     mask = None if owner.attn_mask is None else owner.attn_mask[:length, :length].to(dtype)
     whole = True
     for block in owner.transformer.resblocks:
@@ -24,10 +24,9 @@ def _embed(owner: Any, tokens: Tensor, pool_type: str, eos_id: int | None) -> Te
     x = x[torch.arange(x.shape[0], device=x.device), pooled] if whole else x[:, 0]
     x = owner.ln_final(x)
     projection = owner.text_projection
-    if projection is None:
-        return x
-    result: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-    return result
+    if projection is not None:
+        x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    return x
 
 
 class FoldedClip(CLIP):  # type: ignore[misc]

@@ -24,10 +24,10 @@ def multiple_of(encoder: DualEncoder, round_to: Multiple) -> int:
         The number.
 
     Raises:
-        ValueError: If it is less than 1, or another word.
+        ValueError: If it is less than 1.
     """
-    if round_to != "auto":
-        if isinstance(round_to, str) or round_to < 1:
+    if isinstance(round_to, int):
+        if round_to < 1:
             raise ValueError(f"round_to must be at least 1, or 'auto'; found {round_to!r}.")
         return round_to
     multiple = _MULTIPLES.get(encoder.device.type, _USUAL)

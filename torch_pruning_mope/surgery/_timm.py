@@ -144,7 +144,7 @@ class _LatentPool(PrunableAttention):
         """
         if self.pos_embed is not None:
             x = x + self.pos_embed.to(x.dtype)
-        query = self.latent.expand(len(x), -1, -1)
+        query = self.latent.expand(x.shape[0], -1, -1)
         out: Tensor = self.proj_drop(self.out_proj(self.heads(query, x, x, attn_mask)))
         if self.mlp is not None:
             out = out + self.mlp(self.mlp_norm(out))
@@ -204,7 +204,7 @@ class _WindowAttention(PrunableAttention):
         """
         bias = self.bias()
         if mask is not None:
-            bias = (bias + mask[:, None]).repeat(len(x) // len(mask), 1, 1, 1)
+            bias = (bias + mask[:, None]).repeat(x.shape[0] // mask.shape[0], 1, 1, 1)
         out: Tensor = self.proj_drop(self.out_proj(self.heads(x, x, x, bias)))
         return out
 

@@ -124,7 +124,7 @@ def _siglip2(model: Any) -> Towers:
         return model.get_image_features(
             pixel_values=patches,
             pixel_attention_mask=torch.ones(patches.shape[:2], dtype=torch.int32, device=images.device),
-            spatial_shapes=torch.tensor([[side, side]], device="cpu").expand(len(images), -1),
+            spatial_shapes=torch.tensor([[side, side]], device="cpu").expand(images.shape[0], -1),
         )
 
     return _towers(

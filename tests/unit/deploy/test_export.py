@@ -80,7 +80,7 @@ def test_torch_programs_hold_the_weights_of_their_encoder_alone(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["SigLIP", "CoCa", "EVA02", "transformers SigLIP"])
+@pytest.mark.parametrize("family", ["SigLIP", "CoCa", "EVA02", "Swin", "transformers SigLIP"])
 def test_onnx_of_families(family: str, tmp_path: Path) -> None:
     files = export(pruned(zoo.build(family)), tmp_path)  # which checks them
     assert len(files) == 3
@@ -157,6 +157,13 @@ def test_what_stock_models_cannot_express_is_refused(
     with unchanged(encoder.model), pytest.raises(ExportError, match=message):
         export(encoder, tmp_path / "new", format=form)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_constant_number_of_inputs_is_refused(tmp_path: Path) -> None:
+    """transformers goes through images of variable size one by one."""
+    with pytest.raises(ExportError, match="image encoder"):
+        export(DualEncoder(zoo.build("transformers SigLIP 2")), tmp_path, format="torch")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_put_in_place_that_embeds_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
