@@ -18,7 +18,7 @@ from ._checkpoint import Checkpoint
 from ._files import CONFIG, WEIGHTS, inside
 from ._meta import Buffers, build, wrap
 from ._shrink import Shapes, shrink
-from ._spec import Spec, sizes, spec_of
+from ._spec import Spec, note, sizes, spec_of
 
 Wrapper = Callable[[nn.Module], DualEncoder]
 
@@ -51,6 +51,7 @@ def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None =
             raise ModelLoadError(
                 "towers must be as wide as the tensors, found other numbers of heads, neurons or channels."
             )
+        note(encoder, checkpoint.spec)
         if buffers is not None:
             buffers.put_back(encoder.model)
         return encoder

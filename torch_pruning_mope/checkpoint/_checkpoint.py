@@ -14,7 +14,8 @@ from ._files import BASE, CONFIG, WEIGHTS, checked, inside
 from ._json import MOST_BYTES, parse, unseal
 from ._manifest import Tensors, read_files, read_heads, read_tensors
 from ._shrink import Shapes
-from ._spec import Spec, from_json
+from ._spec import Spec
+from ._spec_json import from_json
 
 FORMAT, VERSION = "torch-pruning-mope", 1
 _FIELDS = {
