@@ -26,6 +26,8 @@ import torch
 from _study import Row, Study, mean_r1, shape, spread
 
 CRITERIA = ("MoPE", "Hessian", "Taylor", "L1", "random", "scratch")
+FLOOR = ", a head in each layer"
+VARIANTS = tuple(f"{name}{FLOOR}" for name in ("Hessian", "Taylor", "L1"))
 BUDGETS = (0.1, 0.2, 0.3, 0.5, 0.7)
 TARGETS = {0.5: 0.98, 0.3: 0.95, 0.2: 0.90, 0.1: 0.75}
 COLOURS = {
@@ -69,8 +71,9 @@ def grid(
             student, seconds = study.pruned(seed, budget)
             cost = {"score_cpu_seconds": seconds, "shape": shape(student)}
         else:
-            order, seconds = study.order(seed, criterion)
-            student = study.built([study.cut(order, int(budget * study.size))])
+            order, seconds = study.order(seed, criterion.removesuffix(FLOOR))
+            units = study.cut(order, int(budget * study.size), min_heads=int(criterion.endswith(FLOOR)))
+            student = study.built([units])
             cost = {"score_cpu_seconds": seconds, "shape": shape(student)}
         study.add(part, *(key | row for row in study.before_and_after(student, seed, cost, **changed)))
 
@@ -91,7 +94,7 @@ def kept(rows: Sequence[Row], criterion: str, budget: float, stage: str) -> dict
 def report_grid(rows: Sequence[Row]) -> str:
     """Tables of recall and of what is kept, and what came of the targets."""
     budgets = sorted({row["budget"] for row in rows} - {1.0}, reverse=True)
-    names = [name for name in CRITERIA if any(row["criterion"] == name for row in rows)]
+    names = [name for name in (*CRITERIA, *VARIANTS) if any(row["criterion"] == name for row in rows)]
     dense = [spread(list(values(rows, "dense", 1.0, stage).values())) for stage in ("pruned", "trained")]
     lines = [f"mean R@1 of the dense model: {dense[0]} as it is, {dense[1]} given the same training"]
     for stage, title in (("pruned", "before training"), ("trained", "after training")):
@@ -196,7 +199,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
-    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
+    parser.add_argument("--criteria", nargs="+", choices=(*CRITERIA, *VARIANTS), default=CRITERIA)
     parser.add_argument("--part-seeds", type=int, nargs="+", default=[0, 1, 2], help="of all parts but the grid")
     parser.add_argument("--long-steps", type=int, default=400, help="of the part long")
     parser.add_argument("--steps", type=int, default=100)
