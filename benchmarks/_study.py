@@ -16,7 +16,7 @@ import torch_pruning as tp
 from torch import nn
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.data._tiny_clip import build_tiny_clip
+from torch_pruning_mope.data import _tiny_clip
 from torch_pruning_mope.scoring import freed_parameters
 
 Row = dict[str, Any]
@@ -144,8 +144,8 @@ class Study:
         fixed = sum(of.parameters for of in mope.footprints(self.dense).values()) - self.size
         return fixed + budget * self.size
 
-    def cut(self, order: Sequence[mope.Unit], left: int, min_heads: int = 0) -> list[mope.Unit]:
-        """The first units of an order whose removal leaves no more than this many parameters; what is empty goes whole."""
+    def cut(self, order: Sequence[mope.Unit], left: int, *, min_heads: int = 0, whole: bool = True) -> list[mope.Unit]:
+        """The first units of an order whose removal leaves no more than this many parameters; empty layers go whole."""
         chosen: list[mope.Unit] = []
         heads = {(layer.tower, layer.index): layer.block.attention.num_units for layer in self.dense.layers}  # type: ignore[union-attr]
         freed = 0
@@ -158,7 +158,7 @@ class Study:
                 heads[unit.tower, unit.layer] -= 1
             chosen.append(unit)
             freed += freed_parameters(self.dense, unit)
-        return self.whole(chosen)
+        return self.whole(chosen) if whole else chosen
 
     def whole(self, units: Sequence[mope.Unit]) -> list[mope.Unit]:
         """The same units, with a block in place of all its heads and neurons, as long as its tower keeps another."""
@@ -179,7 +179,7 @@ class Study:
     def scratch(self, seed: int, budget: float) -> mope.DualEncoder:
         """A model of the same shape as MoPE's, with fresh weights."""
         torch.manual_seed(seed)
-        return self.built(self.plan(seed, budget), mope.DualEncoder(build_tiny_clip()).model.eval())
+        return self.built(self.plan(seed, budget), mope.DualEncoder(_tiny_clip.build_tiny_clip()).model.eval())
 
     # Training and recall
 
