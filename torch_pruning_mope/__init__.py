@@ -21,6 +21,7 @@ from .data import (
     open_pairs,
     split_pairs,
 )
+from .deploy import export, fold
 from .distillation import (
     DistillationLoss,
     Encoded,
@@ -59,7 +60,7 @@ from .importance import MoPEImportance, UnitImportance, WeightedImportance
 from .metrics import ContrastiveLoss, Metric, Recall
 from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
-from .planning import Footprint, Plan, footprints, make_plan, remove_units
+from .planning import Footprint, Plan, PlanRange, footprints, make_plan, plan_range, remove_units
 from .pruning import prune
 from .report import changed_examples, write_report
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
@@ -112,6 +113,7 @@ __all__ = [
     "PairLoader",
     "Pairs",
     "Plan",
+    "PlanRange",
     "PrunableAttention",
     "PruningMismatchError",
     "Recall",
@@ -151,7 +153,9 @@ __all__ = [
     "evaluate",
     "evaluate_retrieval",
     "evaluate_zero_shot",
+    "export",
     "finetune_stage",
+    "fold",
     "footprints",
     "gather_pairs",
     "load",
@@ -159,6 +163,7 @@ __all__ = [
     "load_tiny_clip",
     "make_plan",
     "open_pairs",
+    "plan_range",
     "pretrain_stage",
     "prune",
     "register_attention",

@@ -23,9 +23,7 @@ from ._spec import Spec, sizes, spec_of
 Wrapper = Callable[[nn.Module], DualEncoder]
 
 
-def assemble(
-    checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None
-) -> tuple[DualEncoder, Buffers | None]:
+def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None) -> DualEncoder:
     """The encoder that was saved, but for its weights.
 
     Args:
@@ -34,7 +32,7 @@ def assemble(
         model: Mutated if given: the base, for checkpoints of models that nobody else can build.
 
     Returns:
-        The encoder, and the buffers that were put back, if it is on the ``meta`` device.
+        The encoder.
 
     Raises:
         ModelLoadError: If what the checkpoint says is left is not what is.
@@ -54,9 +52,8 @@ def assemble(
                 "towers must be as wide as the tensors, found other numbers of heads, neurons or channels."
             )
         if buffers is not None:
-            run(encoder)
             buffers.put_back(encoder.model)
-        return encoder, buffers
+        return encoder
 
 
 @contextmanager
@@ -89,12 +86,16 @@ def _said() -> Iterator[None]:
         ) from error
 
 
-@torch.no_grad()
-def run(encoder: DualEncoder) -> None:
-    """Runs both towers once, which raises where layers do not fit each other."""
+def _run(encoder: DualEncoder) -> None:
+    """Runs both towers once, which raises where layers do not fit each other; on ``meta`` it would take far longer."""
     inputs = encoder.example_inputs
-    encoder.embed("image", inputs["images"])
-    encoder.embed("text", inputs["tokens"])
+    try:
+        with torch.no_grad():
+            encoder.embed("image", inputs["images"])
+            encoder.embed("text", inputs["tokens"])
+    except RuntimeError as error:
+        if "not implemented for" not in str(error):  # half precision, which this processor may not compute with
+            raise
 
 
 def cut(encoder: DualEncoder, spec: Spec, shapes: Shapes) -> None:
@@ -136,13 +137,12 @@ def _set_heads(model: nn.Module, heads_left: dict[str, list[int]]) -> None:
         projection.heads = torch.tensor(heads, dtype=torch.long)
 
 
-def fill(encoder: DualEncoder, checkpoint: Checkpoint, *, try_out: bool) -> None:
+def fill(encoder: DualEncoder, checkpoint: Checkpoint) -> None:
     """Mutates the encoder's model: gives it the checkpoint's weights.
 
     Args:
         encoder: From :func:`assemble`.
         checkpoint: The checkpoint.
-        try_out: Whether to run the model once, not having done so on the ``meta`` device.
 
     Raises:
         ModelLoadError: If tensors are missing, too many, or of other types or shapes than they should be.
@@ -162,9 +162,8 @@ def fill(encoder: DualEncoder, checkpoint: Checkpoint, *, try_out: bool) -> None
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise ModelLoadError(f"every tensor must have a value, found none for {left[:5]}.")
-    if try_out:
-        with _said():
-            run(encoder)
+    with _said():
+        _run(encoder)
     if (found := summary(encoder)) != checkpoint.summary:
         raise ModelLoadError(f"embedding must be {found} as the model is, found {str(checkpoint.summary)[:200]}.")
 

@@ -54,8 +54,8 @@ def read(folder: Path, wrapper: Wrapper, model: nn.Module | None = None) -> tupl
         The encoder, and the checkpoint.
     """
     with open_checkpoint(folder) as checkpoint:
-        encoder, buffers = assemble(checkpoint, wrapper, model)
-    fill(encoder, checkpoint, try_out=buffers is None)
+        encoder = assemble(checkpoint, wrapper, model)
+    fill(encoder, checkpoint)
     return encoder, checkpoint
 
 

@@ -13,6 +13,7 @@ from . import (  # isort: skip
     _distil,  # noqa: F401
     _stages,  # noqa: F401
     _evaluate,  # noqa: F401
+    _export,  # noqa: F401
     _report,  # noqa: F401
     _rerun,  # noqa: F401
     _demo,  # noqa: F401

@@ -96,7 +96,13 @@ def evaluate_command(
                 own = {"task": "zero_shot", "classnames": classnames, "templates": templates, "num_workers": workers}
             label = model or f"{begun.model_name if begun else ''}"
             row = evaluate(
-                loaded, found, label=label, criterion="" if stage == "dense" else "MoPE", stage=stage, **own, **options
+                loaded,
+                found,
+                label=label,
+                criterion="dense" if stage == "dense" else "MoPE",
+                stage=stage,
+                **own,
+                **options,
             )
             rows.append({**row, "data": settings.data, "part": chosen.value})
         if run is not None:

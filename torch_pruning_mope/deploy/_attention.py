@@ -72,7 +72,7 @@ def fold_attention(attention: PrunableAttention) -> None:
     """
     attention.dropout = 0.0
     linears: list[nn.Linear] = [attention.q_proj, attention.k_proj, attention.v_proj]
-    if len({linear.in_features for linear in linears}) > 1 or isinstance(attention, _OneProjection):
+    if len({linear.in_features for linear in linears}) > 1 or not attention.out_proj.in_features:
         return
     folded: Any = attention
     if isinstance(attention.q_norm, nn.Identity) and attention.query_scale is None:

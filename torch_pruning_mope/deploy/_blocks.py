@@ -17,7 +17,8 @@ from ..towers import AttentionSublayer, FeedForwardSublayer, Sublayer, Tower
 from ._attention import linear_of
 
 _PLAIN = (ResidualAttentionBlock, CustomResidualAttentionBlock, vision_transformer.Block)
-_SCALES: Any = (LayerScale, vision_transformer.LayerScale)  # one name, two modules
+_TIMM: Any = vision_transformer
+_SCALES = (LayerScale, _TIMM.LayerScale)
 Narrowing = Literal["first", "pooled"]
 
 

@@ -69,7 +69,7 @@ def _panels(count: int, rows: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, list(figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0])
 
 
-def _bars(axes: Axes, rows: Sequence[Evaluation], values: Sequence[float | None]) -> None:
+def _bars(axes: Axes, rows: Sequence[Evaluation], values: Sequence[int | float | None]) -> None:
     """A bar per row, as far as there are values; stages differ in colour and hatching."""
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         colour, hatch = _STAGES.get(row.stage, (GREY, "...."))

@@ -22,16 +22,18 @@ def caption_of(tokens: Int[Tensor, "T"], tokenizer: object | None = None) -> str
     decode = getattr(own, "decode", None)
     if decode is None:
         return "tokens " + " ".join(map(str, _before_padding(ids)))
-    if hasattr(own, "all_special_ids"):
+    if not hasattr(own, "eot_token_id") and hasattr(own, "all_special_ids"):
         return str(decode(ids, skip_special_tokens=True)).strip()
     return str(decode(_between(ids, own))).strip()
 
 
 def _before_padding(ids: Sequence[int]) -> Sequence[int]:
+    """The ids without a last one that is 0 or repeated."""
     length = len(ids)
-    while length > 1 and ids[length - 1] == ids[length - 2]:
-        length -= 1
-    return ids[: length - 1] if length < len(ids) else ids
+    if length > 1 and (ids[-1] == 0 or ids[-1] == ids[-2]):
+        while length > 1 and ids[length - 1] == ids[-1]:
+            length -= 1
+    return ids[:length]
 
 
 def _between(ids: Sequence[int], tokenizer: Any) -> list[int]:

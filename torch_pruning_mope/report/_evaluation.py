@@ -113,7 +113,7 @@ def _row(path: Path, number: int, row: Mapping[str, Any]) -> Evaluation:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or value == math.inf:
             limit = "of at least 0" if most == math.inf else f"from 0 to {most:g}"
             raise ValueError(f"{path}, row {number}: {name} must be a number {limit}; found {value!r}. Evaluate again.")
-        return value
+        return float(value)
 
     def count(name: str) -> int | None:
         value = amount(name)

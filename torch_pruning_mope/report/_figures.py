@@ -68,6 +68,8 @@ class Gallery:
         """
         with drawing():
             figure = draw()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # it is laid out now; each format would do so twice over
             svg, png = svg_of(figure), io.BytesIO()
             figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
         write_whole(self.folder / f"{name}.svg", svg)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ._evaluation import Evaluation
 
 
-def amount(value: float) -> str:
+def amount(value: int | float) -> str:
     """A large number in three digits: ``3.77 M``."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
@@ -14,17 +14,17 @@ def amount(value: float) -> str:
     return f"{value:.0f}"
 
 
-def milliseconds(value: float) -> str:
+def milliseconds(value: int | float) -> str:
     """A time: ``14.2 ms``."""
     return f"{_three(value)} ms" if value < 1000 else f"{_three(value / 1000)} s"
 
 
-def _three(value: float) -> str:
+def _three(value: int | float) -> str:
     """Three digits that matter, zeros too, and all of a whole number."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}".rstrip(".")
 
 
-def change(before: float, after: float) -> str:
+def change(before: int | float, after: int | float) -> str:
     """How much less or more, in percent, with a true minus."""
     if not before:
         return ""
@@ -43,8 +43,8 @@ class Measure:
     """
 
     name: str
-    of: Callable[[Evaluation], float | None]
-    show: Callable[[float], str]
+    of: Callable[[Evaluation], int | float | None]
+    show: Callable[[int | float], str]
 
 
 MEASURES = (

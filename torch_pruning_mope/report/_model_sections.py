@@ -84,5 +84,5 @@ def training_figures(run: Run, gallery: Gallery) -> list[Shown]:
     return [gallery.show("training", partial(draw_curves, steps), label=label, caption=caption, table=table)]
 
 
-def _or_dash(value: float | None, show: Callable[[float], str]) -> str:
+def _or_dash(value: int | float | None, show: Callable[[int | float], str]) -> str:
     return "—" if value is None else show(value)

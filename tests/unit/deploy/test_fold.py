@@ -70,4 +70,4 @@ def test_embeddings_stay(family: str, empty: bool) -> None:
     for tower in expected:
         assert_close(found_exact[tower], expected[tower], 1e-13)
         # Some of these models magnify rounding, their own as well.
-        assert deviation(found[tower], expected[tower]) <= max(1e-6, 3 * deviation(own[tower], expected[tower]))
+        assert deviation(found[tower], expected[tower]) <= max(3e-6, 3 * deviation(own[tower], expected[tower]))
