@@ -56,7 +56,7 @@ class EmojiTokenizer:
         ids = [self.sot_token_id, *(self._ids[word] for word in words), self.eot_token_id]
         return ids + [PAD] * (CONTEXT_LENGTH - len(ids))
 
-    def decode(self, tokens: Int[Tensor, " context"]) -> str:
+    def decode(self, tokens: Int[Tensor, " context"] | Sequence[int]) -> str:
         """Returns the words of one row of ids, without start, end and padding."""
-        words = vocabulary()
-        return " ".join(words[index - 1] for index in tokens.tolist() if 0 < index < self.sot_token_id)
+        words, ids = vocabulary(), tokens.tolist() if isinstance(tokens, Tensor) else tokens
+        return " ".join(words[index - 1] for index in ids if 0 < index < self.sot_token_id)

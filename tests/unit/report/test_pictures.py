@@ -1,0 +1,60 @@
+"""Tensors become the pictures that they were made of."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from torch_pruning_mope import emoji_pairs, emoji_scenes
+from torch_pruning_mope.report._pictures import picture_levels, thumbnail, to_picture
+
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+
+
+def test_emoji_scenes_come_back_with_mean_and_std_and_without() -> None:
+    images, scenes = emoji_pairs("test", 60).images, emoji_scenes("test", 60)
+    for levels in (picture_levels(images, [0.5] * 3, [0.5] * 3), picture_levels(images)):
+        assert levels is not None
+        for image, (pixels, _) in zip(images, scenes, strict=True):
+            assert np.abs(np.asarray(to_picture(image, levels)).astype(int) - pixels).max() <= 3
+
+
+def test_any_normalisation_is_undone() -> None:
+    pixels = torch.randint(0, 256, (4, 3, 6, 5), generator=torch.Generator().manual_seed(0))
+    pixels[0, :, 0, 0], pixels[0, :, 0, 1] = 0, 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    normalised = (pixels / 255 - mean) / std
+    for levels in (picture_levels(normalised), picture_levels(normalised, MEAN, STD)):
+        assert levels is not None
+        picture = to_picture(normalised[1], levels)
+        assert torch.equal(torch.from_numpy(np.array(picture)).permute(2, 0, 1).long(), pixels[1])
+
+
+def test_one_channel_is_grey_and_a_flat_image_is_a_picture() -> None:
+    images = torch.zeros(2, 1, 4, 4)
+    levels = picture_levels(images)
+    assert levels is not None
+    assert to_picture(images[0], levels).mode == "L"
+
+
+@pytest.mark.parametrize("shape", [(2, 196, 768), (2, 4, 8, 8)])
+def test_what_is_no_image_has_no_levels(shape: tuple[int, ...]) -> None:
+    assert picture_levels(torch.zeros(shape)) is None
+
+
+def test_thumbnails_are_small_and_never_larger_than_the_image() -> None:
+    images = torch.rand(2, 3, 40, 80)
+    levels = picture_levels(images)
+    assert levels is not None
+    sizes = [Image.open(io.BytesIO(thumbnail(images[0], levels, most))).size for most in (20, 500)]
+    assert sizes == [(20, 10), (80, 40)]
+
+
+@pytest.mark.parametrize("std", [[0.5, 0.5], [0.5, 0.5, 0.0]])
+def test_bad_std(std: list[float]) -> None:
+    with pytest.raises(
+        ValueError, match="mean and std must hold one number per channel, 3, and std none below or at 0"
+    ):
+        picture_levels(torch.rand(2, 3, 4, 4), [0.5] * 3, std)

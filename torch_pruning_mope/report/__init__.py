@@ -1,0 +1,17 @@
+"""What a run did, as one HTML page and figures."""
+
+from ._changed import changed_examples
+from ._examples import Candidate, ChangedExamples, Example
+from ._files import append_jsonl
+from ._heat_maps import heat_maps
+from ._write import write_report
+
+__all__ = [
+    "Candidate",
+    "ChangedExamples",
+    "Example",
+    "append_jsonl",
+    "changed_examples",
+    "heat_maps",
+    "write_report",
+]

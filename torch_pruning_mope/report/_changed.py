@@ -1,0 +1,172 @@
+"""Where a pruned model changed its mind."""
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..data import Pairs
+from ..encoder import DualEncoder
+from ..metrics import normalised
+from ..metrics._metric import tiles
+from ..scoring import PlainEngine
+from ._captions import caption_of
+from ._examples import DIRECTIONS, OUTCOMES, Candidate, ChangedExamples, Direction, Example, Outcome
+from ._pictures import picture_levels, thumbnail
+from ._text import clean
+
+
+class Answers(NamedTuple):
+    """What one model answers to all queries of a direction.
+
+    Attributes:
+        best: The answer: the best wrong one unless a right one is strictly more similar.
+        right: The most similar right answer.
+        margin: Similarity of the most similar right answer, less that of the most similar wrong one.
+    """
+
+    best: Int[Tensor, "Q"]
+    right: Int[Tensor, "Q"]
+    margin: Float[Tensor, "Q"]
+
+
+def changed_examples(
+    before: DualEncoder,
+    after: DualEncoder,
+    pairs: Pairs,
+    *,
+    count: int = 16,
+    captions: Sequence[str] | None = None,
+    tokenizer: object | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    thumbnail_size: int = 112,
+    batch_size: int = 64,
+) -> ChangedExamples:
+    """Queries to which two models give different answers, one right at most; a few of each outcome, and how many there are.
+
+    Of each outcome (worse, better, both wrong) and direction in turn, the query whose margin changed most. The same models and
+    pairs give the same examples.
+
+    Args:
+        before: The model as it was; left as it is.
+        after: The pruned or distilled model; left as it is.
+        pairs: Test pairs, as both models take them.
+        count: How many are picked, at most.
+        captions: The captions in words, as many as ``pairs`` has.
+        tokenizer: Without ``captions``: what turns ids back into words.
+        mean: Of the normalisation of each channel, to show images in their own colours; by default as in ``picture_levels``.
+        std: Likewise.
+        thumbnail_size: Pixels of the longer side of a picture.
+        batch_size: Inputs run at once.
+
+    Returns:
+        The examples.
+
+    Raises:
+        ValueError: If ``count`` is below 1, or ``captions`` are not as many as there are.
+    """
+    if count < 1 or thumbnail_size < 1 or batch_size < 1:
+        raise ValueError(
+            f"count, thumbnail_size and batch_size must be at least 1; found {count}, {thumbnail_size}, {batch_size}."
+        )
+    if captions is not None and len(captions) != pairs.num_captions:
+        raise ValueError(f"captions must be one per caption, {pairs.num_captions}; found {len(captions)}.")
+    levels = picture_levels(pairs.images, mean, std)
+
+    def image(index: int) -> Candidate:
+        picture = None if levels is None else thumbnail(pairs.images[index], levels, thumbnail_size)
+        return Candidate(index, picture=None if picture is None else base64.b64encode(picture).decode("ascii"))
+
+    def text(index: int) -> Candidate:
+        words = caption_of(pairs.tokens[index], tokenizer) if captions is None else captions[index]
+        return Candidate(index, caption=clean(words))
+
+    embeddings = [_embeddings(encoder, pairs, batch_size) for encoder in (before, after)]
+    owners = pairs.image_index.cpu()
+    changes = {
+        way: (_answers(*embeddings[0], owners, way), _answers(*embeddings[1], owners, way)) for way in DIRECTIONS
+    }
+    found = {(way, outcome): _ranked(*changes[way], outcome) for outcome in OUTCOMES for way in DIRECTIONS}
+    examples = [
+        _example(way, outcome, query, changes[way], image, text) for way, outcome, query in _in_turn(found, count)
+    ]
+    return ChangedExamples(
+        tuple(sorted(examples, key=lambda example: OUTCOMES.index(example.outcome))),
+        {way: {outcome: len(found[way, outcome]) for outcome in OUTCOMES} for way in DIRECTIONS},
+        {"i2t": pairs.num_images, "t2i": pairs.num_captions},
+    )
+
+
+def _embeddings(encoder: DualEncoder, pairs: Pairs, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Normalised embeddings of images and captions, on the CPU, whose maxima of ties do not vary."""
+    engine = PlainEngine(encoder, batch_size=batch_size)
+    images, texts = engine.embeddings("image", pairs.images), engine.embeddings("text", pairs.tokens)
+    return normalised(images, "image").cpu(), normalised(texts, "text").cpu()
+
+
+def _answers(
+    images: Float[Tensor, "I J"], texts: Float[Tensor, "N J"], owners: Int[Tensor, "N"], direction: Direction
+) -> Answers:
+    """What a model answers; right and wrong are as in :class:`Recall`, to which ties are wrong."""
+    queries, gallery = (images, texts) if direction == "i2t" else (texts, images)
+    ids = torch.arange(len(images))
+    own, theirs = (ids, owners) if direction == "i2t" else (owners, ids)
+    best, right, margin = [], [], []
+    for rows in tiles(len(queries), len(gallery), 2):
+        similarity = queries[rows] @ gallery.T
+        is_right = own[rows, None] == theirs[None]
+        good, good_at = similarity.masked_fill(~is_right, -torch.inf).max(1)
+        bad, bad_at = similarity.masked_fill(is_right, -torch.inf).max(1)
+        best.append(torch.where(good > bad, good_at, bad_at))
+        right.append(good_at)
+        margin.append(good - bad)
+    return Answers(torch.cat(best), torch.cat(right), torch.cat(margin))
+
+
+def _ranked(before: Answers, after: Answers, outcome: Outcome) -> list[int]:
+    """Queries of one outcome, those whose margin changed most first."""
+    was, now = before.margin > 0, after.margin > 0
+    chosen = {"worse": was & ~now, "better": ~was & now, "both wrong": ~was & ~now & (before.best != after.best)}[
+        outcome
+    ]
+    queries = chosen.nonzero().flatten()
+    change = (after.margin - before.margin)[queries].abs()
+    return list(queries[change.argsort(descending=True, stable=True)].tolist())
+
+
+def _in_turn(found: dict[tuple[Direction, Outcome], list[int]], count: int) -> list[tuple[Direction, Outcome, int]]:
+    """One query of each list in turn, from its front, until there are enough or none are left."""
+    longest = max(map(len, found.values()))
+    turns = [
+        (way, outcome, queries[turn])
+        for turn in range(longest)
+        for (way, outcome), queries in found.items()
+        if turn < len(queries)
+    ]
+    return turns[:count]
+
+
+def _example(
+    direction: Direction,
+    outcome: Outcome,
+    query: int,
+    answers: tuple[Answers, Answers],
+    image: Callable[[int], Candidate],
+    text: Callable[[int], Candidate],
+) -> Example:
+    ask, answer = (image, text) if direction == "i2t" else (text, image)
+    before, after = answers
+    return Example(
+        direction,
+        outcome,
+        ask(query),
+        answer(int(after.right[query])),
+        answer(int(before.best[query])),
+        answer(int(after.best[query])),
+        float(before.margin[query]),
+        float(after.margin[query]),
+    )

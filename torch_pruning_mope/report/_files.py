@@ -1,0 +1,38 @@
+"""Files of a run folder: appended to line by line, or written whole or not at all."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+
+def append_jsonl(path: str | Path, entry: Mapping[str, Any] | Any) -> None:
+    """Adds one line to a log, which ``on_step`` of :func:`distil` is for.
+
+    Args:
+        path: The file; made if it is not there.
+        entry: A mapping, or a dataclass such as :class:`TrainingStep`; of what JSON can hold.
+
+    Raises:
+        TypeError: If the entry is neither. Nothing is written.
+    """
+    if is_dataclass(entry) and not isinstance(entry, type):
+        entry = asdict(entry)
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"entry must be a mapping or a dataclass; found {type(entry).__name__}.")
+    line = json.dumps(dict(entry), ensure_ascii=True)
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")  # in one piece, so that a killed process leaves at most a torn last line
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file beside its place and moves it there.
+
+    Args:
+        path: The file.
+        content: What it holds.
+    """
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    partial.replace(path)
