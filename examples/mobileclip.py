@@ -1,7 +1,7 @@
-"""Prunes MobileCLIP, whose image tower is of convolutions: each tower by a budget of its own, then on to ONNX.
+"""Prunes MobileCLIP, whose image tower is of convolutions: each tower by a budget of its own, then on to the phone.
 
-    python examples/mobileclip.py --online --pairs pairs.csv --output runs/mobileclip
-    python examples/mobileclip.py --offline
+python examples/mobileclip.py --online --pairs pairs.csv --output runs/mobileclip
+python examples/mobileclip.py --offline
 """
 
 import offline
@@ -24,11 +24,13 @@ def main() -> None:
     plan.apply(encoder)
     shared.show(mope.evaluate(run.loaded, run.test, stage="pruned"))
 
-    mope.distil(encoder, run.train, steps=run.steps, path=run.output / "training")  # without a teacher: the contrastive loss
+    mope.distil(
+        encoder, run.train, steps=run.steps, path=run.output / "training"
+    )  # without a teacher: the contrastive loss
     shared.show(mope.evaluate(run.loaded, run.test, stage="distilled"))
 
     encoder.save_pretrained(run.output / "distilled", base=run.name)
-    files = mope.export(encoder, run.output / "onnx")
+    files = mope.export(encoder, run.output / "program", format="torch")  # what ExecuTorch takes; "onnx" is another
     print(f"saved {run.output / 'distilled'} and {', '.join(file.name for file in files)}")
 
 
