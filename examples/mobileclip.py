@@ -1,4 +1,4 @@
-"""Prunes MobileCLIP, whose image tower is of convolutions: each tower by a budget of its own, then on to ONNX.
+"""Prunes MobileCLIP, whose image tower is of convolutions: each tower by a budget of its own, then on to the phone.
 
 python examples/mobileclip.py --online --pairs pairs.csv --output runs/mobileclip
 python examples/mobileclip.py --offline
@@ -30,7 +30,7 @@ def main() -> None:
     shared.show(mope.evaluate(run.loaded, run.test, stage="distilled"))
 
     encoder.save_pretrained(run.output / "distilled", base=run.name)
-    files = mope.export(encoder, run.output / "onnx")
+    files = mope.export(encoder, run.output / "program", format="torch")  # what ExecuTorch takes; "onnx" is another
     print(f"saved {run.output / 'distilled'} and {', '.join(file.name for file in files)}")
 
 

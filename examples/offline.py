@@ -76,13 +76,11 @@ def siglip2(folder: Path) -> str:
         vision_config={**layers, "image_size": 32, "patch_size": 8},
     )
     transformers.SiglipModel(config).save_pretrained(folder / "siglip")
-    plain = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
-    )
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    numbers = {word: number for number, word in enumerate(words)}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, special["unk_token"]))
     plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    ).save_pretrained(folder / "siglip")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(folder / "siglip")
     transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "siglip")
     return f"hf:{folder / 'siglip'}"
 

@@ -24,7 +24,7 @@ def main() -> None:
     print(f"removed {removed.heads} heads and {removed.neurons} neurons")
     shared.show(mope.evaluate(run.loaded, run.test, stage="pruned"))
 
-    # Pairs are told from others one by one, and states of a pruned layer still compare with the teacher's: their width is whole.
+    # SigLIP's loss of each pair by itself, and the teacher's: its hidden states compare, since the residual width is whole.
     loss = mope.DistillationLoss(sigmoid=True)
     mope.distil(encoder, run.train, teacher=teacher, loss=loss, steps=run.steps, path=run.output / "training")
     row = mope.evaluate(run.loaded, run.test, stage="distilled")
