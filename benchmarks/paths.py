@@ -183,8 +183,9 @@ class Bench:
 
     def stock(self, pairs: mope.Pairs, criterion: Any) -> Importances:
         """A Torch-Pruning criterion, summed over each unit's whole group."""
-        if isinstance(criterion, tp.importance.GroupHessianImportance):
-            self.encoder.accumulate_gradients(pairs, squared=True)
+        hessian = isinstance(criterion, tp.importance.GroupHessianImportance)
+        if hessian or isinstance(criterion, tp.importance.GroupTaylorImportance):
+            self.encoder.accumulate_gradients(pairs, squared=hessian)
         graph, found = self.encoder.dependency_graph(), {}
         for key, sublayer, output in unit_sublayers(self.encoder):
             group = graph.get_pruning_group(output, tp.prune_linear_in_channels, list(range(output.in_features)))

@@ -5,6 +5,7 @@ See https://arxiv.org/abs/2403.07839 for the method, and ``README.md`` for how t
 
 from ._request import Counts
 from ._version import __version__
+from .checkpoint import load
 from .data import (
     EmojiTokenizer,
     ImagePairs,
@@ -20,6 +21,7 @@ from .data import (
     open_pairs,
     split_pairs,
 )
+from .deploy import export, fold
 from .distillation import (
     DistillationLoss,
     Encoded,
@@ -46,12 +48,21 @@ from .errors import (
     UnsupportedModelError,
     WrongModelError,
 )
+from .evaluation import (
+    OpenClipModel,
+    RetrievalResult,
+    ZeroShotResult,
+    evaluate,
+    evaluate_retrieval,
+    evaluate_zero_shot,
+)
 from .importance import MoPEImportance, UnitImportance, WeightedImportance
 from .metrics import ContrastiveLoss, Metric, Recall
 from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
-from .planning import Footprint, Plan, footprints, make_plan, remove_units
+from .planning import Footprint, Plan, PlanRange, footprints, make_plan, plan_range, remove_units
 from .pruning import prune
+from .report import changed_examples, write_report
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .stages import finetune_stage, pretrain_stage
 from .surgery import PrunableAttention, register_attention
@@ -98,12 +109,15 @@ __all__ = [
     "MopeError",
     "NonFiniteError",
     "OpaqueTower",
+    "OpenClipModel",
     "PairLoader",
     "Pairs",
     "Plan",
+    "PlanRange",
     "PrunableAttention",
     "PruningMismatchError",
     "Recall",
+    "RetrievalResult",
     "Score",
     "ScoreTable",
     "Separation",
@@ -124,8 +138,10 @@ __all__ = [
     "UnsupportedModelError",
     "WeightedImportance",
     "WrongModelError",
+    "ZeroShotResult",
     "__version__",
     "calibration_guidance",
+    "changed_examples",
     "check_model",
     "check_models",
     "chunked_backward",
@@ -134,13 +150,20 @@ __all__ = [
     "emoji_pairs",
     "emoji_scenes",
     "estimate_cost",
+    "evaluate",
+    "evaluate_retrieval",
+    "evaluate_zero_shot",
+    "export",
     "finetune_stage",
+    "fold",
     "footprints",
     "gather_pairs",
+    "load",
     "load_model",
     "load_tiny_clip",
     "make_plan",
     "open_pairs",
+    "plan_range",
     "pretrain_stage",
     "prune",
     "register_attention",
@@ -150,4 +173,5 @@ __all__ = [
     "score",
     "separation",
     "split_pairs",
+    "write_report",
 ]

@@ -1,11 +1,14 @@
 """Counting multiply-adds."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+Key = TypeVar("Key")
 
 
 class _Counter(TorchDispatchMode):
@@ -50,3 +53,39 @@ def count_multiply_adds(function: Callable[[], Any]) -> int:
         function()
     multiply_adds: int = counter.flops // 2
     return multiply_adds
+
+
+def multiply_adds_between(
+    function: Callable[[], Any], spans: Mapping[Key, tuple[Sequence[nn.Module], nn.Module]]
+) -> dict[Key, int]:
+    """Multiply-adds of parts of a call.
+
+    Args:
+        function: What to call.
+        spans: By name, modules that a part begins with, whichever runs first, and the module that it ends with.
+
+    Returns:
+        Their number for every part that was run.
+    """
+    began: dict[Key, int] = {}
+    found: dict[Key, int] = {}
+    handles = []
+    counter = _Counter()
+
+    def begin(key: Key) -> None:
+        began.setdefault(key, counter.flops)
+
+    def end(key: Key) -> None:
+        if key in began:
+            found[key] = found.get(key, 0) + (counter.flops - began.pop(key)) // 2
+
+    try:
+        for key, (first, last) in spans.items():
+            handles += [module.register_forward_pre_hook(lambda *_, key=key: begin(key)) for module in first]
+            handles.append(last.register_forward_hook(lambda *_, key=key: end(key)))
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            function()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

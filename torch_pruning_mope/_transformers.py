@@ -91,7 +91,7 @@ def load_transformers(source: str, cache: str | None) -> tuple[nn.Module, ImageP
         )
     words = transformers.AutoTokenizer.from_pretrained(source, cache_dir=cache)
     check_words(words)
-    tokenizer = TextTokenizer(words, config.text_config.max_position_embeddings, config.model_type.startswith("siglip"))
+    tokenizer = text_tokenizer(words, config)
 
     model, report = transformers.AutoModel.from_pretrained(source, cache_dir=cache, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
@@ -100,6 +100,19 @@ def load_transformers(source: str, cache: str | None) -> tuple[nn.Module, ImageP
             f"{missing[0]}), which would be random; complete the weights"
         )
     return model.float(), preprocess, tokenizer
+
+
+def text_tokenizer(words: Any, config: Any) -> TextTokenizer:
+    """The tokenizer of a model: padded up to its context, and in lower case for SigLIP.
+
+    Args:
+        words: transformers' tokenizer.
+        config: The model's configuration.
+
+    Returns:
+        The tokenizer.
+    """
+    return TextTokenizer(words, config.text_config.max_position_embeddings, config.model_type.startswith("siglip"))
 
 
 def check_words(tokenizer: Any) -> None:

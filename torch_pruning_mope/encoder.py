@@ -9,6 +9,7 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ._hub import HubMixin
 from ._request import Counts, Layer, PruningRequest, Ratios
 from .data import Pairs
 from .errors import NonFiniteError
@@ -28,7 +29,7 @@ from .towers import BlockTower, ChannelsTower, OpaqueTower, Prunable, Towers, to
 TowerName = Literal["image", "text", "decoder"]
 
 
-class DualEncoder:
+class DualEncoder(HubMixin):
     """Mutates ``model``: swaps its attention for a prunable one in place; outputs and state dicts stay the same.
 
     Wrapping a model twice is harmless. Optimizers made before hold the old attention weights; make them after.
@@ -54,7 +55,7 @@ class DualEncoder:
         except BaseException:
             exchange(model, before)
             raise
-        self._numbered = {name: [block.module for block in tower.blocks] for name, tower in self.towers.items()}
+        self.numbered = {name: [block.module for block in tower.blocks] for name, tower in self.towers.items()}
 
     def _with_fallbacks(self, towers: Towers) -> Towers:
         """Towers in which no layers were found, replaced by what the dependency graph knows of them."""
@@ -149,7 +150,7 @@ class DualEncoder:
         Returns:
             A number per block that is left.
         """
-        return [self._numbered[tower].index(block.module) for block in self.towers[tower].blocks]
+        return [self.numbered[tower].index(block.module) for block in self.towers[tower].blocks]
 
     def _unit_counts(self) -> dict[str, list[int]]:
         counts: dict[str, list[int]] = {}

@@ -39,3 +39,7 @@ class ModelLoadError(MopeError, ValueError):
 
 class DataError(MopeError, ValueError):
     """A source of pairs is of no known form, or too much of it cannot be read."""
+
+
+class ExportError(MopeError, RuntimeError):
+    """A model cannot be written in the form that was asked for."""

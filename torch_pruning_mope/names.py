@@ -24,7 +24,7 @@ from ._transformers import check_words, load_transformers
 from .data import EmojiTokenizer, load_tiny_clip
 from .errors import ModelLoadError, MopeError
 
-FORMS = "'tiny', ARCH, ARCH@TAG, ARCH@FILE, hf-hub:ORG/NAME, hf:ORG/NAME, local-dir:FOLDER or a folder"
+FORMS = "'tiny', ARCH, ARCH@TAG, ARCH@FILE, hf-hub:ORG/NAME, hf:ORG/NAME, mope:ORG/NAME, local-dir:FOLDER or a folder"
 NETWORK = "connect to the network, or pass the cache_dir that holds it"
 OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG = "open_clip_config.json", "config.json"
 PREPROCESSING = {"mean": "image_mean", "std": "image_std", "interpolation": "image_interpolation"} | {
@@ -45,6 +45,8 @@ class LoadedModel(NamedTuple):
 def load_model(name: str, *, device: str | torch.device = "cpu", cache_dir: str | Path | None = None) -> LoadedModel:
     """Loads a model in float32 and evaluation mode, with its preprocessing and its tokenizer.
 
+    Pruned models stay in the type that they were saved in.
+
     | name | what is loaded |
     |---|---|
     | `tiny` | the emoji CLIP that ships with this package |
@@ -54,7 +56,8 @@ def load_model(name: str, *, device: str | torch.device = "cpu", cache_dir: str 
     | `hf-hub:timm/ViT-B-16-SigLIP` | a repository in open_clip's form on the Hugging Face Hub |
     | `hf:google/siglip2-base-patch16-224` | one in the form of transformers, or a folder like it |
     | `local-dir:folder` | a folder in open_clip's form |
-    | `folder` | a folder in either form; open_clip's if it holds both |
+    | `mope:me/pruned` | a checkpoint of a pruned model on the Hub, or a folder with one |
+    | `folder` | a folder in any of these forms; a checkpoint of a pruned model first, then open_clip's |
 
     The first form that fits is taken: a folder that is called as an architecture is `./ViT-B-32`. Slashes in an architecture
     are read as dashes (`ViT-B/32`). Code in a checkpoint is never run: what holds more than tensors is refused.
@@ -85,14 +88,16 @@ def load_model(name: str, *, device: str | torch.device = "cpu", cache_dir: str 
 
 def _load(name: str, cache: str | None) -> LoadedModel:
     if name == "tiny":
-        return LoadedModel(load_tiny_clip(), _emoji_image, EmojiTokenizer())
+        return LoadedModel(load_tiny_clip(), emoji_image, EmojiTokenizer())
     prefix, colon, rest = name.partition(":")
-    if colon and prefix in {"hf", "hf-hub", "local-dir"}:
+    if colon and prefix in {"hf", "hf-hub", "local-dir", "mope"}:
         if not rest:
             raise ModelLoadError(f"name: something must follow {prefix}:, found nothing; write one of {FORMS}")
         match prefix:
             case "hf":
                 return _from_transformers(name, rest, cache)
+            case "mope":
+                return _from_checkpoint(rest, cache)
             case "hf-hub":
                 return _from_hub(name, rest, cache)
             case _:
@@ -234,7 +239,17 @@ def _from_transformers(name: str, source: str, cache: str | None) -> LoadedModel
         raise _failure(name, error, f"it is in open_clip's form: write {other}" if other else mend) from error
 
 
+def _from_checkpoint(source: str, cache: str | None) -> LoadedModel:
+    from .checkpoint import load  # it returns what is defined here: a cycle
+
+    return load(source, cache_dir=cache)
+
+
 def _from_folder(name: str, folder: Path, cache: str | None) -> LoadedModel:
+    from .checkpoint import is_checkpoint
+
+    if is_checkpoint(folder):
+        return _from_checkpoint(str(folder), cache)
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return _from_open_clip(name, f"local-dir:{folder}", cache, _folder_mend(name))
     if (folder / TRANSFORMERS_CONFIG).is_file():
@@ -284,7 +299,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _emoji_image(image: Image.Image) -> Float[Tensor, "3 64 64"]:
+def emoji_image(image: Image.Image) -> Float[Tensor, "3 64 64"]:
     """Returns the picture as `emoji_pairs` has it, cut to a square from its middle and resized if need be."""
     square = ImageOps.fit(image.convert("RGB"), (64, 64), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float() / 127.5 - 1.0

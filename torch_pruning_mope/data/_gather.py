@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
-from tqdm import tqdm
 
-from torch_pruning_mope.data._image_pairs import Described, ImagePairs, position
+from torch_pruning_mope.data._batches import described_batches
+from torch_pruning_mope.data._image_pairs import ImagePairs, position
 from torch_pruning_mope.data._pairs import Pairs
 from torch_pruning_mope.data._sharded_pairs import ShardedPairs
 from torch_pruning_mope.errors import DataError
@@ -109,77 +105,10 @@ def gather_pairs(
         TypeError: The dataset is another, such as a Subset.
         ValueError: The limit is below 2.
     """
-    if not isinstance(dataset, ImagePairs | ShardedPairs):
-        raise TypeError(
-            f"dataset: must be what open_pairs returns, found {type(dataset).__name__}; take parts with split_pairs or select"
-        )
-    if limit is not None and limit < 2:
-        raise ValueError(f"limit: retrieval needs at least two images, found {limit}; ask for a few hundred")
-    shards = isinstance(dataset, ShardedPairs)
-    source: Dataset[Any] = _OnePass(dataset) if isinstance(dataset, ShardedPairs) else _InOrder(dataset)
-    loader: DataLoader[Any] = DataLoader(source, batch_size, num_workers=num_workers, collate_fn=_collate)
     images, tokens, counts = [], [], []
-    total = limit if shards else min(limit or len(dataset), len(dataset))  # type: ignore[arg-type]
-    with tqdm(total=total, desc="images", unit="image", disable=not progress, delay=2, leave=False) as bar:
-        for batch in loader:
-            if batch is not None:
-                # Copies: what a worker sends is in shared memory, of which there is little.
-                images.append(batch.images.clone())
-                tokens.append(batch.tokens.clone())
-                counts += batch.counts
-                bar.update(len(batch.counts))
-            if limit is not None and len(counts) >= limit:
-                break
-    if len(counts) < 2:
-        raise DataError(
-            f"{dataset.name}: at least two images with captions must be readable, found {len(counts)}: {dataset.skipped}; "
-            "mend the files, or pass others"
-        )
-    dataset.check_skipped()
+    for batch in described_batches(dataset, limit, batch_size=batch_size, num_workers=num_workers, progress=progress):
+        images.append(batch.images)
+        tokens.append(batch.tokens)
+        counts += batch.counts
     index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    pairs = Pairs(torch.cat(images), torch.cat(tokens), index)
-    return pairs if limit is None else pairs.first(limit)
-
-
-class _Batch(NamedTuple):
-    """Images `[B, ...]`, the tokens of all their captions, and how many each has."""
-
-    images: Tensor
-    tokens: Tensor
-    counts: list[int]
-
-
-class _InOrder(Dataset[Described | None]):
-    def __init__(self, dataset: ImagePairs) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Described | None:
-        return self.dataset.describe(index)
-
-
-class _OnePass(IterableDataset[Described]):
-    def __init__(self, dataset: ShardedPairs) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Described]:
-        return self.dataset.one_pass()
-
-
-def _collate(samples: list[Described | None]) -> _Batch | None:
-    found = [sample for sample in samples if sample is not None]
-    if not found:
-        return None
-    for (first, _), (image, _) in itertools.pairwise(found):
-        if image.shape != first.shape:
-            raise DataError(
-                f"preprocess: must return images of one size, found {list(first.shape)} and {list(image.shape)}; let it resize "
-                "and crop"
-            )
-    return _Batch(
-        torch.stack([image for image, _ in found]),
-        torch.cat([tokens for _, tokens in found]),
-        [len(tokens) for _, tokens in found],
-    )
+    return Pairs(torch.cat(images), torch.cat(tokens), index)

@@ -110,7 +110,7 @@ class Pairs:
             )
         images, tokens, owners, seen = [], [], [], 0
         for batch in batches:
-            batch_images, batch_tokens = _check_batch(batch)
+            batch_images, batch_tokens = check_batch(batch)
             captions_each = batch_tokens.shape[1] if batch_tokens.ndim == 3 else 1
             images.append(batch_images)
             tokens.append(batch_tokens.flatten(0, -2))
@@ -175,7 +175,7 @@ def _check_tensor(name: str, value: object) -> None:
         raise ValueError(f"{name}: must have a first axis of pairs, found a scalar; stack the pairs")
 
 
-def _check_batch(batch: object) -> tuple[Tensor, Tensor]:
+def check_batch(batch: object) -> tuple[Tensor, Tensor]:
     if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         parts = [type(part).__name__ for part in batch] if isinstance(batch, tuple | list) else type(batch).__name__
         raise TypeError(

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from torch_pruning_mope.data._decode import Unusable, prepare
 from torch_pruning_mope.data._image_pairs import Captions, Described, check_captions, position
-from torch_pruning_mope.data._shards import Sample, expand_shards, read_sample, webdataset
+from torch_pruning_mope.data._shards import Sample, expand_shards, has_caption_lines, read_sample, webdataset
 from torch_pruning_mope.data._skipped import Counted, Skipped
 from torch_pruning_mope.errors import DataError
 
@@ -26,7 +26,8 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
     """Images with captions from WebDataset shards, a stream of `(image, tokens)`.
 
     A sample is an image (`jpg`, `png`, `jpeg`, `webp`) with a caption: its `txt`, as open_clip has it, or else what stands
-    in its `json` under `caption_key`, a string or a list of strings. What cannot be read is left out and counted in
+    in its `json` under `caption_key`, a string or a list of strings. In CLIP_benchmark's sets for retrieval, each line of `txt`
+    is a caption. What cannot be read is left out and counted in
     `skipped`; a sample is counted each time that it is met, and what is lost with a broken shard is not known, so bad shards
     have a share of their own. When an epoch ends in the main process, a warning says what was skipped; with the workers of a
     DataLoader, a `PairLoader` does that, or call `check_skipped` after the epoch.
@@ -85,6 +86,7 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.caption_key, self.captions = caption_key, captions
         self.shuffle, self.resample, self.samples, self.by_rank = shuffle, resample, samples, by_rank
+        self._lines = has_caption_lines(self.urls[0])
         self._ranges: tuple[tuple[int, float, float], ...] = ()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -182,7 +184,7 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         for sample in samples:
             where = f"{sample['__url__']}: {sample['__key__']}"
             try:
-                picture, captions = read_sample(sample, self.caption_key, where)
+                picture, captions = read_sample(sample, self.caption_key, where, caption_lines=self._lines)
             except Unusable as unusable:
                 self._skip(*unusable.problem)
                 continue

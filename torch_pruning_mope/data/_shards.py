@@ -115,13 +115,28 @@ def _known(url: str, library: Any) -> str:
     return url
 
 
-def read_sample(sample: Sample, caption_key: str, where: str) -> tuple[Image.Image, tuple[str, ...]]:
+def has_caption_lines(url: str) -> bool:
+    """Returns whether a shard's `txt` has a caption a line, as CLIP_benchmark's sets for retrieval have it.
+
+    They say so in a `dataset_type.txt`, in the folder of the shard or in the one above.
+    """
+    if is_url(url):
+        return False
+    folder = Path(url).resolve().parent
+    files = [place / "dataset_type.txt" for place in (folder, folder.parent)]
+    return any(file.is_file() and file.read_text(encoding="utf-8").strip().lower() == "retrieval" for file in files)
+
+
+def read_sample(
+    sample: Sample, caption_key: str, where: str, *, caption_lines: bool = False
+) -> tuple[Image.Image, tuple[str, ...]]:
     """Decodes what WebDataset calls a sample: the content of the files of one name, by suffix.
 
     Args:
         sample: The files.
         caption_key: Where its `json` has its caption, if there is no `txt`.
         where: How a report calls it.
+        caption_lines: Whether its `txt` has a caption a line.
 
     Returns:
         The picture and its captions.
@@ -129,11 +144,10 @@ def read_sample(sample: Sample, caption_key: str, where: str) -> tuple[Image.Ima
     Raises:
         Unusable: It lacks one, or one cannot be decoded.
     """
-    found = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
-    if found is None:
-        raise Unusable(Problem("image missing", f"{where}: {_keys(sample)}"))
+    found = image_of(sample, where)
     try:
-        captions = as_captions(sample["txt"].decode("utf-8-sig")) if "txt" in sample else ()
+        text = sample["txt"].decode("utf-8-sig") if "txt" in sample else None
+        captions = as_captions(text.splitlines() if text and caption_lines else text)
         if not captions and "json" in sample:
             content = json.loads(sample["json"])
             captions = as_captions(content.get(caption_key)) if isinstance(content, dict) else ()
@@ -142,6 +156,18 @@ def read_sample(sample: Sample, caption_key: str, where: str) -> tuple[Image.Ima
     if not captions:
         raise Unusable(Problem("caption missing", f"{where}: {_keys(sample)}"))
     return read_picture(io.BytesIO(found), where), captions
+
+
+def image_of(sample: Sample, where: str) -> bytes:
+    """Returns the content of a sample's image file.
+
+    Raises:
+        Unusable: It has none.
+    """
+    found: bytes | None = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
+    if found is None:
+        raise Unusable(Problem("image missing", f"{where}: {_keys(sample)}"))
+    return found
 
 
 def _keys(sample: Sample) -> str:

@@ -1,9 +1,10 @@
 """``mope demo``: the shipped tiny CLIP pruned with MoPE and with Torch-Pruning's own criteria, side by side."""
 
+from ..evaluation import multiply_adds, parameters
 from ..report import heat_maps
 from ._criteria import CRITERIA
 from ._finetune import fine_tune
-from ._measure import Recalls, multiply_adds, parameters, recalls
+from ._measure import Recalls, recalls
 from ._report import rich_table, save_json
 from ._row import Row, Stage
 from ._run import DemoResult, run_demo

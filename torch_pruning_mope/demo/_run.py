@@ -12,12 +12,13 @@ from tqdm import tqdm
 from .._request import Counts
 from ..data import Pairs, emoji_pairs, load_tiny_clip
 from ..encoder import DualEncoder
+from ..evaluation import multiply_adds, parameters
 from ..importance import MoPEImportance
 from ..pruning import prune
 from ..scoring import ScoreTable
 from ._criteria import CRITERIA
 from ._finetune import fine_tune
-from ._measure import multiply_adds, parameters, recalls
+from ._measure import recalls
 from ._row import Row, Stage
 
 

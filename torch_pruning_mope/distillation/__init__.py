@@ -15,7 +15,7 @@ from ._features import FeatureLoss
 from ._hidden import Hidden, HiddenLoss
 from ._similarity import SimilarityLoss
 from ._teacher import TeacherEmbeddings
-from ._train import TrainingStep, distil
+from ._train import TrainingStep, check_training, distil
 
 __all__ = [
     "DistillationLoss",
@@ -28,6 +28,7 @@ __all__ = [
     "SimilarityLoss",
     "TeacherEmbeddings",
     "TrainingStep",
+    "check_training",
     "chunked_backward",
     "distil",
 ]

@@ -1,5 +1,6 @@
 """The training loop that brings a pruned student back."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -169,6 +170,28 @@ def distil(
         accelerator.end_training()
     student.model.eval()
     return history
+
+
+def check_training(pairs: Pairs | Iterable[tuple[Tensor, Tensor]], **arguments: Any) -> None:
+    """Raises unless training could begin: to know before a long run that ends with it.
+
+    Args:
+        pairs: What would be trained on.
+        **arguments: Those of :func:`distil` but for the student, the teacher, ``path`` and ``progress``.
+
+    Raises:
+        TypeError: If ``steps`` is missing, or there is no such argument.
+    """
+    known = inspect.signature(distil).parameters
+    unknown = sorted(arguments.keys() - known.keys() | arguments.keys() & {"student", "pairs", "teacher"})
+    if unknown or "steps" not in arguments:
+        raise TypeError(
+            f"training must have steps, and arguments of distil alone; found {', '.join(unknown) or 'no steps'}. It takes "
+            f"{', '.join(known.keys() - {'student', 'pairs', 'teacher', 'path', 'progress'})}."
+        )
+    given = {name: arguments.get(name, parameter.default) for name, parameter in known.items()}
+    values = {name: given[name] for name in ("steps", "batch_size", "chunks", "learning_rate", "warmup")}
+    _check(**values, images=pairs.num_images if isinstance(pairs, Pairs) else None)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import re
 
 from ..errors import MetricError
+from ._accuracy import ZeroShotAccuracy, class_ranks
 from ._contrastive import ContrastiveLoss, contrastive_losses
 from ._metric import FunctionMetric, Metric, MetricFunction, normalised
 from ._recall import Recall, image_to_text_ranks, text_to_image_ranks
@@ -16,6 +17,8 @@ __all__ = [
     "MetricFunction",
     "MetricLike",
     "Recall",
+    "ZeroShotAccuracy",
+    "class_ranks",
     "contrastive_losses",
     "image_to_text_ranks",
     "normalised",

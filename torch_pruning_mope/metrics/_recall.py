@@ -14,7 +14,11 @@ from ._metric import PerImageMetric, tiles
 
 
 def image_to_text_ranks(
-    images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
+    images: Float[Tensor, "#K I J"],
+    texts: Float[Tensor, "#K N J"],
+    image_index: Int[Tensor, "N"],
+    *,
+    ties_help: bool = False,
 ) -> Int[Tensor, "K I"]:
     """For each image, how many wrong captions come no later than its best caption.
 
@@ -22,6 +26,7 @@ def image_to_text_ranks(
         images: Normalised image embeddings.
         texts: Normalised text embeddings.
         image_index: The image that each caption describes.
+        ties_help: Count only wrong captions that come strictly before it.
 
     Returns:
         Ranks, 0 is best.
@@ -31,12 +36,17 @@ def image_to_text_ranks(
         similarity = images[:, rows] @ texts.mT
         right = image_index[None, :] == torch.arange(rows.start, rows.stop, device=image_index.device)[:, None]
         best = similarity.masked_fill(~right, -torch.inf).amax(-1, keepdim=True)
-        ranks.append(((similarity >= best) & ~right).sum(-1))
+        before = similarity > best if ties_help else similarity >= best
+        ranks.append((before & ~right).sum(-1))
     return torch.cat(ranks, dim=-1)
 
 
 def text_to_image_ranks(
-    images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
+    images: Float[Tensor, "#K I J"],
+    texts: Float[Tensor, "#K N J"],
+    image_index: Int[Tensor, "N"],
+    *,
+    ties_help: bool = False,
 ) -> Int[Tensor, "K N"]:
     """For each caption, how many wrong images come no later than its own.
 
@@ -44,6 +54,7 @@ def text_to_image_ranks(
         images: Normalised image embeddings.
         texts: Normalised text embeddings.
         image_index: The image that each caption describes.
+        ties_help: Count only wrong images that come strictly before it.
 
     Returns:
         Ranks, 0 is best.
@@ -51,8 +62,8 @@ def text_to_image_ranks(
     ranks = []
     for rows in tiles(texts.shape[1], images.shape[1], max(len(images), len(texts))):
         similarity = texts[:, rows] @ images.mT
-        own = image_index[rows].view(1, -1, 1).expand(len(similarity), -1, 1)
-        ranks.append((similarity >= similarity.gather(-1, own)).sum(-1) - 1)
+        own = similarity.gather(-1, image_index[rows].view(1, -1, 1).expand(len(similarity), -1, 1))
+        ranks.append((similarity > own).sum(-1) if ties_help else (similarity >= own).sum(-1) - 1)
     return torch.cat(ranks, dim=-1)
 
 

@@ -1,30 +1,20 @@
 """From scores and a budget to a plan."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from ..encoder import DualEncoder, TowerName
-from ..scoring import Score, ScoreTable, freed_parameters
-from ._footprint import TOWERS, footprints, latencies
-from ._order import removal_order
-from ._plan import Plan, _weights, outcome
-
-Amount = str | float | int
-"""``"50%"``, a share below 1, or an absolute number, as ``8e9`` or ``"8G"``."""
-Budget = Amount | Mapping[str, Amount]
-"""For both towers together, or for each."""
-Measure = Literal["parameters", "multiply_adds", "latency"]
-
-
-@dataclass(frozen=True)
-class _Limit:
-    """What may be left of one measure in some towers."""
-
-    measure: Measure
-    towers: tuple[TowerName, ...]
-    most: int | float
+from ..scoring import ScoreTable, Unit
+from ._budget import Budget, Limit, Measure, Sizes, limits_of
+from ._choose import allowed, put_back, shortest
+from ._cost import multiply_add_cost, parameter_cost
+from ._footprint import Footprint, footprints, latencies
+from ._layers import Reason, layer_plans
+from ._order import Cost, Step, removal_order
+from ._plan import Plan, outcome, weights_of
+from ._range import sizes_of
 
 
 def make_plan(
@@ -35,15 +25,18 @@ def make_plan(
     multiply_adds: Budget | None = None,
     latency: Budget | None = None,
     round_to: int = 1,
+    uniform: bool = False,
     min_heads: int = 0,
     min_neurons: int = 0,
+    refill: bool = True,
     batch_size: int = 1,
 ) -> Plan:
     """Chooses the units to remove so that budgets hold and the metric loses least.
 
-    Units go one after another, what loses least per parameter it frees first (per multiply-add, where that is the budget),
-    until all budgets hold. What is left is counted, or timed, on copies from which units were really removed. A
-    tower without a budget of its own is cut by the budget for both.
+    Units go one after another, what loses least per parameter it frees first (per multiply-add, where no budget is of
+    parameters), until all budgets hold. The last may free more than is needed, so what still fits is put back then. What is
+    left is counted, or timed, on copies from which units were really removed. A tower without a budget of its own is cut by
+    the budget for both.
 
     Args:
         encoder: The dual encoder; left as it is.
@@ -53,8 +46,11 @@ def make_plan(
         multiply_adds: How many multiply-adds of one input, likewise.
         latency: How many seconds on this machine, likewise; measured, and so never exactly the same twice.
         round_to: Multiple that the neurons left in every MLP are of.
+        uniform: Whether every layer of a tower loses as many heads, and as many neurons; which ones is a matter of the layer.
+            Layers that kept equal numbers so far go on doing so, as stock architectures need it.
         min_heads: Heads that every attention keeps.
         min_neurons: Neurons that every MLP keeps.
+        refill: Whether to put back what fits, the last that went first; never for a budget of time.
         batch_size: Inputs at once, for latency.
 
     Returns:
@@ -70,159 +66,123 @@ def make_plan(
         "multiply_adds": multiply_adds,
         "latency": latency,
     }
-    if all(budget is None for budget in asked.values()):
-        raise ValueError("one of parameters, multiply_adds and latency must be given; found none.")
     if round_to < 1 or min_heads < 0 or min_neurons < 0:
         raise ValueError(
             f"round_to must be at least 1, min_heads and min_neurons at least 0; found {round_to}, {min_heads}, {min_neurons}."
         )
-    weights = _weights(encoder)
+    counted = _Counted(encoder, batch_size=None if latency is None else batch_size)
+    limits = limits_of(asked, counted([]))
+    weights = weights_of(encoder)
     if weights is not None:
         table.check_weights(encoder.model)
-    before = footprints(encoder)
-
-    def size(of: DualEncoder) -> dict[Measure, Mapping[TowerName, int | float]]:
-        found = footprints(of)
-        measured: dict[Measure, Mapping[TowerName, int | float]] = {
-            "parameters": {tower: footprint.parameters for tower, footprint in found.items()},
-            "multiply_adds": {tower: footprint.multiply_adds for tower, footprint in found.items()},
-        }
-        return measured | ({} if latency is None else {"latency": latencies(of, batch_size=batch_size)})
-
-    whole = size(encoder)
-    limits = [
-        limit for measure, budget in asked.items() if budget is not None for limit in _limits(measure, budget, whole)
-    ]
-    order = _allowed(
-        encoder, removal_order(table, lambda unit: freed_parameters(encoder, unit), round_to), min_heads, min_neurons
-    )
-    towers = {tower for limit in limits for tower in limit.towers}
-    chosen = _choose(encoder, [score for score in order if score.unit.tower in towers], limits, size)
-    smaller, after = outcome(encoder, [score.unit for score in chosen])
+    costs: dict[Measure, Cost] = {"parameters": parameter_cost(encoder)}
+    if multiply_adds is not None or latency is not None:
+        costs["multiply_adds"] = multiply_add_cost(encoder, counted.footprints(()))
+    by: Measure = "multiply_adds" if parameters is None else "parameters"
+    order = _order(encoder, table, costs[by], round_to, min_heads, min_neurons, uniform=uniform)
+    chosen = _chosen(order, limits, counted, costs, refill=refill)
     settings: dict[str, Any] = {
         "metric": table.metric,
         "interaction": table.settings.get("interaction"),
         "budgets": {measure: dict(b) if isinstance(b, Mapping) else b for measure, b in asked.items() if b is not None},
         "round_to": round_to,
+        "uniform": uniform,
         "min_heads": min_heads,
         "min_neurons": min_neurons,
+        "cost": by,
+        "unused": _unused(chosen, limits, counted),
     }
+    units = tuple(score.unit for step in chosen for score in step)
     if latency is not None:
-        settings["latency"] = {"before": dict(whole["latency"]), "after": latencies(smaller, batch_size=batch_size)}
-    loss = sum(score.value for score in chosen)
-    return Plan(tuple(score.unit for score in chosen), before, after, loss, weights, settings)
+        settings["latency"] = {side: dict(counted(u)["latency"]) for side, u in (("before", ()), ("after", units))}
+    reasons = _reasons(order, chosen, costs[by])
+    return Plan(
+        units,
+        counted.footprints(()),
+        counted.footprints(units),
+        sum(reason.value for reason in reasons),
+        weights,
+        settings,
+        reasons,
+        layer_plans(encoder, units, reasons),
+    )
 
 
-def _limits(measure: Measure, budget: Budget, whole: Mapping[Measure, Mapping[TowerName, int | float]]) -> list[_Limit]:
-    own = whole[measure]
-    if isinstance(budget, Mapping):
-        if not budget or set(budget) - set(TOWERS):
-            raise ValueError(f"{measure} must be for image, text or both; found {dict(budget)!r}.")
-        parts: list[tuple[tuple[TowerName, ...], Amount]] = [((t,), budget[t]) for t in TOWERS if t in budget]
-    else:
-        parts = [(TOWERS, budget)]
-    limits = []
-    for towers, amount in parts:
-        total = sum(own[tower] for tower in towers)
-        most = parse_amount(measure, amount, total)
-        if not 0 < most < total:
-            raise ValueError(f"{measure} must be less than the {total:.4g} that there are; found {amount!r}.")
-        limits.append(_Limit(measure, towers, most))
-    return limits
-
-
-_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "ms": 1e-3, "s": 1.0}
-
-
-def parse_amount(name: str, amount: Amount, total: int | float) -> int | float:
-    """An amount as a number.
-
-    Args:
-        name: What it is for.
-        amount: A share of ``total`` (``"50%"``, ``0.5``), or a number (``86e6``, ``"86M"``, ``"20ms"``).
-        total: What there is.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If it is not understood.
-    """
-    if isinstance(amount, str):
-        found = re.fullmatch(
-            r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(%|ms|s|[KMGT])?(?:FLOPs|MACs|B)?\s*", amount, re.IGNORECASE
-        )
-        if found is None:
-            raise ValueError(f"{name} must be an amount such as '50%', 0.5, 86e6 or '86M'; found {amount!r}.")
-        suffix = found[2] or ""
-        if suffix == "%":
-            return float(found[1]) / 100 * total
-        return float(found[1]) * _SUFFIXES[suffix if suffix in {"ms", "s"} else suffix.upper()]
-    if isinstance(amount, bool) or amount <= 0:
-        raise ValueError(f"{name} must be an amount such as '50%', 0.5, 86e6 or '86M'; found {amount!r}.")
-    return amount * total if amount < 1 and name != "latency" else float(amount)
-
-
-def _allowed(encoder: DualEncoder, order: Sequence[Score], min_heads: int, min_neurons: int) -> list[Score]:
-    """The order without what would leave too little."""
-    left: dict[tuple[str, int, str], int] = {}
-    least: dict[str, int] = {}
-    for layer in encoder.layers:
-        for kind, units in (("head", layer.block.attention), ("neurons", layer.block.feed_forward)):
-            if units is not None:
-                left[layer.tower, layer.index, kind] = units.channels
-                own = {"head": min_heads * units.unit_size, "neurons": min_neurons}[kind]
-                least[f"{layer.tower} {layer.index} {kind}"] = max(own, 0 if units.can_be_empty else units.unit_size)
-    kept, blocks = [], {name: len(tower.blocks) for name, tower in encoder.towers.items()}
-    for score in order:
-        unit = score.unit
-        if unit.kind == "block":
-            if blocks[unit.tower] > 1:
-                blocks[unit.tower] -= 1
-                kept.append(score)
-            continue
-        key = (unit.tower, unit.layer, unit.part)
-        gone = (
-            len(unit.channels) if unit.kind in {"head", "neurons"} else left[key]
-        )  # heads may have gone before the rest
-        if left[key] - gone >= least[f"{unit.tower} {unit.layer} {unit.part}"]:
-            left[key] -= gone
-            kept.append(score)
+def _order(
+    encoder: DualEncoder,
+    table: ScoreTable,
+    cost: Cost,
+    round_to: int,
+    min_heads: int,
+    min_neurons: int,
+    *,
+    uniform: bool,
+) -> list[Step]:
+    """The steps that may be taken, in their order."""
+    order = removal_order(table, cost, round_to, uniform=uniform)
+    kept = allowed(encoder, order, min_heads, min_neurons)
+    staying = {step[0].unit for step in order if step[0].unit.kind == "block"} - {step[0].unit for step in kept}
+    if staying:  # a tower's last block: its parts may go, which would have gone with it
+        rest = replace(table, scores=tuple(score for score in table.scores if score.unit not in staying))
+        kept = allowed(encoder, removal_order(rest, cost, round_to, uniform=uniform), min_heads, min_neurons)
     return kept
 
 
-def _choose(
-    encoder: DualEncoder,
-    order: Sequence[Score],
-    limits: Sequence[_Limit],
-    size: Callable[[DualEncoder], Mapping[Measure, Mapping[TowerName, int | float]]],
-) -> list[Score]:
-    """The shortest beginning of the order, tower by tower where limits are, that meets all limits."""
+def _chosen(
+    order: Sequence[Step], limits: Sequence[Limit], counted: "_Counted", costs: Mapping[Measure, Cost], *, refill: bool
+) -> list[Step]:
+    """The steps that go."""
+    towers = {tower for limit in limits for tower in limit.towers}
+    order = [step for step in order if step[0].unit.tower in towers]
+    chosen = shortest(order, limits, counted, costs)
+    if refill and all(limit.measure != "latency" for limit in limits):
+        return put_back(chosen, limits, counted, costs)
+    return chosen
 
-    def excess(chosen: Sequence[Score]) -> dict[_Limit, int | float]:
-        """The limits that do not hold, each with what there is."""
-        left = size(outcome(encoder, [score.unit for score in chosen])[0])
-        found = {limit: sum(left[limit.measure][tower] for tower in limit.towers) for limit in limits}
-        return {limit: amount for limit, amount in found.items() if amount > limit.most}
 
-    if failing := excess(order):
-        least = {limit.measure: amount for limit, amount in failing.items()}
-        said = ", ".join(f"{measure} of at least {amount:.4g}" for measure, amount in least.items())
-        raise ValueError(
-            f"budgets must leave {said}, the least that can be reached with the units of this table; found "
-            f"{', '.join(f'{limit.most:.4g} for {limit.measure}' for limit in failing)}. Allow more, or score more kinds."
+def _unused(chosen: Sequence[Step], limits: Sequence[Limit], counted: "_Counted") -> list[dict[str, Any]]:
+    """How much less is left than each budget allows."""
+    sizes = counted([score.unit for step in chosen for score in step])
+    return [
+        {"measure": limit.measure, "towers": list(limit.towers), "amount": limit.most - limit.of(sizes)}
+        for limit in limits
+    ]
+
+
+def _reasons(order: Sequence[Step], chosen: Sequence[Step], cost: Cost) -> tuple[Reason, ...]:
+    ranks = {id(step): rank for rank, step in enumerate(order, 1)}
+    return tuple(
+        Reason(
+            score.value, score.stderr if math.isfinite(score.stderr) else None, float(cost(score.unit)), ranks[id(step)]
         )
-    chosen: list[Score] = []
-    for towers in dict.fromkeys(limit.towers for limit in sorted(limits, key=lambda limit: len(limit.towers))):
-        own = [limit for limit in limits if set(limit.towers) <= set(towers)]
-        rest = [score for score in order if score.unit.tower in towers and score not in chosen]
-        low, high = 0, len(rest)
-        while low < high:
-            middle = (low + high) // 2
-            if any(limit in own for limit in excess([*chosen, *rest[:middle]])):
-                low = middle + 1
-            else:
-                high = middle
-        chosen += rest[:low]
-    taken = {id(score) for score in chosen}
-    return [score for score in order if id(score) in taken]
+        for step in chosen
+        for score in step
+    )
+
+
+class _Counted:
+    """What is left of a model without some units, counted once for each choice of units.
+
+    Args:
+        encoder: The whole model's.
+        batch_size: Inputs at once for latencies; None for none.
+    """
+
+    def __init__(self, encoder: DualEncoder, batch_size: int | None) -> None:
+        self._encoder, self._batch_size = encoder, batch_size
+        self._found: dict[tuple[Unit, ...], tuple[Mapping[TowerName, Footprint], Sizes]] = {}
+
+    def __call__(self, units: Sequence[Unit]) -> Sizes:
+        return self._measured(tuple(units))[1]
+
+    def footprints(self, units: Sequence[Unit]) -> Mapping[TowerName, Footprint]:
+        """Of each tower."""
+        return self._measured(tuple(units))[0]
+
+    def _measured(self, units: tuple[Unit, ...]) -> tuple[Mapping[TowerName, Footprint], Sizes]:
+        if units not in self._found:
+            encoder = self._encoder
+            smaller, found = outcome(encoder, units) if units else (encoder, footprints(encoder))
+            seconds = {} if self._batch_size is None else latencies(smaller, batch_size=self._batch_size)
+            self._found[units] = found, sizes_of(found, seconds)
+        return self._found[units]

@@ -2,18 +2,24 @@
 
 Scores are not additive; on a joint path each was measured without those before it, and the path is kept as it is. For other
 tables the order is by score per cost, an MLP's neuron groups lowest first, and a block competes with what is left of its parts.
+
+An order is of *steps*, units that go together: one, or, where widths stay uniform, one of every layer of a tower.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from ..scoring import Score, ScoreTable, Unit
 
 Layer = tuple[str, int]
+Step = tuple[Score, ...]
+"""Units that go together."""
+Cost = Callable[[Unit], int | float]
 
 
-def removal_order(table: ScoreTable, cost: Callable[[Unit], int | float], chunk: int = 1) -> list[Score]:
+def removal_order(table: ScoreTable, cost: Cost, chunk: int = 1, *, uniform: bool = False) -> list[Step]:
     """All units of a table, in the order in which they go.
 
     Args:
@@ -21,26 +27,60 @@ def removal_order(table: ScoreTable, cost: Callable[[Unit], int | float], chunk:
         cost: What removing a unit from the whole model frees.
         chunk: Neurons that go together, so that a multiple of it is left of every MLP: groups are cut and joined, and
             share their scores out evenly over their neurons.
+        uniform: Whether the lowest head, or neuron group, of every layer of a tower goes together, then the next of each. A
+            joint path is then an order within layers only.
 
     Returns:
         The units with the loss that each adds. A block that has gone is not followed by its parts.
+
+    Raises:
+        ValueError: If ``uniform`` is asked for and the table holds whole attentions or MLPs.
     """
-    if table.settings.get("interaction") == "joint" and chunk == 1:
-        return _without_leftovers(table.scores)
-    queues: dict[object, list[Score]] = {}
+    joint = table.settings.get("interaction") == "joint"
+    if joint and not uniform:
+        path = table.scores if chunk == 1 else _path_in_chunks(table.scores, chunk)
+        return [(score,) for score in _without_leftovers(path)]
+    if uniform and any(score.unit.kind in {"attention", "mlp"} for score in table.scores):
+        raise ValueError(
+            "table must hold no whole attention or mlp for uniform=True, where all layers keep as many heads and neurons; "
+            "found some. Score heads, neurons and blocks, or plan with uniform=False."
+        )
+    layers: dict[tuple[str, int, str], list[Score]] = {}
+    steps: dict[object, list[Step]] = {}
     for score in table.scores:
         unit = score.unit
-        layer = (unit.tower, unit.layer)
-        key: object = layer if unit.kind == "neurons" else unit
-        queues.setdefault(key, []).append(score)
-    for key, scores in queues.items():
-        if scores[0].unit.kind == "neurons":
-            ranked = sorted(scores, key=lambda score: score.unit.index)
-            queues[key] = ranked if chunk == 1 else _chunks(ranked, chunk)
-    return _merged(queues, cost)
+        if unit.kind in {"head", "neurons"}:
+            layers.setdefault((unit.tower, unit.layer, unit.kind), []).append(score)
+        else:
+            steps[unit] = [(score,)]
+    for (tower, layer, kind), scores in layers.items():
+        if kind == "neurons":
+            layers[tower, layer, kind] = _chunks(sorted(scores, key=lambda score: score.unit.index), chunk)
+    if uniform:
+        for tower, kind in dict.fromkeys((tower, kind) for tower, _, kind in layers):
+            steps[tower, kind] = _levels([scores for key, scores in layers.items() if key[::2] == (tower, kind)])
+    else:
+        for key, scores in layers.items():
+            if key[2] == "neurons":
+                steps[key] = [(score,) for score in scores]
+            else:
+                steps |= {score.unit: [(score,)] for score in scores}
+    return _merged(steps, cost)
 
 
-def _without_leftovers(scores: Sequence[Score]) -> list[Score]:
+def _levels(layers: Sequence[Sequence[Score]]) -> list[Step]:
+    """The lowest of every layer, then the second of every layer that has so many, and so on."""
+    ranked = [
+        scores if scores[0].unit.kind == "neurons" else sorted(scores, key=lambda score: score.value)
+        for scores in layers
+    ]
+    return [
+        tuple(scores[rank] for scores in ranked if rank < len(scores))
+        for rank in range(max(map(len, ranked), default=0))
+    ]
+
+
+def _without_leftovers(scores: Iterable[Score]) -> list[Score]:
     """A path without what goes with a block that has gone before."""
     gone: set[Layer] = set()
     kept = []
@@ -55,6 +95,8 @@ def _without_leftovers(scores: Sequence[Score]) -> list[Score]:
 
 def _chunks(groups: Sequence[Score], size: int) -> list[Score]:
     """The same neurons in the same order, cut so that multiples of ``size`` are left."""
+    if size == 1:
+        return list(groups)
     neurons = [(channel, score.value / len(score.unit.channels)) for score in groups for channel in score.unit.channels]
     first = len(neurons) % size
     edges = [0, *([first] if first else []), *range(first + size, len(neurons) + 1, size)]
@@ -67,28 +109,68 @@ def _chunks(groups: Sequence[Score], size: int) -> list[Score]:
     return found
 
 
-def _merged(queues: Mapping[object, list[Score]], cost: Callable[[Unit], int | float]) -> list[Score]:
+def _path_in_chunks(scores: Sequence[Score], size: int) -> Iterator[Score]:
+    """A path whose neurons go in chunks, each where the last of its neurons would have gone."""
+    groups: dict[Layer, list[Score]] = {}
+    for score in scores:
+        if score.unit.kind == "neurons":
+            groups.setdefault((score.unit.tower, score.unit.layer), []).append(score)
+    chunks = {layer: _chunks(members, size) for layer, members in groups.items()}
+    ready: Counter[Layer] = Counter()
+    for score in scores:
+        if score.unit.kind != "neurons":
+            yield score
+            continue
+        layer = (score.unit.tower, score.unit.layer)
+        ready[layer] += len(score.unit.channels)
+        while chunks[layer] and len(chunks[layer][0].unit.channels) <= ready[layer]:
+            ready[layer] -= len(chunks[layer][0].unit.channels)
+            yield chunks[layer].pop(0)
+
+
+def _merged(queues: Mapping[object, list[Step]], cost: Cost) -> list[Step]:
     """All queues in one order by value per cost; what covers others has the value and cost of what is left of it."""
-    left = {key: list(scores) for key, scores in queues.items()}
-    value = {key: scores[0].value for key, scores in left.items()}
-    size = {key: cost(scores[0].unit) for key, scores in left.items()}
+    left = {key: list(steps) for key, steps in queues.items()}
+    value = {key: _value(steps[0]) for key, steps in left.items()}
+    size = {key: _size(steps[0], cost) for key, steps in left.items()}
     order = []
     while left:
         key = min(left, key=lambda key: value[key] / max(size[key], 1e-12))
-        score = replace(left[key].pop(0), value=value[key])
-        order.append(score)
-        taken = size[key]
+        step = left[key].pop(0)
+        if len(step) == 1:
+            step = (replace(step[0], value=value[key]),)
+        order.append(step)
         if left[key]:
-            value[key], size[key] = left[key][0].value, cost(left[key][0].unit)
+            value[key], size[key] = _value(left[key][0]), _size(left[key][0], cost)
         else:
             del left[key]
-        for other in list(left):
-            if _covers(score.unit, left[other][0].unit):
-                del left[other]
-            elif _covers(left[other][0].unit, score.unit):  # frees less now, and has lost some already
-                value[other] = max(0.0, value[other] - score.value) if value[other] > 0 else value[other]
-                size[other] -= taken
+        for score in step:
+            for other in list(left):
+                if score.unit.kind in _COVERED:
+                    if uncovered := [rest for old in left[other] if (rest := _without(old, score.unit))]:
+                        if uncovered[0] != left[other][0]:
+                            value[other], size[other] = _value(uncovered[0]), _size(uncovered[0], cost)
+                        left[other] = uncovered
+                    else:
+                        del left[other]
+                        continue
+                if _covers(left[other][0][0].unit, score.unit):  # frees less now, and has lost some already
+                    value[other] = max(0.0, value[other] - score.value) if value[other] > 0 else value[other]
+                    size[other] -= cost(score.unit)
     return order
+
+
+def _value(step: Step) -> float:
+    return sum(score.value for score in step)
+
+
+def _size(step: Step, cost: Cost) -> float:
+    return float(sum(cost(score.unit) for score in step))
+
+
+def _without(step: Step, whole: Unit) -> Step:
+    """What is left of a step once a unit has gone with all its parts."""
+    return tuple(score for score in step if not _covers(whole, score.unit))
 
 
 _COVERED = {

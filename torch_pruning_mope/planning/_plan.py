@@ -13,8 +13,9 @@ from ..errors import PruningMismatchError, WrongModelError
 from ..scoring import Unit, fingerprint
 from ..surgery import reached_leaves
 from ._footprint import Footprint, footprints
+from ._layers import LayerPlan, Reason, layers_table
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Plan:
         after: Footprint of each tower after; counted on a model from which the units were removed.
         loss: What the metric should lose, if losses added up.
         weights: SHA-256 of the weights of the model that the plan is for; None on the ``meta`` device.
-        settings: What was asked for, and what was measured.
+        settings: What was asked for, and what was measured: ``unused`` is how much less is left than budgets allow, ``cost``
+            what units were weighed by.
+        reasons: Why each unit goes, in the order of the units.
+        layers: What becomes of each layer.
     """
 
     units: tuple[Unit, ...]
@@ -36,6 +40,8 @@ class Plan:
     loss: float
     weights: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    reasons: tuple[Reason, ...] = ()
+    layers: tuple[LayerPlan, ...] = ()
 
     def apply(self, encoder: DualEncoder) -> None:
         """Mutates the encoder's model: removes exactly these units, whole layers last.
@@ -47,7 +53,7 @@ class Plan:
             WrongModelError: If its weights are others. Nothing is removed.
             PruningMismatchError: If what is left is not what was planned.
         """
-        if self.weights is not None and _weights(encoder) != self.weights:
+        if self.weights is not None and weights_of(encoder) != self.weights:
             raise WrongModelError(
                 "encoder must hold the model that the plan was made for; found other weights. Plan again for this model."
             )
@@ -57,13 +63,19 @@ class Plan:
             raise PruningMismatchError(f"what is left must be {dict(self.after)}; found {left}.")
 
     def save(self, path: str | Path) -> None:
-        """Writes the plan as JSON.
+        """Writes the plan as JSON, whole or not at all.
 
         Args:
             path: The file.
         """
-        content = {"format": _FORMAT, **asdict(self)}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        target = Path(path)
+        partial = target.with_name(target.name + ".part")
+        partial.write_text(self.to_json(), encoding="utf-8")
+        partial.replace(target)
+
+    def to_json(self) -> str:
+        """The plan as :meth:`save` writes it."""
+        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -84,7 +96,9 @@ class Plan:
                 raise ValueError("of another format")
             units = tuple(Unit(**{**unit, "channels": tuple(unit["channels"])}) for unit in content.pop("units"))
             before, after = ({t: Footprint(**f) for t, f in content.pop(side).items()} for side in ("before", "after"))
-            return cls(units=units, before=before, after=after, **content)
+            reasons = tuple(Reason(**reason) for reason in content.pop("reasons"))
+            layers = tuple(LayerPlan(**layer) for layer in content.pop("layers"))
+            return cls(units=units, before=before, after=after, reasons=reasons, layers=layers, **content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"path must be of a plan written by Plan.save; {path} is not: {error!r}.") from error
 
@@ -103,12 +117,20 @@ class Plan:
         lines.append(f"sum of the losses: {self.loss:.4g}")
         return "\n".join(lines)
 
+    def table(self) -> str:
+        """A line per layer: heads and neurons kept, what goes, and what that should lose."""
+        return layers_table(self.layers)
+
+    def why(self) -> str:
+        """A line per unit, in the order in which they go: its loss, what it frees, its place."""
+        return "\n".join(f"{unit}: {reason}" for unit, reason in zip(self.units, self.reasons, strict=True))
+
 
 def remove_units(encoder: DualEncoder, units: Sequence[Unit]) -> None:
     """Mutates the encoder's model: removes some units through Torch-Pruning's dependency graph; whole layers last.
 
-    A sub-layer that loses all its units keeps layers of no width, which put out the bias of its last and take no time; what is
-    left is what masks would leave.
+    A sub-layer that loses all its units keeps layers of no width, which put out the bias of its last; what is left is what
+    masks would leave.
 
     Args:
         encoder: The dual encoder.
@@ -170,6 +192,7 @@ def outcome(encoder: DualEncoder, units: Sequence[Unit]) -> tuple[DualEncoder, d
     return smaller, footprints(smaller)
 
 
-def _weights(encoder: DualEncoder) -> str | None:
+def weights_of(encoder: DualEncoder) -> str | None:
+    """SHA-256 of a model's weights; None on the ``meta`` device."""
     meta = any(parameter.is_meta for parameter in encoder.model.parameters())
     return None if meta else fingerprint(encoder.model)

@@ -51,6 +51,7 @@ def score(
     cut: Cut | None = None,
     confidence: float = 0.99,
     budget: float | None = None,
+    until: float | None = None,
     path: str | Path | None = None,
     progress: bool = True,
 ) -> ScoreTable:
@@ -83,6 +84,8 @@ def score(
             each how many these were, and whether its side of the cut is certain. For units that are scored one at a time.
         confidence: Of each claim that the exact table puts a unit on this side of the cut.
         budget: Share of the exact evaluations at which to stop; the rest is guessed, and marked ``undecided``.
+        until: Share of the parameters of the towers' blocks at which a joint path stops; None for all units. The table then
+            holds what went, and serves budgets up to there: what is left is best scored again once that is removed.
         path: Where the table is written once it is complete. Until then, measurements are written beside it as they come, and
             the same call goes on from them after a crash, in any number of processes. A complete table is read, not made.
         progress: Whether to show a progress bar.
@@ -97,7 +100,7 @@ def score(
         MetricError: If the metric cannot be used; for a cut, if it has no per-image shares.
         NonFiniteError: If an embedding is NaN or infinite.
     """
-    _check(kinds, groups, interaction, towers, engine, batch_size, autocast)
+    _check(kinds, groups, interaction, towers, engine, batch_size, autocast, until)
     if cut is not None:
         check_cut(cut, kinds, interaction, confidence, budget)
     encoder.check_has_weights()
@@ -126,6 +129,7 @@ def score(
         "cut": None if cut is None else dict(cut),
         "confidence": None if cut is None else confidence,
         "budget": None if cut is None else budget,
+        "until": until,
     }
     if target is not None and target.exists():
         return _complete(target, of, settings)
@@ -149,7 +153,7 @@ def score(
         layers = {name: len(tower.blocks) for name, tower in own.towers.items()}
         with Progress(units, queries, layers, show=progress and ranks.rank == 0) as bar:
             if cut is None:
-                families = _families(meter, own, units, interaction, bar)
+                families = _families(meter, own, units, interaction, _most(own, towers, until), bar)
                 scores = [s for f in families for s in _scores(f, own, pairs.num_images, interaction == "joint")]
             else:
                 scores = cut_scores(meter, ranks, own, pairs, measure, units, cut, confidence, budget, bar)
@@ -225,8 +229,15 @@ def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> Score
     return table
 
 
+def _most(encoder: DualEncoder, towers: Collection[str], until: float | None) -> int | None:
+    """How many parameters a joint path frees before it stops."""
+    modules = [layer.block.module for layer in encoder.layers if layer.tower in towers]
+    total = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    return None if until is None else math.ceil(until * total)
+
+
 def _families(
-    meter: Meter, encoder: DualEncoder, units: Sequence[Unit], interaction: Interaction, bar: Progress
+    meter: Meter, encoder: DualEncoder, units: Sequence[Unit], interaction: Interaction, most: int | None, bar: Progress
 ) -> Iterator[_Family]:
     """Units whose scores come from each other's removal: a path, an MLP's nested groups, or any unit by itself."""
 
@@ -234,7 +245,7 @@ def _families(
         bar.scored(unit, loss.value)
 
     if interaction == "joint":
-        yield joint_path(meter, encoder, units, evaluated=bar.evaluated, removed=removed)
+        yield joint_path(meter, encoder, units, budget=most, evaluated=bar.evaluated, removed=removed)
         return
     paths: dict[object, list[Unit]] = {}
     for unit in units:
@@ -282,7 +293,12 @@ def _check(
     engine: str,
     batch_size: int | None,
     autocast: str | None,
+    until: float | None,
 ) -> None:
+    if until is not None and (interaction != "joint" or not 0 < until <= 1):
+        raise ValueError(
+            f"until must be above 0 and at most 1, and is for interaction='joint'; found {until} for {interaction!r}."
+        )
     if isinstance(kinds, str) or not kinds or set(kinds) - set(KINDS):
         raise ValueError(f"kinds must be some of {KINDS}; found {kinds!r}.")
     if interaction == "joint" and set(kinds) & {"attention", "mlp"}:

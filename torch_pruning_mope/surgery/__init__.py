@@ -3,7 +3,7 @@
 from . import _open_clip as _open_clip  # registers itself
 from . import _timm as _timm
 from . import _transformers as _transformers
-from ._attention import PrunableAttention
+from ._attention import HeadProjection, PrunableAttention
 from ._graph import (
     UnwrappedParameters,
     all_groups,
@@ -15,9 +15,11 @@ from ._graph import (
     tracing_forward,
     uncuttable,
 )
+from ._record import noted_channels, record
 from ._swap import exchange, prunable_attention, register_attention, swap_attention
 
 __all__ = [
+    "HeadProjection",
     "PrunableAttention",
     "UnwrappedParameters",
     "all_groups",
@@ -26,8 +28,10 @@ __all__ = [
     "customized_pruners",
     "exchange",
     "masking_is_removal",
+    "noted_channels",
     "prunable_attention",
     "reached_leaves",
+    "record",
     "register_attention",
     "swap_attention",
     "tracing_forward",

@@ -160,6 +160,16 @@ class PrunableAttention(nn.Module):
         """Of numbers per original head, along the first dimension, those of the heads that are left."""
         return per_head[self.v_proj.heads] if isinstance(self.v_proj, HeadProjection) else per_head
 
+    def projected(
+        self, query: Float[Tensor, "N Tq Dq"], key: Float[Tensor, "N Tk Dk"], value: Float[Tensor, "N Tk Dk"]
+    ) -> tuple[Float[Tensor, "N H Tq E"], Float[Tensor, "N H Tk E"], Float[Tensor, "N H Tk E"]]:
+        """Queries, keys and values of each head."""
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        return q, k, v
+
     def rotated(self, x: Float[Tensor, "N H T E"], rope: Tensor | None) -> Float[Tensor, "N H T E"]:  # noqa: ARG002
         """Queries or keys with their positions turned in; a matter for subclasses that have rotary positions."""
         return x
@@ -187,12 +197,9 @@ class PrunableAttention(nn.Module):
         Returns:
             Head ``h`` in channels ``h * E`` to ``(h + 1) * E``.
         """
-        if not self.v_proj.out_features:
+        if not self.out_proj.in_features:
             return query.new_empty(*query.shape[:-1], 0)
-        q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        )
+        q, k, v = self.projected(query, key, value)
         if _TRACING:
             # What is per head, or the same for all, would enter the graph with channels it does not have (trap O).
             out = F.scaled_dot_product_attention(q, k, v)
@@ -236,8 +243,10 @@ class PrunableAttention(nn.Module):
         """
         if need_weights:
             raise NotImplementedError("need_weights must be False; PrunableAttention does not form attention weights.")
-        if not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        if not self.batch_first:  # what is the same stays the same
+            turned = query.transpose(0, 1)
+            value = turned if value is query else value.transpose(0, 1)
+            query, key = turned, turned if key is query else key.transpose(0, 1)
         mask = self._merged_mask(attn_mask, key_padding_mask, query)
         out: Tensor = self.out_proj(self.heads(query, key, value, mask))
         return (out if self.batch_first else out.transpose(0, 1)), None

@@ -77,7 +77,7 @@ def _gammas(transformer: Transformer) -> list[tuple[nn.Parameter, int]]:
     return [(module.gamma, 0) for module in transformer.modules() if isinstance(module, LayerScale)]
 
 
-class _OpenClipVision(Tower):
+class OpenClipVision(Tower):
     """``VisionTransformer`` with a class token or average pooling."""
 
     def __init__(self, visual: Any) -> None:
@@ -109,7 +109,7 @@ class _OpenClipVision(Tower):
         return [(parameter, dim) for parameter, dim in found if parameter is not None]
 
 
-class _OpenClipText(Tower):
+class OpenClipText(Tower):
     """The native text transformer, whether its parts hang on the model (``CLIP``) or on ``model.text``.
 
     Args:
@@ -192,7 +192,7 @@ def _check_end(tokens: Tensor, pool_type: str, eos_id: int | None) -> None:
 @register_towers(CLIP)
 def _clip(model: Any) -> Towers:
     pool_type, eos_id = model.text_pool_type, getattr(model, "text_eos_id", None)
-    text: BlockTower = _OpenClipText(model, pool_type, eos_id)
+    text: BlockTower = OpenClipText(model, pool_type, eos_id)
     if not _is_plain(model.transformer) or pool_type not in _POOLS:
         native = text
         text = OpaqueTower(
@@ -269,7 +269,7 @@ def _text_tower(text: Any, encode: Callable[[Tensor], Tensor], length: int) -> B
     """The tower of a text encoder of its own."""
     if type(text) is not TextTransformer:
         return OpaqueTower(text, encode, lambda: _tokens(text, length), fixed=holds_positions)
-    native = _OpenClipText(text, text.pool_type, getattr(text, "eos_id", None))
+    native = OpenClipText(text, text.pool_type, getattr(text, "eos_id", None))
     simple = text.cls_emb is None and not text.use_pad_mask and not text.output_tokens
     if simple and text.pool_type in _POOLS and _is_plain(text.transformer):
         return native
@@ -319,7 +319,7 @@ def _image_tower(model: Any, encode: Callable[[Tensor], Tensor]) -> BlockTower:
     if type(visual) is VisionTransformer:
         simple = visual.attn_pool is None and visual.pool_type in {"tok", "avg"} and not visual.output_tokens
         if simple and _is_plain(visual.transformer):
-            return _OpenClipVision(visual)
+            return OpenClipVision(visual)
     if type(visual) is TimmModel and TimmVit.fits(visual):
         return TimmVit(visual, encode, lambda: _image(model))
     # A head after the trunk of a timm model projects into the joint embedding, which stays as it is.

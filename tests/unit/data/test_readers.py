@@ -659,3 +659,14 @@ def test_shards_are_divided_by_shares(tmp_path: Path) -> None:
         split_pairs(dataset, calibration=5)
     with pytest.raises(ValueError, match="limit: retrieval needs at least two images, found 1"):
         gather_pairs(dataset, 1)
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_lines_are_captions_in_clip_benchmarks_shards(tmp_path: Path, above: bool) -> None:
+    (tmp_path / "test").mkdir()
+    samples = {f"{i}": {"png": picture(i), "txt": f"{i} 0\n{i} 1\n".encode()} for i in range(3)}
+    shard = write_shard(tmp_path / "test" / "0.tar", samples)
+    (tmp_path / "dataset_type.txt" if above else tmp_path / "test" / "dataset_type.txt").write_text("retrieval\n")
+    found = gather_pairs(open_pairs(shard, preprocess, tokenizer))
+    assert found.tokens.tolist() == [[i, caption] for i in range(3) for caption in range(2)]
+    assert found.image_index.tolist() == [0, 0, 1, 1, 2, 2]

@@ -285,6 +285,26 @@ def test_blocks_free_what_is_left_of_them(encoder: mope.DualEncoder, pairs: mope
         table.first(everything + 1)
 
 
+@pytest.mark.parametrize("towers", [BOTH, ("text",)])
+def test_a_path_that_stops_early_is_the_beginning_of_the_whole(
+    encoder: mope.DualEncoder, pairs: mope.Pairs, towers: Sequence[TowerName]
+) -> None:
+    options = {"metric": "contrastive_loss", "kinds": ("head", "neurons", "block"), "groups": 3, "towers": towers}
+    whole = mope.score(encoder, pairs, interaction="joint", progress=False, **options)
+    table = mope.score(encoder, pairs, interaction="joint", progress=False, until=0.5, **options)
+    assert [score.unit for score in table.scores] == [score.unit for score in whole.scores[: len(table.scores)]]
+    assert 0 < len(table.scores) < len(whole.scores)
+    assert table.settings["evaluations"] < whole.settings["evaluations"]
+
+
+def test_where_a_path_stops_must_be_a_share(encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
+    for until, interaction in ((0.0, "joint"), (1.5, "joint"), (0.5, "nested")):
+        with pytest.raises(
+            ValueError, match=f"until must be above 0 and at most 1, .*found {until} for '{interaction}'"
+        ):
+            mope.score(encoder, pairs, interaction=interaction, until=until, progress=False)
+
+
 def test_a_pruner_removes_the_paths_beginning(encoder: mope.DualEncoder, table: mope.ScoreTable) -> None:
     layers = {(layer.tower, layer.index): layer.block for layer in encoder.layers}
     chosen = table.first(0.2)

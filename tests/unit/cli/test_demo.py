@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, pairs: Pairs) -
         given.update(arguments)
         return DemoResult(ROWS, table, Counts(52, 6656, 320), Counts(16, 3328, 0), 116_608)
 
-    monkeypatch.setattr("torch_pruning_mope.cli.run_demo", answer)
+    monkeypatch.setattr("torch_pruning_mope.cli._demo.run_demo", answer)
     return given
 
 
@@ -80,7 +80,7 @@ def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) 
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr("torch_pruning_mope.cli.run_demo", fail)
+    monkeypatch.setattr("torch_pruning_mope.cli._demo.run_demo", fail)
     result = invoke("demo")
     assert result.exit_code == 2
     assert result.stderr.strip() == f"Error: {' '.join(str(error).split())}"

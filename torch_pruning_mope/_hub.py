@@ -1,0 +1,155 @@
+"""Saving, loading and sharing, by the conventions of huggingface_hub's mixins.
+
+Not one of them: theirs deletes the old configuration before it saves, and reads it without a look.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import HfApi
+from torch import nn
+
+_EncoderT = TypeVar("_EncoderT", bound="HubMixin")
+
+
+class HubMixin:
+    """What a dual encoder can do with checkpoints."""
+
+    origin: Any = None
+    """What the model was before pruning, if it came from a checkpoint."""
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        base: str | Path | None = None,
+        metrics: Mapping[str, float] | None = None,
+        cache_dir: str | Path | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **push_options: Any,
+    ) -> str | None:
+        """Writes the pruned model as a checkpoint: ``config.json``, ``model.safetensors`` and ``README.md``, a model card.
+
+        The checkpoint is complete: it holds the architecture of the original, its preprocessing and its tokenizer. It is
+        written all or not at all; other files of the folder stay.
+
+        Args:
+            folder: Where to; made if need be.
+            base: What the model was before it was pruned, as :func:`torch_pruning_mope.load_model` takes it
+                (``"ViT-B-16-SigLIP@webli"``), or the checkpoint that it came from. Not needed for the tiny CLIP, nor if
+                :meth:`from_pretrained` loaded it. Models of transformers know what they are, but not their tokenizer. Of a
+                model of your own, which nothing can name, loading will need a fresh one.
+            metrics: What was measured, for the model card.
+            cache_dir: Where the configuration and the tokenizer of ``base`` were downloaded to.
+            push_to_hub: Whether to upload it, too.
+            repo_id: Name of the repository; by default the folder's.
+            **push_options: As in :meth:`push_to_hub`.
+
+        Returns:
+            The address of the commit, if it was uploaded.
+        """
+        from .checkpoint._save import save  # it works on encoders: a cycle
+
+        target = Path(folder).expanduser()
+        save(self, target, base=base, metrics=metrics, cache=_text(cache_dir))  # type: ignore[arg-type]
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or target.name, base=base, metrics=metrics, cache_dir=cache_dir, **push_options)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_EncoderT],
+        path_or_repo: str | Path,
+        *,
+        model: nn.Module | None = None,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> _EncoderT:
+        """Loads what :meth:`save_pretrained` wrote, with what is known of the original: it can be pruned on and saved again.
+
+        Args:
+            path_or_repo: A folder, or a repository of the Hub.
+            model: For models of your own: the original with any weights, not wrapped yet. It is mutated.
+            device: Where the model goes.
+            revision: Branch, tag or commit of the repository.
+            cache_dir: Where downloads are kept.
+            token: For repositories that are not public.
+            force_download: Download again what is there already.
+            local_files_only: Download nothing.
+
+        Returns:
+            The encoder; its model is in evaluation mode and of the type that it was saved in.
+
+        Raises:
+            ModelLoadError: If there is no such checkpoint, or it is damaged, of another version, or not what it says.
+        """
+        from .checkpoint._load import fetch, read
+
+        folder = fetch(
+            path_or_repo,
+            revision=revision,
+            cache_dir=_text(cache_dir),
+            token=token,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        encoder: Any
+        encoder, checkpoint = read(folder, cls, model)  # type: ignore[arg-type]
+        encoder.model.to(device)
+        encoder.origin = checkpoint.base
+        return encoder  # type: ignore[no-any-return]
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        base: str | Path | None = None,
+        metrics: Mapping[str, float] | None = None,
+        cache_dir: str | Path | None = None,
+        commit_message: str = "Add a model pruned with torch-pruning-mope",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Uploads the pruned model as a checkpoint to the Hugging Face Hub, in one commit.
+
+        Args:
+            repo_id: Name of the repository, which is made if need be.
+            base: As in :meth:`save_pretrained`.
+            metrics: As in :meth:`save_pretrained`.
+            cache_dir: As in :meth:`save_pretrained`.
+            commit_message: What the commit says.
+            private: Whether a new repository is private; None for the owner's default.
+            token: Who you are to the Hub; by default who is logged in.
+            branch: Branch to commit to.
+            create_pr: Whether to open a pull request instead.
+
+        Returns:
+            The address of the commit.
+        """
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, base=base, metrics=metrics, cache_dir=cache_dir)
+            repository = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+            return str(
+                api.upload_folder(
+                    repo_id=repository,
+                    folder_path=folder,
+                    commit_message=commit_message,
+                    revision=branch,
+                    create_pr=create_pr,
+                )
+            )
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser())

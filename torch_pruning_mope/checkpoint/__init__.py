@@ -1,0 +1,6 @@
+"""Checkpoints of pruned models: JSON and safetensors, self-contained, checked to the last bit, and never a pickle."""
+
+from ._checkpoint import is_checkpoint
+from ._load import load
+
+__all__ = ["is_checkpoint", "load"]

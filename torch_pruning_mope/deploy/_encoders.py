@@ -1,0 +1,125 @@
+"""One encoder at a time, as exporters want it, and inputs to check what they wrote."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .._version import __version__
+from ..encoder import DualEncoder, TowerName
+from ..surgery import reached_leaves
+from ._fold import folded_encoder
+from ._text import FoldedClip
+
+
+class Encoder(nn.Module):
+    """One encoder of a dual encoder: inputs to embeddings, not normalised.
+
+    Args:
+        model: The dual encoder, for its weights.
+        encode: The function.
+    """
+
+    def __init__(self, model: nn.Module, encode: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._encode = encode
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Images ``[N, C, R, R]`` or token ids ``[N, T]`` to ``[N, J]``."""
+        return self._encode(inputs)
+
+
+def deployed_encoders(encoder: DualEncoder) -> dict[TowerName, Encoder]:
+    """Each encoder of a model in deployment form, on the CPU.
+
+    Args:
+        encoder: The dual encoder; left as it is.
+
+    Returns:
+        Both.
+    """
+    encoder.check_has_weights()
+    folded = folded_encoder(DualEncoder(copy.deepcopy(encoder.model).eval().cpu()))
+    model = folded.model
+    text = model.encode_text if isinstance(model, FoldedClip) else lambda tokens: folded.embed("text", tokens)
+    return {"image": Encoder(model, lambda images: folded.embed("image", images)), "text": Encoder(model, text)}
+
+
+def some_inputs(encoder: DualEncoder, tower: TowerName, count: int, seed: int = 0) -> Tensor:
+    """Random inputs, on the CPU: noise, or ids of which the highest ends a caption and zeros follow.
+
+    Args:
+        encoder: The dual encoder.
+        tower: Which inputs.
+        count: How many.
+        seed: Of the numbers.
+
+    Returns:
+        The inputs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if tower == "image":
+        example = encoder.example_inputs["images"]
+        return torch.randn(count, *example.shape[1:], generator=generator).to(example.dtype)
+    length = encoder.example_inputs["tokens"].shape[1]
+    words = vocabulary(encoder)
+    tokens = torch.randint(2, words - 1, (count, length), generator=generator)
+    for row, ids in enumerate(tokens):
+        end = length - 1 - row * (length // 2) // max(1, count - 1)
+        ids[end], ids[end + 1 :] = words - 1, 0
+    return tokens
+
+
+def vocabulary(encoder: DualEncoder) -> int:
+    """How many ids the text encoder knows."""
+    inputs = encoder.example_inputs["tokens"]
+    used = reached_leaves(encoder.model, lambda: [encoder.embed("text", inputs)])
+    tables = [
+        module for module in encoder.model.modules() if isinstance(module, nn.Embedding) and module.weight in used
+    ]
+    return max(table.num_embeddings for table in tables)
+
+
+@contextmanager
+def weights_of_one(encoder: Encoder, inputs: Tensor) -> Iterator[None]:
+    """Inside, weights that the encoder does not use take no space.
+
+    Args:
+        encoder: The encoder.
+        inputs: Some inputs of it.
+
+    Yields:
+        Nothing.
+    """
+    used = reached_leaves(encoder, lambda: [encoder(inputs)])
+    rest = {parameter: parameter.data for parameter in encoder.parameters() if parameter not in used}
+    try:
+        for parameter in rest:
+            parameter.data = parameter.data.new_empty(0)
+        yield
+    finally:
+        for parameter, data in rest.items():
+            parameter.data = data
+
+
+def description(encoder: DualEncoder) -> str:
+    """What a user of the files has to know, as JSON."""
+    inputs = encoder.example_inputs
+    scale, bias = (
+        None if number is None else torch.as_tensor(number).detach().item()
+        for number in (encoder.logit_scale, getattr(encoder.model, "logit_bias", None))
+    )
+    about = {
+        "embeddings": "not normalised; divide by the norm",
+        "image": list(inputs["images"].shape[1:]),
+        "context_length": inputs["tokens"].shape[1],
+        "vocabulary": vocabulary(encoder),
+        "logit_scale": scale,
+        "logit_bias": bias,
+        "versions": {"torch": torch.__version__, "torch_pruning_mope": __version__},
+    }
+    return json.dumps(about, indent=1) + "\n"

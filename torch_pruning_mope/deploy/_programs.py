@@ -1,0 +1,97 @@
+"""Encoders as programs: ONNX, and torch.export."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ExportError
+from ._encoders import Encoder
+
+Runner = Callable[[Tensor], Tensor]
+_LARGEST = 1_900_000_000
+"""Bytes that one ONNX file may hold; more go into a file of their own."""
+
+
+def write_onnx(encoder: Encoder, inputs: Tensor, path: Path, opset: int | None) -> Runner:
+    """Writes an encoder for ONNX runtimes, for any number of inputs.
+
+    Args:
+        encoder: The encoder.
+        inputs: Two or more, to trace.
+        path: The file; weights of very large ones go into another beside it.
+        opset: ONNX's version of the operators; None for the exporter's choice.
+
+    Returns:
+        What runs the file by onnxruntime.
+
+    Raises:
+        ExportError: If a package is missing.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError as error:
+        raise ExportError(
+            f"format 'onnx' needs onnx, onnxscript and onnxruntime; found {error.name} missing. "
+            "pip install torch-pruning-mope[export]"
+        ) from error
+    with quiet():
+        program: Any = torch.onnx.export(
+            encoder,
+            (inputs,),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=["inputs"],
+            output_names=["embeddings"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+        size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())
+        program.save(path, external_data=size > _LARGEST)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
+
+
+def write_program(encoder: Encoder, inputs: Tensor, path: Path, opset: int | None) -> Runner:  # noqa: ARG001
+    """Writes an encoder for ``torch.export.load``, for any number of inputs.
+
+    Args:
+        encoder: The encoder.
+        inputs: Two or more, to trace.
+        path: The file.
+        opset: Not used.
+
+    Returns:
+        What runs the file.
+    """
+    with quiet(), torch.no_grad():
+        program = torch.export.export(encoder, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, path)
+        loaded = torch.export.load(path)
+    run: Runner = loaded.module()
+    return run
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' remarks on their own internals.
+
+    Yields:
+        Nothing.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

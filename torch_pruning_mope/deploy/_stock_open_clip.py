@@ -1,0 +1,137 @@
+"""Pruned models as stock models of open_clip."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.transformer import (
+    CustomResidualAttentionBlock,
+    LayerScale,
+    QuickGELU,
+    TextTransformer,
+    VisionTransformer,
+)
+from safetensors.torch import save_file
+from torch import nn
+
+from ..encoder import DualEncoder, TowerName
+from ..errors import ExportError
+from ._programs import Runner, quiet
+from ._widths import one_width, stock_state
+
+
+def write_open_clip(encoder: DualEncoder, folder: Path) -> dict[TowerName, Runner]:
+    """Writes a folder that open_clip loads by ``local-dir:``.
+
+    Args:
+        encoder: The dual encoder.
+        folder: Where.
+
+    Returns:
+        The loaded model's encoders.
+
+    Raises:
+        ExportError: If no configuration of open_clip describes the model.
+    """
+    model = encoder.model
+    text = model if type(model) is CLIP else getattr(model, "text", None)
+    kinds = [type(part).__name__ for part in (model, getattr(model, "visual", None), text)]
+    native = type(model) is CLIP or (type(model) is CustomTextCLIP and type(text) is TextTransformer)
+    if not native or type(model.visual) is not VisionTransformer or model.visual.attn_pool is not None:
+        raise ExportError(
+            "format 'open_clip' is for open_clip's own ViT without an attention pool, with its own text Transformer; found "
+            f"{', '.join(dict.fromkeys(kinds))}. Use 'onnx' or 'torch'."
+        )
+    config = {
+        "embed_dim": model.visual.proj.shape[1],
+        "quick_gelu": isinstance(model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU),
+        "vision_cfg": _vision(encoder, model.visual),
+        "text_cfg": _text(encoder, text),
+    }
+    if type(model) is CustomTextCLIP:
+        config["custom_text"] = True
+    if model.logit_bias is not None:
+        config["init_logit_bias"] = 0.0
+    if model.logit_scale.ndim:
+        config["nonscalar_logit_scale"] = True
+    about = {"model_cfg": config, "preprocess_cfg": dict(getattr(model.visual, "preprocess_cfg", {}))}
+    (folder / "open_clip_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    save_file(stock_state(model), folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    try:
+        with quiet():
+            loaded = open_clip.create_model(f"local-dir:{folder}").eval()
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"format 'open_clip' must describe the model; open_clip cannot load what was written: {error}. Use 'onnx' or "
+            "'torch'."
+        ) from error
+    loaded = loaded.to(next(model.parameters()).dtype)
+    return {"image": loaded.encode_image, "text": loaded.encode_text}
+
+
+def _vision(encoder: DualEncoder, visual: Any) -> dict[str, Any]:
+    layers, heads, neurons = one_width(encoder, "image")
+    width = visual.conv1.out_channels
+    return {
+        "image_size": list(visual.image_size),
+        "patch_size": visual.patch_size[0],
+        "width": width,
+        "layers": layers,
+        "head_width": width // heads,
+        "mlp_ratio": _ratio(neurons, width),
+        "no_ln_pre": isinstance(visual.ln_pre, nn.Identity),
+        "final_ln_after_pool": visual.final_ln_after_pool,
+        "pool_type": visual.pool_type,
+        **_of_blocks(visual.transformer.resblocks[0]),
+    }
+
+
+def _text(encoder: DualEncoder, owner: Any) -> dict[str, Any]:
+    layers, heads, neurons = one_width(encoder, "text")
+    words, width = owner.token_embedding.weight.shape
+    projection = owner.text_projection
+    return {
+        "context_length": owner.positional_embedding.shape[0],
+        "vocab_size": words,
+        "width": width,
+        "heads": heads,
+        "layers": layers,
+        "mlp_ratio": _ratio(neurons, width),
+        "pool_type": getattr(owner, "text_pool_type", None) or owner.pool_type,
+        "eos_id": getattr(owner, "text_eos_id", None) or getattr(owner, "eos_id", 2),
+        "no_causal_mask": owner.attn_mask is None,
+        "proj_type": "none" if projection is None else "linear",
+        "proj_bias": isinstance(projection, nn.Linear),
+        **_of_blocks(owner.transformer.resblocks[0]),
+    }
+
+
+def _ratio(neurons: int, width: int) -> float:
+    """``mlp_ratio``, which open_clip multiplies by the width and rounds down."""
+    ratio = neurons / width
+    return ratio if int(width * ratio) == neurons else (neurons + 0.5) / width
+
+
+def _of_blocks(block: Any) -> dict[str, Any]:
+    """What all blocks have or have not."""
+    found: dict[str, Any] = {}
+    if isinstance(block.ls_1, LayerScale):
+        found["ls_init_value"] = 1.0  # the weights are loaded
+    if block.ln_1.eps != nn.LayerNorm(1).eps:
+        found["norm_kwargs"] = {"eps": block.ln_1.eps}
+    if getattr(block.mlp.gelu, "approximate", "none") != "none":
+        found["act_kwargs"] = {"approximate": block.mlp.gelu.approximate}
+    if isinstance(block, CustomResidualAttentionBlock):
+        attention = block.attn
+        found |= {
+            "block_type": "custom",
+            "qk_norm": not isinstance(attention.q_norm, nn.Identity),
+            "scaled_cosine_attn": attention.query_scale is not None,
+            "scale_heads": attention.head_scale is not None,
+            "scale_attn_inner": not isinstance(attention.norm, nn.Identity),
+            "scale_attn": not isinstance(block.ln_attn, nn.Identity),
+            "scale_fc": not isinstance(block.mlp.ln, nn.Identity),
+        }
+    return found

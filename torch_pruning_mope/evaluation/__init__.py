@@ -1,0 +1,23 @@
+"""How well a dual encoder does at retrieval and zero-shot classification, and what it costs."""
+
+from ._cost import latency, multiply_adds, parameters
+from ._embedder import Embedder
+from ._evaluate import costs, evaluate, save_evaluation
+from ._open_clip import OpenClipModel
+from ._retrieval import RetrievalResult, evaluate_retrieval
+from ._zero_shot import ZeroShotResult, evaluate_zero_shot
+
+__all__ = [
+    "Embedder",
+    "OpenClipModel",
+    "RetrievalResult",
+    "ZeroShotResult",
+    "costs",
+    "evaluate",
+    "evaluate_retrieval",
+    "evaluate_zero_shot",
+    "latency",
+    "multiply_adds",
+    "parameters",
+    "save_evaluation",
+]

@@ -1,0 +1,58 @@
+"""Any dual encoder with open_clip's methods, for tools that are written against them."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..encoder import DualEncoder, TowerName
+from ._embedder import Embedder
+
+
+class OpenClipModel(nn.Module):
+    """A model called as open_clip's are: ``encode_image``, ``encode_text``, and both at once.
+
+    A pruned model of open_clip needs no such thing; one of transformers, or of your own, does. It shares the weights.
+
+    Args:
+        model: A wrapped model, or any that :func:`evaluate_retrieval` takes.
+
+    Raises:
+        UnsupportedModelError: If the model is of no known kind.
+    """
+
+    def __init__(self, model: DualEncoder | nn.Module) -> None:
+        super().__init__()
+        embedder = Embedder(model)
+        self.model = embedder.model
+        self._embedder = embedder
+
+    def encode_image(self, image: Float[Tensor, "N ..."], normalize: bool = False) -> Float[Tensor, "N J"]:
+        """Image embeddings, of unit length if asked."""
+        return self._encode("image", image, normalize)
+
+    def encode_text(self, text: Int[Tensor, "N T"], normalize: bool = False) -> Float[Tensor, "N J"]:
+        """Text embeddings, of unit length if asked."""
+        return self._encode("text", text, normalize)
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Any]:
+        """Normalised embeddings of what is given, and the scale of the logits, by open_clip's names.
+
+        Args:
+            image: Images, or None.
+            text: Token ids, or None.
+
+        Returns:
+            ``image_features``, ``text_features`` (None for what was not given) and ``logit_scale``.
+        """
+        scale = getattr(self.model, "logit_scale", None)
+        return {
+            "image_features": None if image is None else self.encode_image(image, normalize=True),
+            "text_features": None if text is None else self.encode_text(text, normalize=True),
+            "logit_scale": scale.exp() if isinstance(scale, Tensor) else 100.0,
+        }
+
+    def _encode(self, tower: TowerName, inputs: Tensor, normalize: bool) -> Tensor:
+        found = self._embedder.raw(tower, inputs)
+        return F.normalize(found, dim=-1) if normalize else found

@@ -1,0 +1,120 @@
+"""What a plan leaves of each layer, and why each unit goes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..encoder import DualEncoder, TowerName
+from ..scoring import Unit
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a unit goes.
+
+    Attributes:
+        value: What the metric loses with it, as the order had it.
+        stderr: Standard error of that over calibration images; None where it is not known.
+        cost: What it frees when it is cut out of the whole model: parameters, or multiply-adds; the plan's settings say which.
+        rank: Its place in the order in which units go, from 1; units that go together share it.
+    """
+
+    value: float
+    stderr: float | None
+    cost: float
+    rank: int
+
+    def __str__(self) -> str:
+        error = "" if self.stderr is None else f" ± {self.stderr:.2g}"
+        return f"place {self.rank}: loses {self.value:.3g}{error}, frees {self.cost:,.0f}"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of one layer.
+
+    Attributes:
+        tower: Its tower.
+        layer: Its position in the model that the plan is for.
+        heads: Heads before.
+        heads_kept: Heads after; 0 for an attention that goes whole, or a layer.
+        neurons: Neurons before.
+        neurons_kept: Neurons after.
+        removed: Whether the layer goes whole.
+        loss: What the metric should lose with what goes, if losses added up.
+    """
+
+    tower: TowerName
+    layer: int
+    heads: int
+    heads_kept: int
+    neurons: int
+    neurons_kept: int
+    removed: bool
+    loss: float
+
+
+def layer_plans(encoder: DualEncoder, units: Sequence[Unit], reasons: Sequence[Reason]) -> tuple[LayerPlan, ...]:
+    """What becomes of each layer.
+
+    Args:
+        encoder: The dual encoder before.
+        units: What goes.
+        reasons: Why, unit by unit.
+
+    Returns:
+        A row per layer of both towers, the image tower's first.
+    """
+    gone: dict[tuple[str, int, str], set[int]] = {}
+    lost: dict[tuple[str, int], float] = {}
+    for unit, reason in zip(units, reasons, strict=True):
+        gone.setdefault((unit.tower, unit.layer, unit.part), set()).update(unit.channels)
+        lost[unit.tower, unit.layer] = lost.get((unit.tower, unit.layer), 0.0) + reason.value
+    rows = []
+    for layer in encoder.layers:
+        key = layer.tower, layer.index
+        attention, mlp = layer.block.attention, layer.block.feed_forward
+        heads, neurons = (0 if units is None else units.num_units for units in (attention, mlp))
+        size = 1 if attention is None else attention.unit_size
+        row = LayerPlan(
+            *key,
+            heads,
+            heads - len(gone.get((*key, "head"), ())) // size,
+            neurons,
+            neurons - len(gone.get((*key, "neurons"), ())) // (1 if mlp is None else mlp.unit_size),
+            (*key, "block") in gone,
+            lost.get(key, 0.0),
+        )
+        rows.append(replace(row, heads_kept=0, neurons_kept=0) if row.removed else row)
+    return tuple(rows)
+
+
+def layers_table(layers: Sequence[LayerPlan]) -> str:
+    """A line per layer: what is kept, what goes, and what that should lose.
+
+    Args:
+        layers: The layers.
+
+    Returns:
+        The table as text.
+    """
+    rows = [("layer", "heads kept", "neurons kept", "removed", "loss")]
+    for row in layers:
+        parts = ((row.heads, row.heads_kept, "heads", "attention"), (row.neurons, row.neurons_kept, "neurons", "mlp"))
+        gone = [whole if kept == 0 else f"{count - kept} {name}" for count, kept, name, whole in parts if kept < count]
+        removed = "layer" if row.removed else ", ".join(gone) or "-"
+        kept = f"{row.heads_kept} of {row.heads}", f"{row.neurons_kept} of {row.neurons}"
+        rows.append((f"{row.tower} {row.layer}", *kept, removed, "-" if removed == "-" else f"{row.loss:.4g}"))
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns.
+
+    Args:
+        rows: The cells, the head first.
+
+    Returns:
+        A line per row.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

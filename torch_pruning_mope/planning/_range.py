@@ -1,0 +1,129 @@
+"""What budgets can be met, before anything is scored."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from ..encoder import DualEncoder, TowerName
+from ..scoring import Score, ScoreTable, enumerate_units, freed_parameters
+from ._budget import Budget, Measure, Sizes, limits_of, unreachable
+from ._choose import allowed, excess, units_of
+from ._footprint import TOWERS, Footprint, footprints, latencies
+from ._layers import aligned
+from ._order import Step, removal_order
+from ._plan import outcome
+
+
+@dataclass(frozen=True)
+class PlanRange:
+    """The smallest and the largest that a model can be.
+
+    Attributes:
+        largest: Footprint of each tower as it is.
+        smallest: Footprint of each tower without all that may go.
+        latency: Seconds of each tower, ``largest`` and ``smallest``; None if it was not measured.
+    """
+
+    largest: Mapping[TowerName, Footprint]
+    smallest: Mapping[TowerName, Footprint]
+    latency: Mapping[str, Mapping[TowerName, float]] | None = None
+
+    def check(
+        self, *, parameters: Budget | None = None, multiply_adds: Budget | None = None, latency: Budget | None = None
+    ) -> None:
+        """Raises unless budgets can be met.
+
+        Args:
+            parameters: As for :func:`make_plan`, like the others.
+            multiply_adds: Of one input.
+            latency: Seconds; needs a range that was measured.
+
+        Raises:
+            ValueError: If one cannot; the message says the least that can be left.
+        """
+        if latency is not None and self.latency is None:
+            raise ValueError("latency must have been measured; found none. Call plan_range with latency=True.")
+        asked: dict[Measure, Budget | None] = {
+            "parameters": parameters,
+            "multiply_adds": multiply_adds,
+            "latency": latency,
+        }
+        limits = limits_of(asked, self._sizes("largest"))
+        if failing := excess(self._sizes("smallest"), limits):
+            raise ValueError(unreachable(failing, "with such units"))
+
+    def _sizes(self, side: str) -> Sizes:
+        seconds = {} if self.latency is None else self.latency[side]
+        return sizes_of(self.largest if side == "largest" else self.smallest, seconds)
+
+    def __str__(self) -> str:
+        """A line per tower and one for both: each measure at its smallest and its largest."""
+        measures: list[tuple[Measure, str, float, str]] = [
+            ("parameters", "parameters", 1e6, "M"),
+            ("multiply_adds", "multiply-adds", 1e9, "G"),
+        ]
+        measures += [] if self.latency is None else [("latency", "latency", 1e-3, "ms")]
+        rows = [["", *(f"{name}, {unit}" for _, name, _, unit in measures)]]
+        least, most = self._sizes("smallest"), self._sizes("largest")
+        for label, towers in (("image", TOWERS[:1]), ("text", TOWERS[1:]), ("both", TOWERS)):
+            cells = []
+            for measure, _, scale, _ in measures:
+                low, high = (sum(sizes[measure][tower] for tower in towers) for sizes in (least, most))
+                cells.append(f"{low / scale:.3f} to {high / scale:.3f} ({low / high:.1%} to 100%)")
+            rows.append([label, *cells])
+        return aligned(rows)
+
+
+def sizes_of(found: Mapping[TowerName, Footprint], seconds: Mapping[TowerName, float]) -> Sizes:
+    """Footprints by measure; with latencies, if there are any."""
+    sizes: dict[Measure, Mapping[TowerName, int | float]] = {
+        "parameters": {tower: footprint.parameters for tower, footprint in found.items()},
+        "multiply_adds": {tower: footprint.multiply_adds for tower, footprint in found.items()},
+    }
+    return sizes | ({"latency": seconds} if seconds else {})
+
+
+def plan_range(
+    encoder: DualEncoder,
+    *,
+    kinds: Collection[str] = ("head", "neurons", "block"),
+    towers: Collection[str] = ("image", "text"),
+    groups: int = 16,
+    round_to: int = 1,
+    uniform: bool = False,
+    min_heads: int = 0,
+    min_neurons: int = 0,
+    latency: bool = False,
+    batch_size: int = 1,
+) -> PlanRange:
+    """The least that plans can leave of a model, without any scores; to know before a long run whether a budget can be met.
+
+    Args:
+        encoder: The dual encoder; left as it is.
+        kinds: Which units may go; see :func:`torch_pruning_mope.score`.
+        towers: Of which towers.
+        groups: Neuron groups per MLP.
+        round_to: As for :func:`make_plan`, like the following.
+        uniform: Whether all layers of a tower keep as many heads and neurons.
+        min_heads: Heads that every attention keeps.
+        min_neurons: Neurons that every MLP keeps.
+        latency: Whether to measure time.
+        batch_size: Inputs at once, for that.
+
+    Returns:
+        The range.
+    """
+    units = enumerate_units(encoder, kinds, {}, groups, towers)
+    sizes = {unit: freed_parameters(encoder, unit) for unit in units}
+    # Blocks first and the large ones before the small, so that the one that must stay is the smallest.
+    scores = tuple(Score(unit, -float(size) if unit.kind == "block" else 1.0, 0.0, 0.0) for unit, size in sizes.items())
+    blocks = sorted((score for score in scores if score.unit.kind == "block"), key=lambda score: score.value)
+    parts = ScoreTable(tuple(score for score in scores if score.unit.kind != "block"), 0.0, "", "", "")
+    order: list[Step] = [(score,) for score in blocks]
+    order += removal_order(parts, lambda unit: freed_parameters(encoder, unit), round_to, uniform=uniform)
+    smaller, least = outcome(encoder, units_of(allowed(encoder, order, min_heads, min_neurons)))
+    seconds = None
+    if latency:
+        seconds = {
+            side: latencies(of, batch_size=batch_size) for side, of in (("largest", encoder), ("smallest", smaller))
+        }
+    return PlanRange(footprints(encoder), least, seconds)
