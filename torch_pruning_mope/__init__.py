@@ -9,6 +9,7 @@ from .checkpoint import load
 from .data import (
     EmojiTokenizer,
     ImagePairs,
+    LabelledImages,
     PairLoader,
     Pairs,
     ShardedPairs,
@@ -18,6 +19,7 @@ from .data import (
     emoji_scenes,
     gather_pairs,
     load_tiny_clip,
+    open_labelled,
     open_pairs,
     split_pairs,
 )
@@ -57,7 +59,7 @@ from .evaluation import (
     evaluate_zero_shot,
 )
 from .importance import MoPEImportance, UnitImportance, WeightedImportance
-from .metrics import ContrastiveLoss, Metric, Recall
+from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
 from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
 from .planning import Footprint, Plan, PlanRange, footprints, make_plan, plan_range, remove_units
@@ -99,6 +101,7 @@ __all__ = [
     "HiddenLoss",
     "ImagePairs",
     "InfoNCELoss",
+    "LabelledImages",
     "LoadedModel",
     "Metric",
     "MetricError",
@@ -138,6 +141,7 @@ __all__ = [
     "UnsupportedModelError",
     "WeightedImportance",
     "WrongModelError",
+    "ZeroShotAccuracy",
     "ZeroShotResult",
     "__version__",
     "calibration_guidance",
@@ -162,6 +166,7 @@ __all__ = [
     "load_model",
     "load_tiny_clip",
     "make_plan",
+    "open_labelled",
     "open_pairs",
     "plan_range",
     "pretrain_stage",

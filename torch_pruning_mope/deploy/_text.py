@@ -22,12 +22,11 @@ def _embed(owner: Any, tokens: Tensor, pool_type: str, eos_id: int | None) -> Te
         x = block(x, mask, pooled=pooled)
         whole &= getattr(block, "narrows", None) is None
     x = x[torch.arange(x.shape[0], device=x.device), pooled] if whole else x[:, 0]
-    x = owner.ln_final(x)
+    result: Tensor = owner.ln_final(x)
     projection = owner.text_projection
     if projection is None:
-        return x
-    result: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-    return result
+        return result
+    return projection(result) if isinstance(projection, nn.Linear) else result @ projection  # type: ignore[no-any-return]
 
 
 class FoldedClip(CLIP):  # type: ignore[misc]

@@ -27,7 +27,8 @@ def multiple_of(encoder: DualEncoder, round_to: Multiple) -> int:
         ValueError: If it is less than 1, or another word.
     """
     if round_to != "auto":
-        if isinstance(round_to, str) or round_to < 1:
+        given: object = round_to
+        if not isinstance(given, int) or given < 1:
             raise ValueError(f"round_to must be at least 1, or 'auto'; found {round_to!r}.")
         return round_to
     multiple = _MULTIPLES.get(encoder.device.type, _USUAL)
