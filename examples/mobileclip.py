@@ -1,7 +1,7 @@
 """Prunes MobileCLIP, whose image tower is of convolutions: each tower by a budget of its own, then on to ONNX.
 
-    python examples/mobileclip.py --online --pairs pairs.csv --output runs/mobileclip
-    python examples/mobileclip.py --offline
+python examples/mobileclip.py --online --pairs pairs.csv --output runs/mobileclip
+python examples/mobileclip.py --offline
 """
 
 import offline
@@ -24,7 +24,9 @@ def main() -> None:
     plan.apply(encoder)
     shared.show(mope.evaluate(run.loaded, run.test, stage="pruned"))
 
-    mope.distil(encoder, run.train, steps=run.steps, path=run.output / "training")  # without a teacher: the contrastive loss
+    mope.distil(
+        encoder, run.train, steps=run.steps, path=run.output / "training"
+    )  # without a teacher: the contrastive loss
     shared.show(mope.evaluate(run.loaded, run.test, stage="distilled"))
 
     encoder.save_pretrained(run.output / "distilled", base=run.name)

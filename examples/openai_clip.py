@@ -1,7 +1,7 @@
 """Halves OpenAI's CLIP: heads, neurons and layers of both towers by budget, then distillation from the whole model.
 
-    python examples/openai_clip.py --online --pairs captions_train2017.json --root train2017 --output runs/clip
-    python examples/openai_clip.py --offline
+python examples/openai_clip.py --online --pairs captions_train2017.json --root train2017 --output runs/clip
+python examples/openai_clip.py --offline
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Prunes SigLIP 2 of transformers through Torch-Pruning, and trains it on with SigLIP's own loss.
 
-    python examples/siglip2.py --online --pairs "shards/{000..099}.tar" --calibration 0.02 --test 0.02 --output runs/siglip2
-    python examples/siglip2.py --offline
+python examples/siglip2.py --online --pairs "shards/{000..099}.tar" --calibration 0.02 --test 0.02 --output runs/siglip2
+python examples/siglip2.py --offline
 """
 
 import copy
