@@ -64,7 +64,7 @@ from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
 from .planning import Footprint, Plan, PlanRange, footprints, make_plan, plan_range, remove_units
 from .pruning import prune
-from .report import changed_examples, write_report
+from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .stages import finetune_stage, pretrain_stage
 from .surgery import PrunableAttention, register_attention
@@ -87,6 +87,7 @@ __all__ = [
     "AttentionSublayer",
     "Block",
     "BlockTower",
+    "ChangedExamples",
     "ContrastiveLoss",
     "Cost",
     "Counts",
@@ -95,6 +96,7 @@ __all__ = [
     "DualEncoder",
     "EmojiTokenizer",
     "Encoded",
+    "Example",
     "FeatureLoss",
     "FeedForwardSublayer",
     "Footprint",
@@ -144,6 +146,7 @@ __all__ = [
     "ZeroShotAccuracy",
     "ZeroShotResult",
     "__version__",
+    "append_jsonl",
     "calibration_guidance",
     "changed_examples",
     "check_model",
