@@ -196,6 +196,13 @@ def plot(rows: Sequence[Row], long: Sequence[Row], path: Path) -> None:
                 label=name, color=COLOURS[name], marker=marker, capsize=3, lw=2 if name == "MoPE" else 1.2,
                 ls="--" if name == "scratch" else "-", zorder=3 if name == "MoPE" else 2,
             )  # fmt: skip
+        for name, marker in zip(CRITERIA, "os^Dvx", strict=True):  # hollow, as lines of their own would be in the way
+            floored = {b: kept(rows, f"{name}{FLOOR}", b, stage) for b in sorted({row["budget"] for row in rows})}
+            for budget, found in floored.items():
+                share = [100 * statistics.mean(found.values())] if found else []
+                axis.plot([100 * budget] * len(share), share, marker, mec=COLOURS[name], mfc="w", ms=7, zorder=4)
+        if stage == "trained" and any(row["criterion"] in VARIANTS for row in rows):
+            axis.plot([], [], "s", mec="#555555", mfc="w", label="hollow: a head stays in each layer")
         axis.set(xlabel="block parameters kept (%)", title=title, ylim=(0, 105))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -206,7 +213,7 @@ def plot(rows: Sequence[Row], long: Sequence[Row], path: Path) -> None:
     if budgets:
         points = [[100 * share for share in kept(both, "MoPE", b, "trained").values()] for b in budgets]
         axes[1].plot(
-            [100 * b for b in budgets], [statistics.mean(p) for p in points], "o:", color="k", mfc="w", label="MoPE, longer"
+            [100 * b for b in budgets], [statistics.mean(p) for p in points], "k*", ms=11, label="MoPE, trained longer"
         )  # fmt: skip
     axes[1].plot([100 * b for b in TARGETS], [100 * target for target in TARGETS.values()], "k_", ms=16, label="target")
     axes[1].legend(frameon=False, fontsize=8, loc="lower left")
