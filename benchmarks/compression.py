@@ -45,7 +45,7 @@ def cells(seeds: Sequence[int], budgets: Sequence[float], criteria: Sequence[str
             if wave == 0 and "dense" in criteria:
                 yield seed, "dense", 1.0
             for budget in sorted(budgets):
-                for criterion in criteria:
+                for criterion in (name for name in criteria if name != "dense"):
                     if wave == int(budget > 0.5 or criterion in late):
                         yield seed, criterion, budget
 
