@@ -153,13 +153,14 @@ def fill(encoder: DualEncoder, checkpoint: Checkpoint) -> None:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:  # what torch calls missing, unexpected and misshapen tensors
         raise ModelLoadError(f"{WEIGHTS} must hold the weights of its base, found: {str(error)[:500]}") from error
-    there = dict(model.named_buffers())
+    there = {name: buffer for name, buffer in model.named_buffers() if name not in state and buffer.is_floating_point()}
+    if checkpoint.buffers.keys() != there.keys():
+        raise ModelLoadError(f"buffers must be {sorted(there)[:8]}, found {sorted(checkpoint.buffers)[:8]}.")
     for name, (dtype, shape) in checkpoint.buffers.items():
         owner, _, own = name.rpartition(".")
-        buffer = there.get(name)
-        if buffer is None or not (buffer.is_floating_point() and dtype.is_floating_point) or buffer.shape != shape:
-            raise ModelLoadError(f"buffers must be those of the base, found another {name[:80]!r} of {list(shape)}.")
-        model.get_submodule(owner)._buffers[own] = buffer.to(dtype)
+        if not dtype.is_floating_point or there[name].shape != shape:
+            raise ModelLoadError(f"buffers must be those of the base, found {name[:80]!r} as {dtype} of {list(shape)}.")
+        model.get_submodule(owner)._buffers[own] = there[name].to(dtype)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise ModelLoadError(f"every tensor must have a value, found none for {left[:5]}.")

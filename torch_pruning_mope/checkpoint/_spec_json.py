@@ -54,7 +54,8 @@ def from_json(content: Any) -> Spec:
         ModelLoadError: If it is none.
     """
     names: tuple[TowerName, ...] = ("image", "text", "decoder")
-    found = _object(content, "towers", *[name for name in names if name != "decoder" or "decoder" in content])
+    decodes = isinstance(content, dict) and "decoder" in content
+    found = _object(content, "towers", *(names if decodes else names[:2]))
     return {name: _tower(found[name], f"towers.{name}") for name in names if name in found}
 
 
