@@ -10,7 +10,8 @@ pairs, training from training pairs, recall from test pairs: no two of these spl
 Criteria: MoPE's joint path (heads and neuron groups of both towers per parameter freed; what is left is scored again at a half
 and at a fifth); L1, Taylor and Hessian of
 single heads and neurons per parameter, each cut to the budget exactly, with sub-layers and blocks that are
-empty removed whole; random; and ``scratch``, a model of MoPE's shape with fresh weights. Every row is written as it is found,
+empty removed whole; random; and ``scratch``, a model of MoPE's shape with fresh weights. Variants in which
+each layer keeps a head are the better rivals where little is kept. Every row is written as it is found,
 and a file that is there is gone on with.
 """
 
@@ -27,7 +28,7 @@ from _study import Row, Study, mean_r1, shape, spread
 
 CRITERIA = ("MoPE", "Hessian", "Taylor", "L1", "random", "scratch")
 FLOOR = ", a head in each layer"
-VARIANTS = tuple(f"{name}{FLOOR}" for name in ("Hessian", "Taylor", "L1"))
+VARIANTS = tuple(f"{name}{FLOOR}" for name in ("MoPE", "Hessian", "Taylor", "L1"))
 BUDGETS = (0.1, 0.2, 0.3, 0.5, 0.7)
 TARGETS = {0.5: 0.98, 0.3: 0.95, 0.2: 0.90, 0.1: 0.75}
 COLOURS = {
@@ -67,8 +68,8 @@ def grid(
             student = study.built(())
         elif criterion == "scratch":
             student = study.scratch(seed, budget)
-        elif criterion == "MoPE":
-            student, seconds = study.pruned(seed, budget)
+        elif criterion.removesuffix(FLOOR) == "MoPE":
+            student, seconds = study.pruned(seed, budget, int(criterion.endswith(FLOOR)))
             cost = {"score_cpu_seconds": seconds, "shape": shape(student)}
         else:
             order, seconds = study.order(seed, criterion.removesuffix(FLOOR))
@@ -149,33 +150,33 @@ def report_long(rows: Sequence[Row], reference: Sequence[Row]) -> str:
 
 
 def verdicts(rows: Sequence[Row], budgets: Sequence[float], names: Sequence[str]) -> list[str]:
-    """A line per target, and one per budget on how MoPE stands against the best rival, of the seeds that both have."""
+    """A line per target, and how MoPE stands against the rival that is best, of the seeds that both have."""
     lines = []
     for budget in budgets:
-        own = kept(rows, "MoPE", budget, "trained")
-        if not own:
-            continue
-        mean = statistics.mean(own.values())
-        if budget in TARGETS:
-            gap = mean - TARGETS[budget]
-            said = "met" if gap >= 0 else f"missed by {-gap:.3f}"
-            lines.append(
-                f"- {budget:.0%} kept, target {TARGETS[budget]:.2f}: {spread(list(own.values()), '{:.3f}'.format)}, {said}"
-            )
-        for stage in ("pruned", "trained"):
-            mine = values(rows, "MoPE", budget, stage)
-            leads = {}
-            for rival in names:
-                theirs = values(rows, rival, budget, stage)
-                if rival != "MoPE" and (both := mine.keys() & theirs.keys()):
-                    leads[rival] = [mine[seed] - theirs[seed] for seed in sorted(both)]
-            if leads:
-                rival = min(leads, key=lambda name: statistics.mean(leads[name]))
-                lead = leads[rival]
-                lines.append(
-                    f"- {budget:.0%} kept, {stage}: MoPE leads the best rival, {rival}, by {spread(lead)} ({len(lead)} seeds)"
-                )
+        for own in (name for name in names if name.startswith("MoPE")):
+            shares = list(kept(rows, own, budget, "trained").values())
+            if shares and budget in TARGETS:
+                gap = statistics.mean(shares) - TARGETS[budget]
+                said = "met" if gap >= 0 else f"missed by {-gap:.3f}"
+                text = spread(shares, "{:.3f}".format)
+                lines.append(f"- {budget:.0%} kept, {own}, target {TARGETS[budget]:.2f}: {text}, {said}")
+            for stage in ("pruned", "trained"):
+                leads = _leads(rows, own, budget, stage, [name for name in names if not name.startswith("MoPE")])
+                if leads:
+                    rival = min(leads, key=lambda name: statistics.mean(leads[name]))
+                    text = f"{own} leads the best rival, {rival}, by {spread(leads[rival])}"
+                    lines.append(f"- {budget:.0%} kept, {stage}: {text} ({len(leads[rival])} seeds)")
     return lines
+
+
+def _leads(rows: Sequence[Row], own: str, budget: float, stage: str, rivals: Sequence[str]) -> dict[str, list[float]]:
+    """By how many points a criterion is above each rival, seed by seed."""
+    mine, leads = values(rows, own, budget, stage), {}
+    for rival in rivals:
+        theirs = values(rows, rival, budget, stage)
+        if both := sorted(mine.keys() & theirs.keys()):
+            leads[rival] = [mine[seed] - theirs[seed] for seed in both]
+    return leads
 
 
 def plot(rows: Sequence[Row], long: Sequence[Row], path: Path) -> None:
@@ -195,6 +196,13 @@ def plot(rows: Sequence[Row], long: Sequence[Row], path: Path) -> None:
                 label=name, color=COLOURS[name], marker=marker, capsize=3, lw=2 if name == "MoPE" else 1.2,
                 ls="--" if name == "scratch" else "-", zorder=3 if name == "MoPE" else 2,
             )  # fmt: skip
+        for name, marker in zip(CRITERIA, "os^Dvx", strict=True):  # hollow, as lines of their own would be in the way
+            floored = {b: kept(rows, f"{name}{FLOOR}", b, stage) for b in sorted({row["budget"] for row in rows})}
+            for budget, found in floored.items():
+                share = [100 * statistics.mean(found.values())] if found else []
+                axis.plot([100 * budget] * len(share), share, marker, mec=COLOURS[name], mfc="w", ms=7, zorder=4)
+        if stage == "trained" and any(row["criterion"] in VARIANTS for row in rows):
+            axis.plot([], [], "s", mec="#555555", mfc="w", label="hollow: a head stays in each layer")
         axis.set(xlabel="block parameters kept (%)", title=title, ylim=(0, 105))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -205,7 +213,7 @@ def plot(rows: Sequence[Row], long: Sequence[Row], path: Path) -> None:
     if budgets:
         points = [[100 * share for share in kept(both, "MoPE", b, "trained").values()] for b in budgets]
         axes[1].plot(
-            [100 * b for b in budgets], [statistics.mean(p) for p in points], "o:", color="k", mfc="w", label="MoPE, longer"
+            [100 * b for b in budgets], [statistics.mean(p) for p in points], "k*", ms=11, label="MoPE, trained longer"
         )  # fmt: skip
     axes[1].plot([100 * b for b in TARGETS], [100 * target for target in TARGETS.values()], "k_", ms=16, label="target")
     axes[1].legend(frameon=False, fontsize=8, loc="lower left")

@@ -87,7 +87,7 @@ def test_rows_of_the_grid_and_how_a_run_goes_on(run: Run, tmp_path: Path) -> Non
     ]
     assert [row["i2t_r1"] for row in resumed[4:6]] == [row["i2t_r1"] for row in rows[4:6]]
     assert "| MoPE |" in out
-    assert "30% kept, target 0.95" in out
+    assert "30% kept, MoPE, target 0.95" in out
     assert figure.read_bytes().startswith(b"\x89PNG")
 
     with pytest.raises(SystemExit, match="is of another run"):

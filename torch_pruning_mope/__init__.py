@@ -9,6 +9,7 @@ from .checkpoint import load
 from .data import (
     EmojiTokenizer,
     ImagePairs,
+    LabelledImages,
     PairLoader,
     Pairs,
     ShardedPairs,
@@ -18,6 +19,7 @@ from .data import (
     emoji_scenes,
     gather_pairs,
     load_tiny_clip,
+    open_labelled,
     open_pairs,
     split_pairs,
 )
@@ -57,12 +59,12 @@ from .evaluation import (
     evaluate_zero_shot,
 )
 from .importance import MoPEImportance, UnitImportance, WeightedImportance
-from .metrics import ContrastiveLoss, Metric, Recall
+from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
 from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
 from .planning import Footprint, Plan, PlanRange, footprints, make_plan, plan_range, remove_units
 from .pruning import prune
-from .report import changed_examples, write_report
+from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .stages import finetune_stage, pretrain_stage
 from .surgery import PrunableAttention, register_attention
@@ -85,6 +87,7 @@ __all__ = [
     "AttentionSublayer",
     "Block",
     "BlockTower",
+    "ChangedExamples",
     "ContrastiveLoss",
     "Cost",
     "Counts",
@@ -93,12 +96,14 @@ __all__ = [
     "DualEncoder",
     "EmojiTokenizer",
     "Encoded",
+    "Example",
     "FeatureLoss",
     "FeedForwardSublayer",
     "Footprint",
     "HiddenLoss",
     "ImagePairs",
     "InfoNCELoss",
+    "LabelledImages",
     "LoadedModel",
     "Metric",
     "MetricError",
@@ -138,8 +143,10 @@ __all__ = [
     "UnsupportedModelError",
     "WeightedImportance",
     "WrongModelError",
+    "ZeroShotAccuracy",
     "ZeroShotResult",
     "__version__",
+    "append_jsonl",
     "calibration_guidance",
     "changed_examples",
     "check_model",
@@ -162,6 +169,7 @@ __all__ = [
     "load_model",
     "load_tiny_clip",
     "make_plan",
+    "open_labelled",
     "open_pairs",
     "plan_range",
     "pretrain_stage",

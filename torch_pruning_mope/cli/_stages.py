@@ -41,7 +41,7 @@ from ._options import (
     TestOption,
     WorkersOption,
 )
-from ._run import Run, budget, first_rank
+from ._run import Run, budget, first_rank, multiple
 
 WidthOption = Annotated[
     str | None,
@@ -75,7 +75,7 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
         seed: SeedOption = 0,
         metric: MetricOption = "contrastive_loss",
         groups: GroupsOption = 16,
-        round_to: RoundToOption = 1,
+        round_to: RoundToOption = "1",
         uniform: Annotated[
             bool, typer.Option("--uniform", help="All layers of a tower keep as much.", rich_help_panel=BUDGETS)
         ] = False,
@@ -124,7 +124,7 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
                 parameters=budget("--parameters", parameters),
                 metric=metric,
                 groups=groups,
-                round_to=round_to,
+                round_to=multiple(round_to),
                 uniform=uniform,
                 rounds=rounds,
                 **first,

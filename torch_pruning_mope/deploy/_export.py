@@ -68,8 +68,9 @@ def export(
     if opset is not None and format != "onnx":
         raise ValueError(f"opset must be None for format {format!r}; found {opset}. It is ONNX's.")
     root = model.model if isinstance(model, DualEncoder) else model
-    encoder = DualEncoder(copy.deepcopy(root).eval().cpu())
+    encoder = DualEncoder(copy.deepcopy(root).eval())
     encoder.check_has_weights()
+    encoder.model.cpu()
     target = Path(folder)
     before = target.exists()
     target.mkdir(parents=True, exist_ok=True)

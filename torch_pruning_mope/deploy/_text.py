@@ -2,22 +2,31 @@
 
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from open_clip.model import CLIP
-from open_clip.transformer import TextTransformer
-from torch import Tensor
+from open_clip.transformer import TextTransformer, text_global_pool
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..towers import Stream
-from ..towers._open_clip import OpenClipText
 
-
-def _embed(tower: OpenClipText, blocks: Any, tokens: Tensor) -> Tensor:
-    stream = tower.stem(tokens)
-    x = stream.x
-    for block in blocks:
-        x = block(x, stream.mask, pooled=stream.pooled)
-    return tower.readout(Stream(x, None, stream.pooled))
+def _embed(owner: Any, tokens: Tensor, pool_type: str, eos_id: int | None) -> Tensor:
+    """Embeds captions; ``owner`` holds the parts. Where the token stands is found by pooling the positions."""
+    dtype, length = owner.transformer.get_cast_dtype(), tokens.shape[1]
+    places = torch.arange(length, device=tokens.device).expand_as(tokens)[..., None]
+    pooled = text_global_pool(places, tokens, pool_type, eos_token_id=eos_id)[:, 0]
+    x = owner.token_embedding(tokens).to(dtype) + owner.positional_embedding[:length].to(dtype)
+    mask = None if owner.attn_mask is None else owner.attn_mask[:length, :length].to(dtype)
+    whole = True
+    for block in owner.transformer.resblocks:
+        x = block(x, mask, pooled=pooled)
+        whole &= getattr(block, "narrows", None) is None
+    x = x[torch.arange(x.shape[0], device=x.device), pooled] if whole else x[:, 0]
+    result: Tensor = owner.ln_final(x)
+    projection = owner.text_projection
+    if projection is None:
+        return result
+    return projection(result) if isinstance(projection, nn.Linear) else result @ projection  # type: ignore[no-any-return]
 
 
 class FoldedClip(CLIP):  # type: ignore[misc]
@@ -33,8 +42,7 @@ class FoldedClip(CLIP):  # type: ignore[misc]
         Returns:
             The embeddings.
         """
-        tower = OpenClipText(self, self.text_pool_type, getattr(self, "text_eos_id", None))
-        features = _embed(tower, self.transformer.resblocks, text)
+        features = _embed(self, text, self.text_pool_type, getattr(self, "text_eos_id", None))
         return F.normalize(features, dim=-1) if normalize else features
 
 
@@ -50,5 +58,4 @@ class FoldedTextTransformer(TextTransformer):  # type: ignore[misc]
         Returns:
             The embeddings.
         """
-        tower = OpenClipText(self, self.pool_type, getattr(self, "eos_id", None))
-        return _embed(tower, self.transformer.resblocks, text)
+        return _embed(self, text, self.pool_type, getattr(self, "eos_id", None))

@@ -15,6 +15,7 @@ from ._layers import Reason, layer_plans
 from ._order import Cost, Step, removal_order
 from ._plan import Plan, outcome, weights_of
 from ._range import sizes_of
+from ._rounding import Multiple, multiple_of
 
 
 def make_plan(
@@ -24,7 +25,7 @@ def make_plan(
     parameters: Budget | None = None,
     multiply_adds: Budget | None = None,
     latency: Budget | None = None,
-    round_to: int = 1,
+    round_to: Multiple = 1,
     uniform: bool = False,
     min_heads: int = 0,
     min_neurons: int = 0,
@@ -45,7 +46,8 @@ def make_plan(
             ``{"image": ..., "text": ...}``: a share (``"50%"``, ``0.5``) or a number (``"86M"``).
         multiply_adds: How many multiply-adds of one input, likewise.
         latency: How many seconds on this machine, likewise; measured, and so never exactly the same twice.
-        round_to: Multiple that the neurons left in every MLP are of.
+        round_to: Multiple that the neurons left in every MLP are of; ``"auto"`` for what suits the model's device
+            (16 on CPUs, 64 on GPUs, less for small MLPs).
         uniform: Whether every layer of a tower loses as many heads, and as many neurons; which ones is a matter of the layer.
             Layers that kept equal numbers so far go on doing so, as stock architectures need it.
         min_heads: Heads that every attention keeps.
@@ -66,10 +68,9 @@ def make_plan(
         "multiply_adds": multiply_adds,
         "latency": latency,
     }
-    if round_to < 1 or min_heads < 0 or min_neurons < 0:
-        raise ValueError(
-            f"round_to must be at least 1, min_heads and min_neurons at least 0; found {round_to}, {min_heads}, {min_neurons}."
-        )
+    multiple = multiple_of(encoder, round_to)
+    if min_heads < 0 or min_neurons < 0:
+        raise ValueError(f"min_heads and min_neurons must be at least 0; found {min_heads}, {min_neurons}.")
     counted = _Counted(encoder, batch_size=None if latency is None else batch_size)
     limits = limits_of(asked, counted([]))
     weights = weights_of(encoder)
@@ -79,13 +80,13 @@ def make_plan(
     if multiply_adds is not None or latency is not None:
         costs["multiply_adds"] = multiply_add_cost(encoder, counted.footprints(()))
     by: Measure = "multiply_adds" if parameters is None else "parameters"
-    order = _order(encoder, table, costs[by], round_to, min_heads, min_neurons, uniform=uniform)
+    order = _order(encoder, table, costs[by], multiple, min_heads, min_neurons, uniform=uniform)
     chosen = _chosen(order, limits, counted, costs, refill=refill)
     settings: dict[str, Any] = {
         "metric": table.metric,
         "interaction": table.settings.get("interaction"),
         "budgets": {measure: dict(b) if isinstance(b, Mapping) else b for measure, b in asked.items() if b is not None},
-        "round_to": round_to,
+        "round_to": multiple,
         "uniform": uniform,
         "min_heads": min_heads,
         "min_neurons": min_neurons,

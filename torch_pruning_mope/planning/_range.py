@@ -11,6 +11,7 @@ from ._footprint import TOWERS, Footprint, footprints, latencies
 from ._layers import aligned
 from ._order import Step, removal_order
 from ._plan import outcome
+from ._rounding import Multiple, multiple_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def plan_range(
     kinds: Collection[str] = ("head", "neurons", "block"),
     towers: Collection[str] = ("image", "text"),
     groups: int = 16,
-    round_to: int = 1,
+    round_to: Multiple = 1,
     uniform: bool = False,
     min_heads: int = 0,
     min_neurons: int = 0,
@@ -119,7 +120,9 @@ def plan_range(
     blocks = sorted((score for score in scores if score.unit.kind == "block"), key=lambda score: score.value)
     parts = ScoreTable(tuple(score for score in scores if score.unit.kind != "block"), 0.0, "", "", "")
     order: list[Step] = [(score,) for score in blocks]
-    order += removal_order(parts, lambda unit: freed_parameters(encoder, unit), round_to, uniform=uniform)
+    order += removal_order(
+        parts, lambda unit: freed_parameters(encoder, unit), multiple_of(encoder, round_to), uniform=uniform
+    )
     smaller, least = outcome(encoder, units_of(allowed(encoder, order, min_heads, min_neurons)))
     seconds = None
     if latency:

@@ -14,7 +14,7 @@ from ._files import write_whole
 from ._format import in_words
 from ._headline import cards_of
 from ._kept import layers_of
-from ._model_sections import recall_figures, size_figures, training_figures
+from ._model_sections import accuracy_tables, recall_figures, size_figures, training_figures
 from ._run import MAKERS, read_run
 from ._text import clean
 from ._unit_sections import footprint_table, kept_figures, kept_table, score_figures
@@ -67,6 +67,7 @@ def write_report(
         footprints=None if run.plan is None else footprint_table(run.plan),
         sizes=size_figures(run.evaluation, gallery),
         recalls=recall_figures(run.evaluation, gallery),
+        accuracies=accuracy_tables(run.evaluation),
         training=training_figures(run, gallery),
         outcomes=OUTCOMES,
     )

@@ -125,6 +125,16 @@ def test_widths_are_multiples(encoder: mope.DualEncoder, round_to: int) -> None:
     assert_trains(encoder, pairs_for(encoder.model, 6))
 
 
+@pytest.mark.parametrize(("neurons", "multiple"), [(384, 16), (70, 8), (6, 1)])
+def test_auto_is_a_multiple_that_leaves_a_choice(neurons: int, multiple: int) -> None:
+    model = clip(vision={"mlp_ratio": (neurons + 0.5) / 40}, text={"mlp_ratio": 12.0})
+    encoder = mope.DualEncoder(model)
+    table = invented(encoder, kinds=("head", "neurons"))
+    plan = mope.make_plan(encoder, table, parameters="70%", round_to="auto")
+    assert plan.settings["round_to"] == multiple
+    assert plan.units == mope.make_plan(encoder, table, parameters="70%", round_to=multiple).units
+
+
 def test_minimums_are_kept(encoder: mope.DualEncoder) -> None:
     plan = mope.make_plan(
         encoder, invented(encoder, kinds=("head", "neurons")), parameters="60%", min_heads=2, min_neurons=10
