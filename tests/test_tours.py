@@ -106,3 +106,14 @@ def test_the_notebook(capsys: pytest.CaptureFixture[str]) -> None:
     assert "loaded again, to the bit: True" in out
     assert "image.onnx" in out
     assert [row["stage"] for row in namespace["rows"]] == STAGES  # type: ignore[attr-defined]
+
+
+def test_the_notebook_shows_a_real_run() -> None:
+    """Outputs are there, without errors and without paths of the machine that it ran on."""
+    text = (EXAMPLES / "tour.ipynb").read_text(encoding="utf-8")
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert len(text) < 600_000
+    assert "/tmp" not in re.sub(r'"image/png": "[^"]*"', "", text)
