@@ -32,6 +32,7 @@ from .distillation import (
     InfoNCELoss,
     SigmoidLoss,
     SimilarityLoss,
+    TeacherCache,
     TeacherEmbeddings,
     TrainingStep,
     chunked_backward,
@@ -62,11 +63,11 @@ from .importance import MoPEImportance, UnitImportance, WeightedImportance
 from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
 from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
-from .planning import Footprint, Plan, PlanRange, footprints, make_plan, plan_range, remove_units
+from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range, remove_units
 from .pruning import prune
 from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
-from .stages import finetune_stage, pretrain_stage
+from .stages import finetune_stage, pretrain_stage, run_stage
 from .surgery import PrunableAttention, register_attention
 from .towers import (
     AttentionSublayer,
@@ -104,6 +105,7 @@ __all__ = [
     "ImagePairs",
     "InfoNCELoss",
     "LabelledImages",
+    "LayerPlan",
     "LoadedModel",
     "Metric",
     "MetricError",
@@ -121,6 +123,7 @@ __all__ = [
     "PlanRange",
     "PrunableAttention",
     "PruningMismatchError",
+    "Reason",
     "Recall",
     "RetrievalResult",
     "Score",
@@ -132,6 +135,7 @@ __all__ = [
     "Skipped",
     "Stream",
     "Sublayer",
+    "TeacherCache",
     "TeacherEmbeddings",
     "Tower",
     "Towers",
@@ -178,6 +182,7 @@ __all__ = [
     "register_towers",
     "register_units",
     "remove_units",
+    "run_stage",
     "score",
     "separation",
     "split_pairs",
