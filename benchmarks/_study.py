@@ -16,7 +16,7 @@ import torch_pruning as tp
 from torch import nn
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.data._tiny_clip import build_tiny_clip
+from torch_pruning_mope.data import _tiny_clip
 from torch_pruning_mope.scoring import freed_parameters
 
 Row = dict[str, Any]
@@ -93,12 +93,14 @@ class Study:
         return mope.emoji_pairs("calibration", self.settings["pairs"], seed=seed)
 
     @functools.lru_cache(8)  # noqa: B019
-    def table(self, seed: int, stage: float = 1.0) -> tuple[mope.ScoreTable, float]:
+    def table(self, seed: int, stage: float = 1.0, min_heads: int = 0) -> tuple[mope.ScoreTable, float]:
         """MoPE's joint path of what is left at a stage, down to the next one, and the seconds of CPU that it took."""
-        encoder = self.built(self.plan(seed, stage) if stage < 1 else ())
+        floor = min_heads if stage < 1 else 0
+        encoder = self.built(self.plan(seed, stage, floor) if stage < 1 else ())
         stop = max((other for other in (*STAGES, DEEPEST) if other < stage), default=DEEPEST)
-        path = self.folder and self.folder / f"{seed}-{stage}.json"
-        until = min(1.0, (stage - stop) / stage + 0.03)  # norms and output biases go with no unit
+        path = self.folder and self.folder / f"{seed}-{stage}{f'-{floor}' if floor else ''}.json"
+        # Norms and output biases go with no unit, and heads that must stay are passed over.
+        until = min(1.0, (stage - stop) / stage + (0.25 if floor else 0.03))
         began = time.process_time()
         table = mope.score(
             encoder, self.calibration(seed), metric="contrastive_loss", kinds=("head", "neurons"), interaction="joint",
@@ -120,11 +122,12 @@ class Study:
     # Students
 
     @functools.lru_cache(64)  # noqa: B019
-    def plan(self, seed: int, budget: float) -> tuple[tuple[mope.Unit, ...], ...]:
+    def plan(self, seed: int, budget: float, min_heads: int = 0) -> tuple[tuple[mope.Unit, ...], ...]:
         """What goes by MoPE, stage by stage; channels of a stage are numbered as in the model that those before it left."""
         stage = min((other for other in STAGES if other > budget), default=1.0)
-        before = self.plan(seed, stage) if stage < 1 else ()
-        found = mope.make_plan(self.built(before), self.table(seed, stage)[0], parameters=self.allowed(budget))
+        before = self.plan(seed, stage, min_heads) if stage < 1 else ()
+        table, _ = self.table(seed, stage, min_heads)
+        found = mope.make_plan(self.built(before), table, parameters=self.allowed(budget), min_heads=min_heads)
         return (*before, found.units)
 
     def built(self, stages: Iterable[Iterable[mope.Unit]], model: nn.Module | None = None) -> mope.DualEncoder:
@@ -134,18 +137,18 @@ class Study:
             mope.remove_units(smaller, list(units))
         return smaller
 
-    def pruned(self, seed: int, budget: float) -> tuple[mope.DualEncoder, float]:
+    def pruned(self, seed: int, budget: float, min_heads: int = 0) -> tuple[mope.DualEncoder, float]:
         """MoPE's student, and the seconds of CPU that its scores took."""
-        student = self.built(self.plan(seed, budget))
-        return student, sum(self.table(seed, stage)[1] for stage in (1.0, *STAGES) if stage > budget)
+        student = self.built(self.plan(seed, budget, min_heads))
+        return student, sum(self.table(seed, stage, min_heads)[1] for stage in (1.0, *STAGES) if stage > budget)
 
     def allowed(self, budget: float) -> float:
         """Parameters that may be left in all, for a share of those of the blocks."""
         fixed = sum(of.parameters for of in mope.footprints(self.dense).values()) - self.size
         return fixed + budget * self.size
 
-    def cut(self, order: Sequence[mope.Unit], left: int, min_heads: int = 0) -> list[mope.Unit]:
-        """The first units of an order whose removal leaves no more than this many parameters; what is empty goes whole."""
+    def cut(self, order: Sequence[mope.Unit], left: int, *, min_heads: int = 0, whole: bool = True) -> list[mope.Unit]:
+        """The first units of an order whose removal leaves no more than this many parameters; empty layers go whole."""
         chosen: list[mope.Unit] = []
         heads = {(layer.tower, layer.index): layer.block.attention.num_units for layer in self.dense.layers}  # type: ignore[union-attr]
         freed = 0
@@ -158,7 +161,7 @@ class Study:
                 heads[unit.tower, unit.layer] -= 1
             chosen.append(unit)
             freed += freed_parameters(self.dense, unit)
-        return self.whole(chosen)
+        return self.whole(chosen) if whole else chosen
 
     def whole(self, units: Sequence[mope.Unit]) -> list[mope.Unit]:
         """The same units, with a block in place of all its heads and neurons, as long as its tower keeps another."""
@@ -179,7 +182,7 @@ class Study:
     def scratch(self, seed: int, budget: float) -> mope.DualEncoder:
         """A model of the same shape as MoPE's, with fresh weights."""
         torch.manual_seed(seed)
-        return self.built(self.plan(seed, budget), mope.DualEncoder(build_tiny_clip()).model.eval())
+        return self.built(self.plan(seed, budget), mope.DualEncoder(_tiny_clip.build_tiny_clip()).model.eval())
 
     # Training and recall
 

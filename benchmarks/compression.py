@@ -10,7 +10,8 @@ pairs, training from training pairs, recall from test pairs: no two of these spl
 Criteria: MoPE's joint path (heads and neuron groups of both towers per parameter freed; what is left is scored again at a half
 and at a fifth); L1, Taylor and Hessian of
 single heads and neurons per parameter, each cut to the budget exactly, with sub-layers and blocks that are
-empty removed whole; random; and ``scratch``, a model of MoPE's shape with fresh weights. Every row is written as it is found,
+empty removed whole; random; and ``scratch``, a model of MoPE's shape with fresh weights. Variants in which
+each layer keeps a head are the better rivals where little is kept. Every row is written as it is found,
 and a file that is there is gone on with.
 """
 
@@ -26,6 +27,8 @@ import torch
 from _study import Row, Study, mean_r1, shape, spread
 
 CRITERIA = ("MoPE", "Hessian", "Taylor", "L1", "random", "scratch")
+FLOOR = ", a head in each layer"
+VARIANTS = tuple(f"{name}{FLOOR}" for name in ("MoPE", "Hessian", "Taylor", "L1"))
 BUDGETS = (0.1, 0.2, 0.3, 0.5, 0.7)
 TARGETS = {0.5: 0.98, 0.3: 0.95, 0.2: 0.90, 0.1: 0.75}
 COLOURS = {
@@ -39,10 +42,10 @@ def cells(seeds: Sequence[int], budgets: Sequence[float], criteria: Sequence[str
     late = {"scratch"}
     for wave in (0, 1):
         for seed in seeds:
-            if wave == 0:
+            if wave == 0 and "dense" in criteria:
                 yield seed, "dense", 1.0
             for budget in sorted(budgets):
-                for criterion in criteria:
+                for criterion in (name for name in criteria if name != "dense"):
                     if wave == int(budget > 0.5 or criterion in late):
                         yield seed, criterion, budget
 
@@ -65,12 +68,13 @@ def grid(
             student = study.built(())
         elif criterion == "scratch":
             student = study.scratch(seed, budget)
-        elif criterion == "MoPE":
-            student, seconds = study.pruned(seed, budget)
+        elif criterion.removesuffix(FLOOR) == "MoPE":
+            student, seconds = study.pruned(seed, budget, int(criterion.endswith(FLOOR)))
             cost = {"score_cpu_seconds": seconds, "shape": shape(student)}
         else:
-            order, seconds = study.order(seed, criterion)
-            student = study.built([study.cut(order, int(budget * study.size))])
+            order, seconds = study.order(seed, criterion.removesuffix(FLOOR))
+            units = study.cut(order, int(budget * study.size), min_heads=int(criterion.endswith(FLOOR)))
+            student = study.built([units])
             cost = {"score_cpu_seconds": seconds, "shape": shape(student)}
         study.add(part, *(key | row for row in study.before_and_after(student, seed, cost, **changed)))
 
@@ -91,7 +95,7 @@ def kept(rows: Sequence[Row], criterion: str, budget: float, stage: str) -> dict
 def report_grid(rows: Sequence[Row]) -> str:
     """Tables of recall and of what is kept, and what came of the targets."""
     budgets = sorted({row["budget"] for row in rows} - {1.0}, reverse=True)
-    names = [name for name in CRITERIA if any(row["criterion"] == name for row in rows)]
+    names = [name for name in (*CRITERIA, *VARIANTS) if any(row["criterion"] == name for row in rows)]
     dense = [spread(list(values(rows, "dense", 1.0, stage).values())) for stage in ("pruned", "trained")]
     lines = [f"mean R@1 of the dense model: {dense[0]} as it is, {dense[1]} given the same training"]
     for stage, title in (("pruned", "before training"), ("trained", "after training")):
@@ -119,7 +123,7 @@ def report(study: Study) -> str:
     """Tables of all parts that have rows."""
     titles: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
         "grid": ("Criteria", report_grid),
-        "long": ("Longer training", report_grid),
+        "long": ("Longer training", lambda rows: report_long(rows, study.rows("grid"))),
         "losses": ("Terms of the loss", parts.report_losses),
         "order": ("Width and depth", parts.report_orders),
         "allocation": ("Allocation", parts.report_allocation),
@@ -129,42 +133,58 @@ def report(study: Study) -> str:
     return "\n".join(found)
 
 
+def report_long(rows: Sequence[Row], reference: Sequence[Row]) -> str:
+    """A line per budget; the reference is the grid's, whose own training has levelled off."""
+    lines = [
+        "| share of block parameters kept | steps | CPU seconds | mean R@1 | share of the trained dense model's | target |"
+    ]
+    lines += ["|---|---|---|---|---|---|"]
+    both = [*rows, *(row for row in reference if row["criterion"] == "dense")]
+    for budget in sorted({row["budget"] for row in rows}, reverse=True):
+        mine = [row for row in rows if row["budget"] == budget and row["stage"] == "trained"]
+        steps, seconds = (spread([row[name] for row in mine], "{:.0f}".format) for name in ("steps", "cpu_seconds"))
+        share = list(kept(both, "MoPE", budget, "trained").values())
+        cells = [spread([mean_r1(row) for row in mine]), spread(share, "{:.3f}".format), str(TARGETS.get(budget, "–"))]
+        lines.append(f"| {budget:.0%} | {steps} | {seconds} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def verdicts(rows: Sequence[Row], budgets: Sequence[float], names: Sequence[str]) -> list[str]:
-    """A line per target, and one per budget on how MoPE stands against the best rival, of the seeds that both have."""
+    """A line per target, and how MoPE stands against the rival that is best, of the seeds that both have."""
     lines = []
     for budget in budgets:
-        own = kept(rows, "MoPE", budget, "trained")
-        if not own:
-            continue
-        mean = statistics.mean(own.values())
-        if budget in TARGETS:
-            gap = mean - TARGETS[budget]
-            said = "met" if gap >= 0 else f"missed by {-gap:.3f}"
-            lines.append(
-                f"- {budget:.0%} kept, target {TARGETS[budget]:.2f}: {spread(list(own.values()), '{:.3f}'.format)}, {said}"
-            )
-        for stage in ("pruned", "trained"):
-            mine = values(rows, "MoPE", budget, stage)
-            leads = {}
-            for rival in names:
-                theirs = values(rows, rival, budget, stage)
-                if rival != "MoPE" and (both := mine.keys() & theirs.keys()):
-                    leads[rival] = [mine[seed] - theirs[seed] for seed in sorted(both)]
-            if leads:
-                rival = min(leads, key=lambda name: statistics.mean(leads[name]))
-                lead = leads[rival]
-                lines.append(
-                    f"- {budget:.0%} kept, {stage}: MoPE leads the best rival, {rival}, by {spread(lead)} ({len(lead)} seeds)"
-                )
+        for own in (name for name in names if name.startswith("MoPE")):
+            shares = list(kept(rows, own, budget, "trained").values())
+            if shares and budget in TARGETS:
+                gap = statistics.mean(shares) - TARGETS[budget]
+                said = "met" if gap >= 0 else f"missed by {-gap:.3f}"
+                text = spread(shares, "{:.3f}".format)
+                lines.append(f"- {budget:.0%} kept, {own}, target {TARGETS[budget]:.2f}: {text}, {said}")
+            for stage in ("pruned", "trained"):
+                leads = _leads(rows, own, budget, stage, [name for name in names if not name.startswith("MoPE")])
+                if leads:
+                    rival = min(leads, key=lambda name: statistics.mean(leads[name]))
+                    text = f"{own} leads the best rival, {rival}, by {spread(leads[rival])}"
+                    lines.append(f"- {budget:.0%} kept, {stage}: {text} ({len(leads[rival])} seeds)")
     return lines
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Recall against the share kept, before and after training."""
+def _leads(rows: Sequence[Row], own: str, budget: float, stage: str, rivals: Sequence[str]) -> dict[str, list[float]]:
+    """By how many points a criterion is above each rival, seed by seed."""
+    mine, leads = values(rows, own, budget, stage), {}
+    for rival in rivals:
+        theirs = values(rows, rival, budget, stage)
+        if both := sorted(mine.keys() & theirs.keys()):
+            leads[rival] = [mine[seed] - theirs[seed] for seed in both]
+    return leads
+
+
+def plot(rows: Sequence[Row], long: Sequence[Row], path: Path) -> None:
+    """What is kept against the share of parameters, before and after training."""
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.9), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4), sharey=True, layout="constrained")
     for axis, (stage, title) in zip(axes, (("pruned", "pruned"), ("trained", "pruned, then trained")), strict=True):
         for name, marker in zip(CRITERIA, "os^Dvx", strict=True):
             budgets = sorted(b for b in {row["budget"] for row in rows} if kept(rows, name, b, stage))
@@ -172,20 +192,39 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             if not points or (name == "scratch" and stage == "pruned"):
                 continue
             axis.errorbar(
-                [100 * b for b in budgets], [statistics.mean(p) for p in points], [statistics.pstdev(p) for p in points],
+                [100 * b for b in budgets], [statistics.mean(p) for p in points], [_deviation(p) for p in points],
                 label=name, color=COLOURS[name], marker=marker, capsize=3, lw=2 if name == "MoPE" else 1.2,
                 ls="--" if name == "scratch" else "-", zorder=3 if name == "MoPE" else 2,
             )  # fmt: skip
-        axis.set(xlabel="block parameters kept (%)", title=title, xlim=(75, 5), ylim=(0, 105))
+        for name, marker in zip(CRITERIA, "os^Dvx", strict=True):  # hollow, as lines of their own would be in the way
+            floored = {b: kept(rows, f"{name}{FLOOR}", b, stage) for b in sorted({row["budget"] for row in rows})}
+            for budget, found in floored.items():
+                share = [100 * statistics.mean(found.values())] if found else []
+                axis.plot([100 * budget] * len(share), share, marker, mec=COLOURS[name], mfc="w", ms=7, zorder=4)
+        if stage == "trained" and any(row["criterion"] in VARIANTS for row in rows):
+            axis.plot([], [], "s", mec="#555555", mfc="w", label="hollow: a head stays in each layer")
+        axis.set(xlabel="block parameters kept (%)", title=title, ylim=(0, 105))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    budgets = sorted(TARGETS)
-    axes[1].plot([100 * b for b in budgets], [100 * TARGETS[b] for b in budgets], "k_", ms=14, label="target")
-    axes[1].legend(frameon=False, fontsize=8)
-    axes[0].set_ylabel("share of the trained dense model's mean R@1 (%)")
-    figure.suptitle("Tiny CLIP, both towers, by criterion (mean and standard deviation over seeds)", fontsize=11)
+    axes[0].invert_xaxis()
+    axes[1].invert_xaxis()
+    both = [*long, *(row for row in rows if row["criterion"] == "dense")]
+    budgets = sorted(b for b in {row["budget"] for row in long} if kept(both, "MoPE", b, "trained"))
+    if budgets:
+        points = [[100 * share for share in kept(both, "MoPE", b, "trained").values()] for b in budgets]
+        axes[1].plot(
+            [100 * b for b in budgets], [statistics.mean(p) for p in points], "k*", ms=11, label="MoPE, trained longer"
+        )  # fmt: skip
+    axes[1].plot([100 * b for b in TARGETS], [100 * target for target in TARGETS.values()], "k_", ms=16, label="target")
+    axes[1].legend(frameon=False, fontsize=8, loc="lower left")
+    axes[0].set_ylabel("mean R@1 (% of the trained dense model's)")
+    figure.suptitle("Tiny CLIP, both towers, by criterion: mean and standard deviation over seeds", fontsize=11)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def main() -> None:
@@ -196,9 +235,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
-    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
+    parser.add_argument("--criteria", nargs="+", choices=(*CRITERIA, *VARIANTS), default=CRITERIA)
     parser.add_argument("--part-seeds", type=int, nargs="+", default=[0, 1, 2], help="of all parts but the grid")
-    parser.add_argument("--long-steps", type=int, default=400, help="of the part long")
+    parser.add_argument("--long-steps", type=int, default=1000, help="of the part long")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -216,7 +255,7 @@ def main() -> None:
         args.scores.mkdir(parents=True, exist_ok=True)
     budget = min(args.budgets, key=lambda share: abs(share - 0.2))
     todo: dict[str, Callable[[], None]] = {
-        "grid": lambda: grid(study, args.seeds, args.budgets, args.criteria),
+        "grid": lambda: grid(study, args.seeds, args.budgets, ["dense", *args.criteria]),
         "losses": lambda: parts.losses(study, args.part_seeds, budget, args.steps),
         "order": lambda: parts.orders(study, args.part_seeds, 0.5, args.steps),
         "allocation": lambda: parts.allocation(study, args.part_seeds, 0.5, args.steps),
@@ -228,7 +267,7 @@ def main() -> None:
             run()
     print(report(study))
     if args.plot:
-        plot(study.rows("grid"), args.plot)
+        plot(study.rows("grid"), study.rows("long"), args.plot)
 
 
 if __name__ == "__main__":

@@ -294,9 +294,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(shown) + 1), ["best of each", *shown])
     axes.set_ylabel("times as fast as the original")
     axes.set_title(
-        f"{result['model']}, {result['macs_ratio']:.0%} of the multiply-adds, {result['machine']['threads']} threads"
+        f"{result['model']}, {result['macs_ratio']:.0%} of the multiply-adds, {result['machine']['threads']} thread(s)"
     )
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 

@@ -4,21 +4,18 @@
     python examples/prune_open_clip.py --model ViT-B-32 --pretrained none --coco captions_val2017.json --images val2017
 
 The model is scored on calibration pairs and its recall reported on others: the rest of the images, or `--test`. The folder
-`--output` gets `model.safetensors`, `widths.json` and `scores.json`; `load_pruned` reads the model back.
+`--output` gets a checkpoint, which `mope.load` reads with preprocessing and tokenizer, and `scores.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 import torch_pruning_mope as mope
 from torch_pruning_mope.demo import multiply_adds, parameters, recalls
@@ -67,55 +64,16 @@ def describe(stage: str, encoder: mope.DualEncoder, test: mope.Pairs, batch_size
     )
 
 
-def widths(encoder: mope.DualEncoder) -> dict[str, dict[str, list[int]]]:
-    """Heads and neurons that each layer of each tower has."""
-    return {
-        name: {
-            "heads": [block.attention.num_units for block in tower.blocks],
-            "neurons": [block.feed_forward.num_units for block in tower.blocks],
-        }
-        for name, tower in encoder.towers.items()
-    }
-
-
-def save(folder: Path, encoder: mope.DualEncoder, scores: mope.ScoreTable, architecture: str) -> None:
-    """Writes weights, widths and scores; nothing is pickled."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.contiguous() for name, value in encoder.model.state_dict().items()}, folder / "model.safetensors"
-    )
-    content = {"model": architecture, **widths(encoder)}
-    (folder / "widths.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    scores.save(folder / "scores.json")
-
-
-def load_pruned(folder: Path) -> nn.Module:
-    """The pruned model that `save` wrote, in evaluation mode."""
-    content = json.loads((folder / "widths.json").read_text(encoding="utf-8"))
-    state = load_file(folder / "model.safetensors")
-    model: nn.Module = open_clip.create_model(content["model"], pretrained=None)
-    mope.DualEncoder(model)  # swaps attention
-    for name, layer in model.named_modules():
-        weight = state.get(f"{name}.weight")
-        if isinstance(layer, nn.Linear) and weight is not None and weight.shape != layer.weight.shape:
-            layer.out_features, layer.in_features = weight.shape
-            layer.weight = nn.Parameter(weight)
-            if layer.bias is not None:
-                layer.bias = nn.Parameter(state[f"{name}.bias"])
-    model.load_state_dict(state, strict=True)
-    return model.eval()
-
-
 def run(options: argparse.Namespace) -> None:
     """The whole job; its core is the same ten lines as in the README."""
     name, _, tag = options.model.partition("@")
     pretrained = options.pretrained or tag or "none"
     device = torch.device(options.device)
-    model, _, preprocess = open_clip.create_model_and_transforms(
-        name, pretrained=None if pretrained == "none" else pretrained, device=device
-    )
-    tokenizer = open_clip.get_tokenizer(name)
-    encoder = mope.DualEncoder(model.eval())
+    name = name if pretrained == "none" else f"{name}@{pretrained}"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*so they are random")  # as asked for
+        model, preprocess, tokenizer = mope.load_model(name, device=device)
+    encoder = mope.DualEncoder(model)
     asked = {"head_ratio": options.head_ratio, "ffn_ratio": options.ffn_ratio, "global_pruning": options.global_pruning}
     encoder.request(**asked)  # refuses bad ratios before images are read
     chosen, others = read(options, preprocess, tokenizer)
@@ -130,8 +88,11 @@ def run(options: argparse.Namespace) -> None:
     print(f"removed {removed.heads} heads and {removed.neurons} neurons")
     describe("pruned", encoder, test, options.batch_size)
     if options.output:
-        save(options.output, encoder, scores, name)
-        print(f"saved {options.output / 'model.safetensors'}, widths.json and scores.json")
+        found = recalls(encoder, test, batch_size=options.batch_size)
+        metrics = {"image to text R@1, percent": found.i2t_r1, "text to image R@1, percent": found.t2i_r1}
+        encoder.save_pretrained(options.output, base=name, metrics=metrics)
+        scores.save(options.output / "scores.json")
+        print(f"saved {options.output / 'model.safetensors'}, config.json, README.md and scores.json")
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -1,7 +1,9 @@
 """Every snippet of the README runs."""
 
+import json
 import re
 import shlex
+import statistics
 from pathlib import Path
 
 import pytest
@@ -59,18 +61,47 @@ def test_the_table_of_families_is_the_measured_one() -> None:
         assert row["swapped = original"] <= 1e-6
 
 
+def test_messages_that_are_explained_are_messages_of_the_package() -> None:
+    table = README.partition("| message | what is behind it |")[2].partition("\n\n")[0]
+    messages = re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
+    assert len(messages) >= 8
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(mope.__file__).parent.rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)  # messages are written over several lines
+    assert [message for message in messages if message not in joined] == []
+
+
+def test_the_table_of_compression_is_the_measured_one() -> None:
+    """`python benchmarks/compression.py` measures; this writes nothing."""
+    file = Path(__file__).parent.parent / "benchmarks" / "figures" / "compression.json"
+    rows = [row for row in json.loads(file.read_text())["grid"] if row["stage"] == "trained"]
+    mean = {(row["criterion"], row["budget"], row["seed"]): (row["i2t_r1"] + row["t2i_r1"]) / 2 for row in rows}
+    shown = README.partition("<!-- compression -->")[2].partition("<!-- /compression -->")[0]
+    budgets = [float(share) / 100 for share in re.findall(r"(\d+)% kept", shown)]
+    assert len(budgets) >= 4
+    for criterion in ("MoPE", "Hessian", "Taylor", "L1", "random"):
+        cells = re.search(rf"^\| {criterion} \|(.*)\|$", shown, flags=re.MULTILINE)
+        assert cells is not None
+        for budget, cell in zip(budgets, cells[1].split("|"), strict=True):
+            seeds = [key[2] for key in mean if key[:2] == (criterion, budget)]
+            share = statistics.mean(100 * mean[criterion, budget, seed] / mean["dense", 1.0, seed] for seed in seeds)
+            assert cell.partition("→")[2].split()[0] == f"{share:.1f}"
+
+
 def test_shell_snippets_are_commands_that_exist() -> None:
     lines = [line for block in snippets("bash") for line in block.splitlines()]
+    lines += [line[2:] for block in snippets("console") for line in block.splitlines() if line.startswith("$ mope")]
     assert any(line.startswith("pip install . && mope demo") for line in lines)
     assert 'pip install -e ".[dev]" && pytest' in lines
     for command in (part.strip() for line in lines for part in line.split("&&")):
         program, *arguments = shlex.split(command)
+        if program == "torchrun" and "-m" in arguments:
+            program, arguments = "mope", arguments[arguments.index("torch_pruning_mope") + 1 :]
         if program == "mope":
             known = CliRunner().invoke(app, [arguments[0], "--help"]).output
         elif program == "python":
             known = (Path(__file__).parent.parent / arguments[0]).read_text(encoding="utf-8")
         else:
-            assert program in {"pip", "pytest", "torchrun"}
+            assert program in {"pip", "pytest", "torchrun", "ls"}
             continue
         for option in (argument for argument in arguments if argument.startswith("--")):
             assert option in known, f"{command!r}: no option {option}"

@@ -9,6 +9,7 @@ from .checkpoint import load
 from .data import (
     EmojiTokenizer,
     ImagePairs,
+    LabelledImages,
     PairLoader,
     Pairs,
     ShardedPairs,
@@ -18,6 +19,7 @@ from .data import (
     emoji_scenes,
     gather_pairs,
     load_tiny_clip,
+    open_labelled,
     open_pairs,
     split_pairs,
 )
@@ -30,6 +32,7 @@ from .distillation import (
     InfoNCELoss,
     SigmoidLoss,
     SimilarityLoss,
+    TeacherCache,
     TeacherEmbeddings,
     TrainingStep,
     chunked_backward,
@@ -57,14 +60,14 @@ from .evaluation import (
     evaluate_zero_shot,
 )
 from .importance import MoPEImportance, UnitImportance, WeightedImportance
-from .metrics import ContrastiveLoss, Metric, Recall
+from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
 from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
-from .planning import Footprint, Plan, PlanRange, footprints, make_plan, plan_range, remove_units
+from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range, remove_units
 from .pruning import prune
-from .report import changed_examples, write_report
+from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
-from .stages import finetune_stage, pretrain_stage
+from .stages import finetune_stage, pretrain_stage, run_stage
 from .surgery import PrunableAttention, register_attention
 from .towers import (
     AttentionSublayer,
@@ -85,6 +88,7 @@ __all__ = [
     "AttentionSublayer",
     "Block",
     "BlockTower",
+    "ChangedExamples",
     "ContrastiveLoss",
     "Cost",
     "Counts",
@@ -93,12 +97,15 @@ __all__ = [
     "DualEncoder",
     "EmojiTokenizer",
     "Encoded",
+    "Example",
     "FeatureLoss",
     "FeedForwardSublayer",
     "Footprint",
     "HiddenLoss",
     "ImagePairs",
     "InfoNCELoss",
+    "LabelledImages",
+    "LayerPlan",
     "LoadedModel",
     "Metric",
     "MetricError",
@@ -116,6 +123,7 @@ __all__ = [
     "PlanRange",
     "PrunableAttention",
     "PruningMismatchError",
+    "Reason",
     "Recall",
     "RetrievalResult",
     "Score",
@@ -127,6 +135,7 @@ __all__ = [
     "Skipped",
     "Stream",
     "Sublayer",
+    "TeacherCache",
     "TeacherEmbeddings",
     "Tower",
     "Towers",
@@ -138,8 +147,10 @@ __all__ = [
     "UnsupportedModelError",
     "WeightedImportance",
     "WrongModelError",
+    "ZeroShotAccuracy",
     "ZeroShotResult",
     "__version__",
+    "append_jsonl",
     "calibration_guidance",
     "changed_examples",
     "check_model",
@@ -162,6 +173,7 @@ __all__ = [
     "load_model",
     "load_tiny_clip",
     "make_plan",
+    "open_labelled",
     "open_pairs",
     "plan_range",
     "pretrain_stage",
@@ -170,6 +182,7 @@ __all__ = [
     "register_towers",
     "register_units",
     "remove_units",
+    "run_stage",
     "score",
     "separation",
     "split_pairs",

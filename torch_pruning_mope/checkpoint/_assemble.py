@@ -18,7 +18,7 @@ from ._checkpoint import Checkpoint
 from ._files import CONFIG, WEIGHTS, inside
 from ._meta import Buffers, build, wrap
 from ._shrink import Shapes, shrink
-from ._spec import Spec, sizes, spec_of
+from ._spec import Spec, note, sizes, spec_of
 
 Wrapper = Callable[[nn.Module], DualEncoder]
 
@@ -51,6 +51,7 @@ def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None =
             raise ModelLoadError(
                 "towers must be as wide as the tensors, found other numbers of heads, neurons or channels."
             )
+        note(encoder, checkpoint.spec)
         if buffers is not None:
             buffers.put_back(encoder.model)
         return encoder
@@ -152,13 +153,14 @@ def fill(encoder: DualEncoder, checkpoint: Checkpoint) -> None:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:  # what torch calls missing, unexpected and misshapen tensors
         raise ModelLoadError(f"{WEIGHTS} must hold the weights of its base, found: {str(error)[:500]}") from error
-    there = dict(model.named_buffers())
+    there = {name: buffer for name, buffer in model.named_buffers() if name not in state and buffer.is_floating_point()}
+    if checkpoint.buffers.keys() != there.keys():
+        raise ModelLoadError(f"buffers must be {sorted(there)[:8]}, found {sorted(checkpoint.buffers)[:8]}.")
     for name, (dtype, shape) in checkpoint.buffers.items():
         owner, _, own = name.rpartition(".")
-        buffer = there.get(name)
-        if buffer is None or not (buffer.is_floating_point() and dtype.is_floating_point) or buffer.shape != shape:
-            raise ModelLoadError(f"buffers must be those of the base, found another {name[:80]!r} of {list(shape)}.")
-        model.get_submodule(owner)._buffers[own] = buffer.to(dtype)
+        if not dtype.is_floating_point or there[name].shape != shape:
+            raise ModelLoadError(f"buffers must be those of the base, found {name[:80]!r} as {dtype} of {list(shape)}.")
+        model.get_submodule(owner)._buffers[own] = there[name].to(dtype)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise ModelLoadError(f"every tensor must have a value, found none for {left[:5]}.")

@@ -14,7 +14,8 @@ from ._files import BASE, CONFIG, WEIGHTS, checked, inside
 from ._json import MOST_BYTES, parse, unseal
 from ._manifest import Tensors, read_files, read_heads, read_tensors
 from ._shrink import Shapes
-from ._spec import Spec, from_json
+from ._spec import Spec
+from ._spec_json import from_json
 
 FORMAT, VERSION = "torch-pruning-mope", 1
 _FIELDS = {
@@ -127,8 +128,10 @@ def _content(folder: Path) -> dict[str, Any]:
         )
     content = unseal(data, CONFIG)
     versions = content.get("versions")
-    if not isinstance(versions, dict) or not all(isinstance(text, str) for text in versions.values()):
-        raise ModelLoadError(f"versions must be an object of texts, found {versions!r:.80}.")
+    if not isinstance(versions, dict) or not all(
+        isinstance(text, str) for text in (versions.get(FORMAT), *versions.values())
+    ):
+        raise ModelLoadError(f"versions must be texts, that of {FORMAT} among them, found {versions!r:.80}.")
     if set(content) != _FIELDS:
         raise ModelLoadError(f"{CONFIG} must have the fields {sorted(_FIELDS)}, found {sorted(content)[:20]}.")
     return content

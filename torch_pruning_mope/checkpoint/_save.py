@@ -23,7 +23,8 @@ from ._json import seal
 from ._load import fetch
 from ._manifest import write_tensor
 from ._meta import build, wrap
-from ._spec import Spec, compose, sizes, spec_of, to_json
+from ._spec import Spec, compose, sizes, spec_of
+from ._spec_json import to_json
 
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "torch-pruning", "safetensors")
 

@@ -67,6 +67,10 @@ def distill(
     ] = False,
     in_memory: InMemoryOption = False,
     workers: WorkersOption = 0,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Average the weights, with this decay, such as 0.999.", rich_help_panel=TRAINING),
+    ] = None,
     log_with: Annotated[
         str | None, typer.Option(help="A tracker: tensorboard, wandb, …", rich_help_panel=TRAINING)
     ] = None,
@@ -110,6 +114,7 @@ def distill(
             learning_rate=learning_rate,
             precision=precision,  # type: ignore[arg-type]  # checked there
             seed=seed,
+            ema=ema,
             path=run / "training",
             log_with=log_with,
             progress=not quiet,

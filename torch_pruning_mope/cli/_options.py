@@ -76,11 +76,9 @@ ParametersOption = Annotated[
     ),
 ]
 RoundToOption = Annotated[
-    int,
+    str,
     typer.Option(
-        help="Multiple that every MLP keeps neurons in; 8 to 64 suit hardware.",
-        min=1,
-        rich_help_panel=BUDGETS,
+        help="Multiple that every MLP keeps neurons in; 'auto' for what suits the device.", rich_help_panel=BUDGETS
     ),
 ]
 MetricOption = Annotated[

@@ -10,7 +10,7 @@ from ..scoring import ScoreTable
 from ._app import app, one_line_errors, write_json
 from ._config import record
 from ._options import BUDGETS, ConfigOption, JsonOption, ParametersOption, RoundToOption, RunArgument
-from ._run import Run, budget, wrapped
+from ._run import Run, budget, multiple, wrapped
 
 
 @app.command()
@@ -24,7 +24,7 @@ def plan(
         str | None,
         typer.Option(help="Time on this machine that may be left: '60%', '20ms'; measured.", rich_help_panel=BUDGETS),
     ] = None,
-    round_to: RoundToOption = 1,
+    round_to: RoundToOption = "1",
     min_heads: Annotated[int, typer.Option(help="Heads that every layer keeps.", rich_help_panel=BUDGETS)] = 0,
     min_neurons: Annotated[int, typer.Option(help="Neurons that every layer keeps.", rich_help_panel=BUDGETS)] = 0,
     uniform: Annotated[
@@ -41,7 +41,11 @@ def plan(
         encoder = wrapped(begun.load())
         table = ScoreTable.load(begun.needs("scores.json", "score"))
         if parameters is None and multiply_adds is None and latency is None:
-            limits: dict[str, Any] = {"round_to": round_to, "min_heads": min_heads, "min_neurons": min_neurons}
+            limits: dict[str, Any] = {
+                "round_to": multiple(round_to),
+                "min_heads": min_heads,
+                "min_neurons": min_neurons,
+            }
             kinds = {entry.unit.kind for entry in table.scores}
             typer.echo(
                 str(plan_range(encoder, kinds=kinds, uniform=uniform, latency=True, batch_size=batch_size, **limits))
@@ -54,7 +58,7 @@ def plan(
             parameters=budget("--parameters", parameters),
             multiply_adds=budget("--multiply-adds", multiply_adds),
             latency=budget("--latency", latency),
-            round_to=round_to,
+            round_to=multiple(round_to),
             min_heads=min_heads,
             min_neurons=min_neurons,
             uniform=uniform,

@@ -137,6 +137,11 @@ def _amount(text: str | None) -> Any:
         return text
 
 
+def multiple(text: str) -> Any:
+    """``--round-to`` as ``make_plan`` takes it."""
+    return int(text) if text.isdecimal() else text
+
+
 def append_line(path: Path, content: Any) -> None:
     """Adds a line of JSON to a log.
 

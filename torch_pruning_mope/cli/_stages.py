@@ -12,6 +12,7 @@ from ._config import record
 from ._data import Part
 from ._options import (
     BUDGETS,
+    TRAINING,
     BatchSizeOption,
     CalibrationOption,
     CaptionKeyOption,
@@ -40,10 +41,10 @@ from ._options import (
     TestOption,
     WorkersOption,
 )
-from ._run import Run, budget, first_rank
+from ._run import Run, budget, first_rank, multiple
 
 WidthOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="What may be left once heads and neurons have gone: '70%', '100M', 'image=70%,text=80%'.",
         rich_help_panel=BUDGETS,
@@ -57,7 +58,7 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
     @app.command(name, help=about)
     def command(
         run: RunArgument,
-        width: WidthOption = "70%",
+        width: WidthOption = None,
         parameters: ParametersOption = None,
         model: ModelOption = "tiny",
         data: DataOption = "emoji",
@@ -74,7 +75,21 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
         seed: SeedOption = 0,
         metric: MetricOption = "contrastive_loss",
         groups: GroupsOption = 16,
-        round_to: RoundToOption = 1,
+        round_to: RoundToOption = "1",
+        uniform: Annotated[
+            bool, typer.Option("--uniform", help="All layers of a tower keep as much.", rich_help_panel=BUDGETS)
+        ] = False,
+        rounds: Annotated[
+            int, typer.Option(help="Rounds of pruning a little and distilling.", min=1, rich_help_panel=BUDGETS)
+        ] = 1,
+        finetune_steps: Annotated[
+            int,
+            typer.Option(
+                help="Steps that the whole model is fine-tuned first; of finetune-stage.",
+                min=0,
+                rich_help_panel=TRAINING,
+            ),
+        ] = 0,
         steps: StepsOption = 1000,
         batch_size: BatchSizeOption = 256,
         learning_rate: LearningRateOption = 2e-5,
@@ -86,8 +101,14 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
         json: JsonOption = None,
         config: ConfigOption = None,
     ) -> None:
-        given = dict(locals())
+        given = {key: value for key, value in locals().items() if key not in {"name", "stage"}}  # free variables
         with one_line_errors():
+            first: dict[str, Any] = {"finetune_steps": finetune_steps} if stage is finetune_stage else {}
+            if finetune_steps and not first:
+                raise ValueError(
+                    f"--finetune-steps must be 0 for pretrain-stage, which prunes zero-shot; found {finetune_steps}. Use "
+                    "finetune-stage."
+                )
             record(run, name, given)
             begun = Run(run)
             loaded = begun.load()
@@ -103,7 +124,10 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
                 parameters=budget("--parameters", parameters),
                 metric=metric,
                 groups=groups,
-                round_to=round_to,
+                round_to=multiple(round_to),
+                uniform=uniform,
+                rounds=rounds,
+                **first,
                 progress=not quiet,
                 steps=steps,
                 batch_size=batch_size,

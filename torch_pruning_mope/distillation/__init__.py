@@ -8,14 +8,16 @@ DDP and FSDP take, is that of one process with the whole batch. All captions of 
 Losses are float32 at least, also under autocast. They do not look for NaN, which would wait for the device.
 """
 
+from ._cache import TeacherCache
 from ._chunks import chunked_backward
 from ._contrast import InfoNCELoss, SigmoidLoss
 from ._distillation import DistillationLoss, Encoded
 from ._features import FeatureLoss
 from ._hidden import Hidden, HiddenLoss
+from ._loop import TrainingStep
 from ._similarity import SimilarityLoss
 from ._teacher import TeacherEmbeddings
-from ._train import TrainingStep, check_training, distil
+from ._train import check_training, distil
 
 __all__ = [
     "DistillationLoss",
@@ -26,6 +28,7 @@ __all__ = [
     "InfoNCELoss",
     "SigmoidLoss",
     "SimilarityLoss",
+    "TeacherCache",
     "TeacherEmbeddings",
     "TrainingStep",
     "check_training",

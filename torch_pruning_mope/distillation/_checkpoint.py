@@ -19,6 +19,7 @@ def save_training(
     step: int,
     about: dict[str, Any],
     history: list[Any],
+    average: nn.Module | None = None,
 ) -> Path:
     """Writes a checkpoint, and removes the one before once it is complete.
 
@@ -29,6 +30,7 @@ def save_training(
         step: Steps done.
         about: What the run is, for a look before it goes on.
         history: What was logged so far.
+        average: The average of the model's weights, if there is one.
 
     Returns:
         The checkpoint's folder.
@@ -41,8 +43,11 @@ def save_training(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
+        modules = {"model": model} | ({} if average is None else {"average": average})
         tensors = {
-            f"model.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+            f"{kind}.{name}": tensor.detach().cpu().contiguous().clone()
+            for kind, module in modules.items()
+            for name, tensor in module.state_dict().items()
         }
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {
@@ -69,15 +74,20 @@ def latest_training(folder: Path) -> Path | None:
 
 
 def load_training(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    about: dict[str, Any],
+    average: nn.Module | None = None,
 ) -> tuple[int, list[Any]]:
-    """Mutates the model, its optimizer and the random states: as they were.
+    """Mutates the model, its optimizer, its average and the random states: as they were.
 
     Args:
         path: A checkpoint's folder.
         model: The model.
         optimizer: Its optimizer.
         about: What the run is.
+        average: The average of the model's weights, if there is one.
 
     Returns:
         Steps done, and what was logged.
@@ -95,7 +105,9 @@ def load_training(
         raise ValueError(
             f"path must be free, or of the same run; the one at {path} has other {', '.join(differing)}. Choose another path."
         )
-    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    for kind, module in (("model.", model), ("average.", average)):
+        if module is not None:
+            module.load_state_dict({name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)})
     own = optimizer.state_dict()
     own["state"] = {}
     for name, tensor in tensors.items():

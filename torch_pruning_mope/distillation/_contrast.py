@@ -3,26 +3,19 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._checks import check_embeddings, logits, owners, scalar
-from ._gather import Group, Rows, gathered, summed
+from ._gather import BatchLoss, Rows, gathered, summed
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(BatchLoss):
     """L_itc: the symmetric contrastive loss of CLIP (arXiv 2103.00020), over the batches of all ranks.
 
     Where an image has several captions, each is contrasted with the captions of *other* images, and the loss is the mean
     over captions: the loss of :class:`torch_pruning_mope.ContrastiveLoss`. An image without a caption is only contrasted
     with.
-
-    Args:
-        group: The process group whose ranks share the batch; by default all there are.
     """
-
-    def __init__(self, *, group: Group = None) -> None:
-        super().__init__()
-        self.group = group
 
     def forward(
         self,
@@ -48,19 +41,12 @@ class InfoNCELoss(nn.Module):
         return summed(share, self.group)
 
 
-class SigmoidLoss(nn.Module):
+class SigmoidLoss(BatchLoss):
     """L_itc as SigLIP has it (arXiv 2303.15343): every image and caption, of all ranks, is a pair or not.
 
     An image and each of its captions are a pair. The sum is divided by the number of captions, so that each caption has one
     pair and its negatives, however many captions its image has.
-
-    Args:
-        group: The process group whose ranks share the batch; by default all there are.
     """
-
-    def __init__(self, *, group: Group = None) -> None:
-        super().__init__()
-        self.group = group
 
     def forward(
         self,

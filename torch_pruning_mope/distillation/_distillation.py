@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._checks import check_counterparts, check_embeddings, owners, scalar
 from ._contrast import info_nce, sigmoid
 from ._features import check_sizes, features
-from ._gather import Group, gathered, summed
+from ._gather import BatchLoss, Group, gathered, summed
 from ._hidden import Hidden, hidden_states
 from ._similarity import similarity, teacher_rows
 
@@ -35,7 +35,7 @@ class Encoded:
     hidden: Hidden | None = None
 
 
-class DistillationLoss(nn.Module):
+class DistillationLoss(BatchLoss):
     """MoPE-CLIP's objective (arXiv 2403.07839): L_itc + α·L_sim + β·L_feat + γ·L_hidn.
 
     A term of weight 0 is not computed and needs no input; with ``contrastive`` alone no teacher is needed. With
@@ -63,7 +63,7 @@ class DistillationLoss(nn.Module):
         sigmoid: bool = False,
         group: Group = None,
     ) -> None:
-        super().__init__()
+        super().__init__(group=group)
         weights = {"contrastive": contrastive, "similarity": similarity, "features": features, "hidden": hidden}
         for name, weight in weights.items():
             if not math.isfinite(weight) or weight < 0:
@@ -74,7 +74,6 @@ class DistillationLoss(nn.Module):
             raise ValueError(f"weights must not all be 0; found {weights}. Give one term a weight, contrastive=1 say.")
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         self.sigmoid = sigmoid
-        self.group = group
 
     def forward(
         self,

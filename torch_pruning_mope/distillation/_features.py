@@ -4,25 +4,18 @@ from collections.abc import Sequence
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._checks import check_counterparts
-from ._gather import Group, row_counts, summed, unit
+from ._gather import BatchLoss, row_counts, summed, unit
 
 
-class FeatureLoss(nn.Module):
+class FeatureLoss(BatchLoss):
     """L_feat of MoPE-CLIP (arXiv 2403.07839): mean squared error of normalised embeddings, averaged over the towers.
 
     The mean is over embedding dimensions too, so that it is at most 4 / J, and the paper's weight of 1000 makes it matter. The
     teacher gets no gradient.
-
-    Args:
-        group: The process group whose ranks share the batch; by default all there are.
     """
-
-    def __init__(self, *, group: Group = None) -> None:
-        super().__init__()
-        self.group = group
 
     def forward(
         self,

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 Group = Any
@@ -34,6 +34,18 @@ class Rows:
     own: Float[Tensor, "n J"]
     all: Float[Tensor, "N J"]
     start: int
+
+
+class BatchLoss(nn.Module):
+    """A loss of a batch that ranks share; without parameters.
+
+    Args:
+        group: The process group whose ranks share the batch; by default all there are.
+    """
+
+    def __init__(self, *, group: Group = None) -> None:
+        super().__init__()
+        self.group = group
 
 
 def is_alone(group: Group) -> bool:

@@ -4,29 +4,22 @@ from collections.abc import Mapping
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._gather import Group, summed, total, wide
+from ._gather import BatchLoss, Group, summed, total, wide
 
 Hidden = Mapping[str, Mapping[int, Tensor]]
 """Hidden states by tower (``image``, ``text``) and by the block's index in the teacher, ``[B, T, width]`` each."""
 
 
-class HiddenLoss(nn.Module):
+class HiddenLoss(BatchLoss):
     """L_hidn of MoPE-CLIP (arXiv 2403.07839): mean squared error of the hidden states that leave the kept blocks.
 
     A block of the student is compared with the teacher's block that it was: the key is the index *before* any block was
     removed. Errors are means over batch, tokens and width, sums over blocks, and averaged over the two towers (which is
     how we read the paper's ½; a tower that is not given counts as zero). There is no projection, as in the paper: pruning
     heads, neurons and blocks leaves the residual width alone. The teacher gets no gradient.
-
-    Args:
-        group: The process group whose ranks share the batch; by default all there are.
     """
-
-    def __init__(self, *, group: Group = None) -> None:
-        super().__init__()
-        self.group = group
 
     def forward(
         self, hidden: Hidden, teacher_hidden: Hidden, lengths: Mapping[str, Int[Tensor, "_"]] | None = None

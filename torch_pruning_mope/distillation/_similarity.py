@@ -2,13 +2,13 @@
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._checks import check_counterparts, logits, scalar
-from ._gather import Group, Rows, gathered, summed
+from ._gather import BatchLoss, Group, Rows, gathered, summed
 
 
-class SimilarityLoss(nn.Module):
+class SimilarityLoss(BatchLoss):
     """L_sim of MoPE-CLIP (arXiv 2403.07839): soft cross-entropy from the teacher's similarities to the student's.
 
     The teacher's distribution over captions for each image, and over images for each caption, are the student's targets;
@@ -17,14 +17,7 @@ class SimilarityLoss(nn.Module):
 
     Embedding sizes may differ. There are no positives, so nothing depends on which caption describes which image. A bias of
     the logits (SigLIP's) changes neither distribution. The teacher gets no gradient.
-
-    Args:
-        group: The process group whose ranks share the batch; by default all there are.
     """
-
-    def __init__(self, *, group: Group = None) -> None:
-        super().__init__()
-        self.group = group
 
     def forward(
         self,

@@ -1,6 +1,6 @@
 """A dual encoder as one module whose forward encodes a batch, which is what data parallelism can wrap."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -40,15 +40,23 @@ class Student(nn.Module):
             What the losses take; hidden states by the number that a block had when the model was wrapped.
         """
         encoder = self._encoder[0]
-        with _watched(encoder, self.hidden) as seen:
+        with watched(encoder, TOWERS if self.hidden else ()) as seen:
             embedded = encoder.embed("image", images), encoder.embed("text", tokens)
         bias = getattr(encoder.model, "logit_bias", None)
         return Encoded(*embedded, encoder.logit_scale, bias, seen if self.hidden else None)
 
 
 @contextmanager
-def _watched(encoder: DualEncoder, wanted: bool) -> Iterator[dict[str, dict[int, Tensor]]]:
-    """What leaves each block, by tower and number; nothing if it is not wanted."""
+def watched(encoder: DualEncoder, towers: Collection[TowerName]) -> Iterator[dict[str, dict[int, Tensor]]]:
+    """What leaves each block, by tower and the number that it had when the model was wrapped.
+
+    Args:
+        encoder: The dual encoder.
+        towers: Whose blocks; of others there is nothing.
+
+    Yields:
+        What is filled as towers are run inside.
+    """
     seen: dict[str, dict[int, Tensor]] = {tower: {} for tower in TOWERS}
     handles = []
 
@@ -56,7 +64,7 @@ def _watched(encoder: DualEncoder, wanted: bool) -> Iterator[dict[str, dict[int,
         seen[tower][number] = first_tensor(output)
 
     try:
-        for tower in TOWERS if wanted else ():
+        for tower in towers:
             numbers = encoder.block_numbers(tower)
             for number, block in zip(numbers, encoder.towers[tower].blocks, strict=True):
                 if block.siblings is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..data import Pairs
 from ..encoder import DualEncoder
 from ..errors import WrongModelError
 from ..scoring import fingerprint
+from ._distillation import Encoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,31 @@ class TeacherEmbeddings:
     images: Float[Tensor, "I J"]
     texts: Float[Tensor, "N J"]
     logit_scale: float
+
+    @property
+    def num_images(self) -> int:
+        """How many images there are."""
+        return len(self.images)
+
+    @property
+    def num_captions(self) -> int:
+        """How many captions there are."""
+        return len(self.texts)
+
+    def encoded(
+        self, rows: Int[Tensor, "B"], captions: Int[Tensor, "C"], device: torch.device | str = "cpu"
+    ) -> Encoded:
+        """What the teacher makes of some images and captions.
+
+        Args:
+            rows: Which images.
+            captions: Which captions.
+            device: Where it is wanted.
+
+        Returns:
+            Embeddings.
+        """
+        return Encoded(self.images[rows].to(device), self.texts[captions].to(device), self.logit_scale)
 
     @classmethod
     def of(

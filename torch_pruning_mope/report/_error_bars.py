@@ -10,7 +10,7 @@ from ..planning import Plan
 from ..scoring import Score, ScoreTable
 from ._heat_maps import KINDS, score_label, score_norm, score_ticks, signed
 from ._kept import removed_channels, share_removed
-from ._theme import BLUE, GREY, INK, ORANGE
+from ._theme import BLUE, GREY, INK, ORANGE, PAGE
 
 _LINEAR = 40
 """Times the typical standard error up to which scores fit on a linear scale."""
@@ -53,7 +53,7 @@ def draw_error_bars(table: ScoreTable, tower: str, kind: str, plan: Plan | None 
     axes.set_xlabel("lowest score first")
     axes.set_ylabel(score_label(table).removeprefix("score: what its removal "), fontsize=9)
     if plan is not None:
-        axes.legend(loc="upper left", frameon=False, fontsize=9)
+        axes.legend(loc="upper left", facecolor=PAGE, edgecolor="none", framealpha=1, fontsize=9)
     return figure
 
 

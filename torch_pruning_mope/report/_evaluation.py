@@ -10,6 +10,8 @@ from ._json import read_json
 from ._text import clean
 
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+"""Of zero-shot classification, and what they are called."""
 _STAGES = ("dense", "pruned", "distilled")
 _LONGEST = 60
 
@@ -20,13 +22,15 @@ class Evaluation:
 
     Attributes:
         model: Its label.
-        criterion: What chose the units to remove.
+        criterion: What chose the units to remove; empty if it does not say.
         stage: ``dense``, ``pruned`` or ``distilled``; or another word.
         parameters: All parameters.
         multiply_adds: Of an image and a caption.
         latency_ms: Milliseconds, if measured.
         recalls: Percent by name (``i2t_r1`` …), those that were measured.
         pairs: Test images, if it says.
+        accuracies: Percent by name (``top1`` …), of zero-shot classification.
+        about: What it was evaluated on, in words; empty if it does not say.
     """
 
     model: str
@@ -37,11 +41,13 @@ class Evaluation:
     latency_ms: float | None
     recalls: Mapping[str, float]
     pairs: int | None
+    accuracies: Mapping[str, float]
+    about: str
 
     @property
     def label(self) -> str:
         """Its name in figures, short of the model's own."""
-        return "dense" if self.stage == "dense" else f"{self.criterion}, {self.stage}"
+        return "dense" if self.stage == "dense" else ", ".join(filter(None, [self.criterion, self.stage]))
 
     @property
     def r1(self) -> float | None:
@@ -67,6 +73,24 @@ def read_evaluation(path: Path) -> list[Evaluation]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f'{path} must hold {{"rows": [{{...}}, ...]}}; found no such list. Evaluate again.')
     return _ordered([_row(path, number, row) for number, row in enumerate(rows, start=1)])
+
+
+def by_data(rows: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+    """The rows by what they were evaluated on, in order."""
+    found: dict[str, list[Evaluation]] = {}
+    for row in rows:
+        found.setdefault(row.about, []).append(row)
+    return found
+
+
+def models_of(rows: Sequence[Evaluation]) -> list[Evaluation]:
+    """One row per model, evaluated on several data or not; the first that has a latency, if any has."""
+    found: dict[tuple[str, str, str], Evaluation] = {}
+    for row in rows:
+        key = (row.model, row.criterion, row.stage)
+        if key not in found or (found[key].latency_ms is None and row.latency_ms is not None):
+            found[key] = row
+    return list(found.values())
 
 
 def labels(rows: Sequence[Evaluation]) -> list[str]:
@@ -100,8 +124,10 @@ def _ordered(rows: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def _row(path: Path, number: int, row: Mapping[str, Any]) -> Evaluation:
-    def word(name: str) -> str:
+    def word(name: str, *, needed: bool = True) -> str:
         value = row.get(name)
+        if not needed and (value is None or value == ""):
+            return ""
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{path}, row {number}: {name} must be a word; found {value!r}. Evaluate again.")
         return clean(value.strip(), _LONGEST)
@@ -119,14 +145,17 @@ def _row(path: Path, number: int, row: Mapping[str, Any]) -> Evaluation:
         value = amount(name)
         return None if value is None else int(value)
 
-    recalls = {name: amount(name, 100.0) for name in RECALLS}
+    shares = {name: amount(name, 100.0) for name in (*RECALLS, *ACCURACIES)}
+    measured = {name: value for name, value in shares.items() if value is not None}
     return Evaluation(
         word("model"),
-        word("criterion"),
+        word("criterion", needed=False),
         word("stage"),
         count("parameters"),
         count("multiply_adds"),
         amount("latency_ms"),
-        {name: float(value) for name, value in recalls.items() if value is not None},
+        {name: value for name, value in measured.items() if name in RECALLS},
         count("pairs"),
+        {name: value for name, value in measured.items() if name in ACCURACIES},
+        ", ".join(filter(None, (word(name, needed=False) for name in ("task", "data", "part")))),
     )

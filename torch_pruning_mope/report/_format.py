@@ -32,6 +32,11 @@ def change(before: int | float, after: int | float) -> str:
     return f"{'−' if percent < 0 else '+'}{abs(percent):.0f} %" if round(percent) else "±0 %"
 
 
+def in_words(name: str) -> str:
+    """A name from a file as people write it: ``multiply-adds``, ``min heads``."""
+    return name.replace("multiply_adds", "multiply-adds").replace("_", " ")
+
+
 @dataclass(frozen=True)
 class Measure:
     """Something that a model takes.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..planning import Plan
-from ._evaluation import Evaluation, own_criterion
+from ._evaluation import Evaluation, by_data, models_of, own_criterion
 from ._format import MEASURES, amount, change
 
 
@@ -37,6 +37,7 @@ def cards_of(rows: Sequence[Evaluation], plan: Plan | None) -> list[Card]:
     Returns:
         The cards.
     """
+    rows = next((own for own in by_data(rows).values() if own[0].r1 is not None), models_of(rows))
     criterion = own_criterion(rows)
     dense = next((row for row in rows if row.stage == "dense"), None)
     own = [row for row in rows if row.stage != "dense" and row.criterion == criterion]

@@ -6,7 +6,7 @@ from functools import partial
 
 from ._bars import draw_recalls, draw_sizes
 from ._curves import draw_curves
-from ._evaluation import RECALLS, Evaluation, labels
+from ._evaluation import ACCURACIES, RECALLS, Evaluation, by_data, labels, models_of
 from ._figures import Gallery, Shown, Table
 from ._format import MEASURES
 from ._run import Run
@@ -17,6 +17,7 @@ _MOST_ROWS = 400
 
 def size_figures(rows: Sequence[Evaluation], gallery: Gallery) -> list[Shown]:
     """Parameters, multiply-adds and latency."""
+    rows = models_of(rows)
     if not any(measure.of(row) is not None for row in rows for measure in MEASURES):
         return []
     table = Table(
@@ -35,10 +36,13 @@ def size_figures(rows: Sequence[Evaluation], gallery: Gallery) -> list[Shown]:
 
 
 def recall_figures(rows: Sequence[Evaluation], gallery: Gallery) -> list[Shown]:
-    """Recall of all models."""
+    """Recall of all models, a figure for each data that they were evaluated on."""
+    groups = by_data([row for row in rows if row.recalls])
+    return [_recall_figure(own, about, place, gallery) for place, (about, own) in enumerate(groups.items(), start=1)]
+
+
+def _recall_figure(rows: Sequence[Evaluation], about: str, place: int, gallery: Gallery) -> Shown:
     measured = [name for name in RECALLS if any(name in row.recalls for row in rows)]
-    if not measured:
-        return []
     headings = [name.replace("i2t_r", "image→text R@").replace("t2i_r", "text→image R@") for name in measured]
     table = Table(
         ["model", *headings, "pairs"],
@@ -52,11 +56,31 @@ def recall_figures(rows: Sequence[Evaluation], gallery: Gallery) -> list[Shown]:
         ],
     )
     caption = (
-        "Retrieval on test pairs: bars R@1, lines R@5, diamonds R@10. Solid grey: dense; hatched orange: pruned, not trained; "
-        "solid blue: distilled."
+        f"Retrieval{f' ({about})' if about else ' on test pairs'}: bars R@1, lines R@5, diamonds R@10. Solid grey: dense; "
+        "hatched orange: pruned, not trained; solid blue: distilled."
     )
     label = "Bars of the recall of each model, image to text and text to image."
-    return [gallery.show("recall", partial(draw_recalls, rows), label=label, caption=caption, table=table)]
+    name = "recall" if place == 1 else f"recall-{place}"
+    return gallery.show(name, partial(draw_recalls, rows), label=label, caption=caption, table=table)
+
+
+def accuracy_tables(rows: Sequence[Evaluation]) -> dict[str, Table]:
+    """Zero-shot accuracies of all models, by what they were evaluated on."""
+    groups = by_data([row for row in rows if row.accuracies])
+    return {
+        about: Table(
+            ["model", *ACCURACIES.values(), "images"],
+            [
+                [
+                    name,
+                    *(_or_dash(row.accuracies.get(key), "{:.1f}".format) for key in ACCURACIES),
+                    _or_dash(row.pairs, "{:.0f}".format),
+                ]
+                for name, row in zip(labels(own), own, strict=True)
+            ],
+        )
+        for about, own in groups.items()
+    }
 
 
 def training_figures(run: Run, gallery: Gallery) -> list[Shown]:

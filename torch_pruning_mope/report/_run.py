@@ -27,6 +27,8 @@ MAKERS = {
     "examples.json": "changed_examples",
 }
 """Which files there may be, and what makes them."""
+STAGE_FILES = {"scores.json": "width.json", "plan.json": "width-plan.json"}
+"""What a stage calls its first scores and plan."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"run_folder must be a folder; found none at {folder}.")
-    missing = tuple(name for name in MAKERS if not (folder / name).is_file())
+    files = {name: _file(folder, name) for name in MAKERS}
+    missing = tuple(name for name in MAKERS if not files[name].is_file())
     if len(missing) == len(MAKERS):
         raise FileNotFoundError(
             f"run_folder must hold one of {', '.join(MAKERS)} at least; found none of them in {folder}. Score a model first: "
@@ -79,12 +82,12 @@ def read_run(folder: Path) -> Run:
         )
 
     def read(name: str, reader: Callable[[Path], T]) -> T | None:
-        return None if name in missing else reader(folder / name)
+        return None if name in missing else reader(files[name])
 
     config = folder / "config.yaml"
     scores, plan = read("scores.json", ScoreTable.load), read("plan.json", Plan.load)
-    _check_units(folder / "scores.json", [] if scores is None else [score.unit for score in scores.scores])
-    _check_units(folder / "plan.json", [] if plan is None else plan.units)
+    _check_units(files["scores.json"], [] if scores is None else [score.unit for score in scores.scores])
+    _check_units(files["plan.json"], [] if plan is None else plan.units)
     return Run(
         name=clean(folder.resolve().name),
         config=clean(config.read_text(encoding="utf-8", errors="replace")) if config.is_file() else None,
@@ -96,6 +99,12 @@ def read_run(folder: Path) -> Run:
         missing=missing,
         notes=_notes(scores, plan),
     )
+
+
+def _file(folder: Path, name: str) -> Path:
+    """A file of the run, or what a stage has in its place."""
+    path = folder / name
+    return folder / STAGE_FILES.get(name, name) if not path.is_file() else path
 
 
 def _check_units(path: Path, units: Sequence[Unit]) -> None:

@@ -8,7 +8,7 @@ from ..planning import Plan
 from ..scoring import Score
 from ._error_bars import draw_error_bars
 from ._figures import Gallery, Shown, Table
-from ._format import amount, change, milliseconds
+from ._format import amount, change, in_words, milliseconds
 from ._heat_maps import KINDS, draw_heat_maps, short_number, signed
 from ._kept import Layer, draw_kept, layers_of
 from ._run import Run
@@ -90,7 +90,7 @@ def footprint_table(plan: Plan) -> Table:
         for name in ("parameters", "token_embedding", "multiply_adds"):
             was, now = getattr(before, name), getattr(after, name)
             if was or now:
-                rows.append([f"{tower} {name.replace('_', ' ')}", amount(was), amount(now), change(was, now)])
+                rows.append([f"{tower} {in_words(name)}", amount(was), amount(now), change(was, now)])
         latency = plan.settings.get("latency") or {}
         if tower in latency.get("before", {}) and tower in latency.get("after", {}):
             was, now = (1000 * float(latency[side][tower]) for side in ("before", "after"))

@@ -11,9 +11,10 @@ from ..planning import Plan
 from ._examples import OUTCOMES, ChangedExamples
 from ._figures import Gallery
 from ._files import write_whole
+from ._format import in_words
 from ._headline import cards_of
 from ._kept import layers_of
-from ._model_sections import recall_figures, size_figures, training_figures
+from ._model_sections import accuracy_tables, recall_figures, size_figures, training_figures
 from ._run import MAKERS, read_run
 from ._text import clean
 from ._unit_sections import footprint_table, kept_figures, kept_table, score_figures
@@ -66,6 +67,7 @@ def write_report(
         footprints=None if run.plan is None else footprint_table(run.plan),
         sizes=size_figures(run.evaluation, gallery),
         recalls=recall_figures(run.evaluation, gallery),
+        accuracies=accuracy_tables(run.evaluation),
         training=training_figures(run, gallery),
         outcomes=OUTCOMES,
     )
@@ -75,13 +77,13 @@ def write_report(
 
 def _settings(plan: Plan) -> dict[str, str]:
     """What the plan was asked for, in words; times stand in a table of their own."""
-    found = {name.replace("_", " "): value for name, value in plan.settings.items() if name != "latency"}
+    found = {in_words(name): value for name, value in plan.settings.items() if name != "latency"}
     return {clean(str(name)): clean(_words(value), 500) for name, value in found.items() if value is not None}
 
 
 def _words(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{str(name).replace('_', ' ')}: {_words(own)}" for name, own in value.items())
+        return ", ".join(f"{in_words(str(name))}: {_words(own)}" for name, own in value.items())
     return str(value)
 
 

@@ -15,6 +15,7 @@ from ._graph import (
     tracing_forward,
     uncuttable,
 )
+from ._record import noted_channels, record
 from ._swap import exchange, prunable_attention, register_attention, swap_attention
 
 __all__ = [
@@ -27,8 +28,10 @@ __all__ = [
     "customized_pruners",
     "exchange",
     "masking_is_removal",
+    "noted_channels",
     "prunable_attention",
     "reached_leaves",
+    "record",
     "register_attention",
     "swap_attention",
     "tracing_forward",

@@ -14,6 +14,7 @@ from torch_pruning.pruner import function
 from .._state import trainable
 from ..errors import UngroupedParametersError
 from ._attention import HeadProjection, tracing
+from ._record import recording_pruners
 
 UnwrappedParameters = list[tuple[nn.Parameter, int]]
 
@@ -100,7 +101,7 @@ class _UnboundedOutputPruner(tp.ops.OutputPruner):  # type: ignore[misc]
 
 
 def customized_pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
-    """Fresh pruners for the layer types whose own pruner in Torch-Pruning is wrong here.
+    """Fresh pruners for the layer types whose own pruner in Torch-Pruning is wrong here, or takes no notes.
 
     Args:
         model: The model, for the LayerNorm subclasses in it (Torch-Pruning looks up the exact class, trap N).
@@ -109,7 +110,8 @@ def customized_pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
         What ``customized_pruners`` of a Torch-Pruning constructor takes.
     """
     norms = {type(module) for module in model.modules() if isinstance(module, nn.LayerNorm)}
-    pruners: dict[type[nn.Module], Any] = dict.fromkeys(norms, _SortedLayerNormPruner())
+    pruners: dict[type[nn.Module], Any] = recording_pruners(model)
+    pruners |= dict.fromkeys(norms, _SortedLayerNormPruner())
     pruners[tp.ops._OutputOp] = _UnboundedOutputPruner()
     pruners[HeadProjection] = _HeadProjectionPruner()
     return pruners

@@ -37,11 +37,10 @@ def prune(encoder: DualEncoder, *, width: float = 0.0, blocks: bool = False, hea
     importance = mope.WeightedImportance(encoder, [(random, 1.0)], fallback=random)
     heads = any(len([b for b in tower.blocks if b.attention]) for tower in encoder.towers.values())
     ratios: dict[str, Any] = {"head_ratio": head_ratio if heads else 0.0, "ffn_ratio": 0.5, "global_pruning": True}
-    for tower in ("image", "text"):
-        try:
-            mope.prune(encoder, importance, width_ratio=width, towers=(tower,), **ratios)
-        except ValueError:  # the width of some towers cannot be cut
-            mope.prune(encoder, importance, towers=(tower,), **ratios)
+    try:
+        mope.prune(encoder, importance, width_ratio=width, **ratios)
+    except ValueError:  # the width of some towers cannot be cut
+        mope.prune(encoder, importance, **ratios)
     for tower in ("image", "text") if blocks else ():
         loose = [place for place, block in enumerate(encoder.towers[tower].blocks) if block.siblings is not None]
         if len(loose) > 1:

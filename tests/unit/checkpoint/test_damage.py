@@ -28,6 +28,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "vocab_size": 60}}
     with pytest.MonkeyPatch.context() as patch:
         register(folder, patch, **{"Small-8": small})
+        torch.manual_seed(0)
         encoder = DualEncoder(open_clip.create_model("Small-8").eval())
         prune(encoder)
         encoder.save_pretrained(folder / "saved", base="Small-8")
@@ -261,7 +262,10 @@ def test_refused(damage: Callable[[Path, random.Random], None], sound: Path, tmp
             lambda c: c["towers"]["image"]["layers"][0].update(kept_heads=[[0, 0], [0, 0]]),
             r"must be \d units in order, each",
         ),
-        (lambda c: c["towers"]["text"]["layers"][0].update(neurons=1), r"towers must be as wide as the tensors"),
+        (
+            lambda c: c["towers"]["text"]["layers"][0].update(neurons=1, kept_neurons=None),
+            r"towers must be as wide as the tensors",
+        ),
         (
             lambda c: c["tensors"].update({"ln_final.bias": "float16 8"}),
             r"tensors that config.json lists, .*ln_final.bias",
@@ -269,6 +273,9 @@ def test_refused(damage: Callable[[Path, random.Random], None], sound: Path, tmp
         (lambda c: c["files"].pop("model.safetensors"), r"files must name model.safetensors"),
         (lambda c: c["embedding"].update(context=9), r"embedding must be .*'context': 8.*found .*'context': 9"),
         (lambda c: c.update(more=1), r"must have the fields"),
+        (lambda c: c.update(towers=10**12), r"towers must be an object of image, text; found 1000000000000"),
+        (lambda c: c.update(versions={}), r"versions must be texts, that of torch-pruning-mope among them"),
+        (lambda c: c.update(buffers={}), r"buffers must be \['attn_mask'\], found \[\]"),
         (lambda c: c.update(heads_left={"visual": [0]}), r"heads_left must be of \[\], found \['visual'\]"),
     ],
 )

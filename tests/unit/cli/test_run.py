@@ -112,6 +112,21 @@ def test_evaluation_export_and_report(begun: Path, tmp_path: Path) -> None:
     assert "A &lt;small&gt; run" in page
 
 
+def test_a_stage_from_scoring_to_the_report(tmp_path: Path) -> None:
+    run = tmp_path / "stage"
+    train = ("--train-pairs", 32, "--steps", 1, "--batch-size", 16)
+    budgets = ("--width", "image=80%,text=95%", "--parameters", "image=70%")
+    mope_command("pretrain-stage", run, *SMALL, "--groups", 1, *budgets, *train)
+    assert mope.load(run / "distilled").model is not None
+    mope_command("evaluate", run, *SMALL)
+    stages = [row["stage"] for row in json.loads((run / "evaluation.json").read_text())["rows"]]
+    assert stages == ["dense", "distilled"]
+    mope_command("report", run, "--examples", 0)
+    assert "scores.json" not in (run / "report.html").read_text().partition("Missing")[2][:200]
+    refused = mope_command("pretrain-stage", tmp_path / "x", "--finetune-steps", 2, code=2)
+    assert "--finetune-steps must be 0 for pretrain-stage" in " ".join(refused.stderr.split())
+
+
 def test_one_model_by_name(tmp_path: Path) -> None:
     result = mope_command("evaluate", "--model", "tiny", *SMALL, "--json", "-")
     assert json.loads(result.stdout[result.stdout.index("{") :])["rows"][0]["pairs"] == 16

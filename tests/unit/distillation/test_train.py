@@ -194,7 +194,7 @@ def test_a_loss_that_is_no_number_stops(teacher: mope.DualEncoder, train: mope.P
         ({"steps": 1, "chunks": 2}, "chunks must be 1 for the term 'hidden'"),
         (
             {"steps": 1, "loss": DistillationLoss(), "teacher": None},
-            "teacher must be a DualEncoder for the term 'hidden'",
+            "teacher must be a DualEncoder, or a TeacherCache with hidden=True, for the term 'hidden'",
         ),
     ],
 )

@@ -179,7 +179,9 @@ def test_wrapped_pruned_and_plain_models() -> None:
     assert plain.training  # left as it was
     importance = mope.MoPEImportance(encoder, pairs, progress=False)
     mope.prune(encoder, importance, head_ratio=0.5, ffn_ratio=0.5)
-    assert evaluate_retrieval(encoder, pairs) == evaluate_retrieval(encoder.model, pairs)
+    pruned = evaluate_retrieval(encoder, pairs)
+    assert pruned == evaluate_retrieval(encoder.model, pairs)
+    assert pruned == evaluate_retrieval(mope.fold(encoder), pairs)
 
 
 def test_models_of_transformers() -> None:

@@ -69,6 +69,22 @@ def test_rows_are_in_order_and_dense_comes_first(full_run: Path) -> None:
     assert rows[1].r1 == pytest.approx((50.0 + 47.5) / 2)
 
 
+def test_rows_of_the_evaluation_command_are_read(tmp_path: Path) -> None:
+    dense = {
+        "model": "m",
+        "criterion": "",
+        "stage": "dense",
+        "task": "zero_shot",
+        "data": "x/",
+        "part": "all",
+        "top1": 50,
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps({"rows": [dense, {**dense, "stage": "pruned"}]}))
+    rows = read_evaluation(tmp_path / "evaluation.json")
+    assert labels(rows) == ["dense", "pruned"]
+    assert [(row.accuracies, row.about) for row in rows] == [({"top1": 50.0}, "zero_shot, x/, all")] * 2
+
+
 def test_rows_of_one_label_are_told_apart_by_their_models(tmp_path: Path) -> None:
     rows = [row("MoPE", "pruned", model=name) for name in ("a", "b")]
     (tmp_path / "evaluation.json").write_text(json.dumps({"rows": rows}))

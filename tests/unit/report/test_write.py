@@ -212,6 +212,26 @@ def test_rows_without_numbers_make_no_figures(tmp_path: Path) -> None:
     assert "holds none in its evaluation.json" in page.sections["recall"]
 
 
+def test_several_data_have_a_figure_each_and_accuracies_a_table(tmp_path: Path) -> None:
+    rows = [
+        {**row(criterion, stage), "task": task, "data": data, **(more if task == "zero_shot" else {"i2t_r1": recall})}
+        for task, data, recall in (("zero_shot", "folder", 0), ("retrieval", "coco", 40), ("retrieval", "flickr", 55))
+        for criterion, stage, more in (
+            ("dense", "dense", {"top1": 71.25, "top5": None}),
+            ("MoPE", "pruned", {"top1": 66.0}),
+        )
+    ]
+    for entry in rows[:2]:
+        for name in [name for name in entry if "_r" in name]:
+            del entry[name]
+    page = Page(write_report(bare(tmp_path / "run", evaluation_json={"rows": rows})).read_text(encoding="utf-8"))
+    assert len(page.all("svg")) == 3
+    assert (page.row("dense", "top-1"), page.row("MoPE, pruned", "top-1")) == ("71.2", "66.0")
+    assert "zero_shot, folder" in page.sections["recall"]
+    assert "49.2 → to 49.2" in " ".join(page.sections["numbers"].split())  # of the first data with recalls
+    assert [len(cells) for cells in page.tables[0]] == [4, 4, 4]  # sizes: each model once
+
+
 def test_a_plan_alone_says_what_went(full_run: Path, tmp_path: Path) -> None:
     shutil.copy(full_run / "plan.json", tmp_path)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))

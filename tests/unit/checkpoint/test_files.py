@@ -1,0 +1,192 @@
+"""Written all or not at all, and shared on the Hub."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import torch_pruning_mope as mope
+from torch_pruning_mope import DualEncoder, ModelLoadError
+from torch_pruning_mope.checkpoint import _save, load
+from torch_pruning_mope.checkpoint._files import is_plain, written
+from torch_pruning_mope.checkpoint._json import parse, seal, unseal
+
+from .cases import prune
+
+
+@pytest.fixture(scope="module")
+def encoder() -> DualEncoder:
+    return DualEncoder(mope.load_tiny_clip())
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("part", ["save_file", "seal", "sha256_of", "replace"])
+def test_a_full_disk_leaves_what_was_there(
+    part: str, encoder: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "saved"
+    encoder.save_pretrained(folder)
+    (folder / "scores.json").write_text("{}")
+    before = tree(tmp_path)
+    other = DualEncoder(mope.load_tiny_clip())
+    prune(other)
+    if part == "replace":
+        move = Path.replace
+
+        def moves(self: Path, target: Path) -> Path:
+            if self.name == "config.json" and self.parent.name == "new":  # the last of all
+                full()
+            return move(self, target)
+
+        monkeypatch.setattr(Path, "replace", moves)
+    else:
+        monkeypatch.setattr(_save, part, full)
+    with pytest.raises(OSError, match="No space left"):
+        other.save_pretrained(folder)
+    with pytest.raises(OSError, match="No space left"):
+        other.save_pretrained(tmp_path / "new" / "one")
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+    monkeypatch.undo()
+    DualEncoder.from_pretrained(folder)
+    other.save_pretrained(folder)
+    assert DualEncoder.from_pretrained(folder).removed == other.removed
+    assert (folder / "scores.json").exists()
+
+
+def test_a_card_of_ones_own_stays(encoder: DualEncoder, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path, metrics={"R@1": 1.0})
+    encoder.save_pretrained(tmp_path, metrics={"R@1": 2.0})
+    assert "| R@1 | 2 |" in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("mine")
+    encoder.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_file_is_no_folder(encoder: DualEncoder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="folder must be a folder, or nothing yet; found a file"):
+        encoder.save_pretrained(tmp_path / "file")
+    with pytest.raises(ModelLoadError, match="path_or_repo must be the folder of a checkpoint or a repository"):
+        DualEncoder.from_pretrained(tmp_path / "file")
+    with pytest.raises(ModelLoadError, match=r"a checkpoint must hold config.json, found none"):
+        DualEncoder.from_pretrained(tmp_path)
+
+
+def test_saving_over_the_checkpoint_in_use(encoder: DualEncoder, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path)
+    loaded = DualEncoder.from_pretrained(tmp_path)
+    prune(loaded)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = loaded.embed("image", images)
+        loaded.save_pretrained(tmp_path)
+        assert torch.equal(loaded.embed("image", images), expected)
+        assert torch.equal(DualEncoder.from_pretrained(tmp_path).embed("image", images), expected)
+
+
+def test_the_hubs_cache(encoder: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files there are links out of the snapshot, to the repository's blobs."""
+    encoder.save_pretrained(tmp_path / "saved")
+    root = tmp_path / "hub" / "models--me--pruned"
+    snapshot = root / "snapshots" / ("0" * 40)
+    for folder in (root / "refs", root / "blobs", snapshot):
+        folder.mkdir(parents=True)
+    (root / "refs" / "main").write_text("0" * 40)
+    for place, file in enumerate(sorted((tmp_path / "saved").iterdir())):
+        shutil.move(file, root / "blobs" / str(place))
+        (snapshot / file.name).symlink_to(os.path.relpath(root / "blobs" / str(place), snapshot))
+    options: dict[str, Any] = {"cache_dir": tmp_path / "hub"}
+    loaded = DualEncoder.from_pretrained("me/pruned", local_files_only=True, **options)
+    assert loaded.counts() == encoder.counts()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load("me/pruned", **options).model is not None
+    assert mope.load_model("mope:me/pruned", **options).model is not None
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to("/etc/hostname")
+    with pytest.raises(ModelLoadError, match=r"model.safetensors must lie inside of the checkpoint's folder"):
+        load("me/pruned", **options)
+
+
+def test_push_to_hub(encoder: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def create(_self: HfApi, repo_id: str, **options: Any) -> Any:
+        asked["create"] = options
+        return type("Repository", (), {"repo_id": f"me/{repo_id}"})
+
+    def upload(_self: HfApi, *, folder_path: str, **options: Any) -> str:
+        shutil.copytree(folder_path, tmp_path / "uploaded")
+        asked["upload"] = options
+        return "https://hub/commit"
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    found = encoder.save_pretrained(tmp_path / "pruned", push_to_hub=True, private=True, branch="dev")
+    assert found == "https://hub/commit"
+    assert asked["create"] == {"private": True, "exist_ok": True}
+    assert (asked["upload"]["repo_id"], asked["upload"]["revision"]) == ("me/pruned", "dev")
+    assert sorted(path.name for path in (tmp_path / "uploaded").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert DualEncoder.from_pretrained(tmp_path / "uploaded").counts() == encoder.counts()
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=40)
+@given(st.dictionaries(st.text(min_size=1), values, max_size=5), st.data())
+def test_sealed_json_comes_back_and_no_bit_of_it_can_change(content: dict[str, Any], data: st.DataObject) -> None:
+    content.pop("checksum", None)
+    sealed = seal(content)
+    assert unseal(sealed, "file") == content
+    place, bit = data.draw(st.integers(0, len(sealed) - 1)), data.draw(st.integers(0, 7))
+    spoiled = bytearray(sealed)
+    spoiled[place] ^= 1 << bit
+    with pytest.raises(ModelLoadError):
+        unseal(bytes(spoiled), "file")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_object_or_refused(data: bytes) -> None:
+    found: dict[str, Any] | None = None
+    with contextlib.suppress(ModelLoadError):  # and nothing else
+        found = parse(data, "file")
+    assert found is None or isinstance(found, dict)
+
+
+@given(st.text(max_size=12))
+def test_plain_names_stay_in_their_folder(name: str) -> None:
+    if is_plain(name):
+        assert (Path("/a/b") / name).resolve().parent == Path("/a/b")
+
+
+def test_what_is_not_written_is_skipped(tmp_path: Path) -> None:
+    with written(tmp_path / "folder", ["a", "b"]) as new:
+        (new / "b").write_text("b")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["b"]

@@ -1,0 +1,242 @@
+"""Teachers of other sizes and precisions, kept teachers, averaged weights, trackers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, on_main_process
+
+import torch_pruning_mope as mope
+from tests.asserts import assert_close, unchanged
+from tests.unit.models import clip, pairs_for
+from torch_pruning_mope.distillation import DistillationLoss, TeacherCache, TeacherEmbeddings, TrainingStep, distil
+from torch_pruning_mope.distillation import _cache as cache_module
+from torch_pruning_mope.distillation._student import Student
+
+from .test_train import QUICK, Killed, _dies_at, student_of, weights
+
+OTHER: dict[str, Any] = {"vision": {"image_size": 32}, "text": {"context_length": 12, "vocab_size": 60, "eos_id": 59}}
+
+
+@pytest.fixture
+def teacher() -> mope.DualEncoder:
+    return mope.DualEncoder(clip())
+
+
+@pytest.fixture
+def train() -> mope.Pairs:
+    return pairs_for(clip(), 20, captions=2)
+
+
+def losses(student: mope.DualEncoder, pairs: Any, **arguments: Any) -> list[float]:
+    return [entry.loss for entry in distil(student, pairs, **{"steps": 3, **QUICK, **arguments})]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_is_kept_on_disk_teaches_as_the_teacher_does(
+    teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path, hidden: bool
+) -> None:
+    with unchanged(teacher.model):
+        kept = TeacherCache.of(teacher, train, path=tmp_path, hidden=hidden, shard_size=6, batch_size=4)
+    assert len(list(tmp_path.iterdir())) == 4 + 7
+    loss = None if hidden else DistillationLoss(hidden=0.0)
+    live = losses(student_of(teacher), train, teacher=teacher, loss=loss)
+    assert losses(student_of(teacher), train, teacher=kept) == pytest.approx(live, rel=1e-5)
+    # The same bits as the teacher's, where it is run in the same batches.
+    rows, captions = torch.tensor([13, 2, 12, 19, 2]), torch.tensor([30, 0, 39, 5, 17])
+    found = kept.encoded(rows, captions)
+    with torch.no_grad():
+        parts = [Student(teacher, hidden=True)(train.images[i : i + 1], train.tokens[:1]) for i in rows]
+        assert_close(found.images, torch.cat([part.images for part in parts]), 1e-6)
+    assert (found.hidden is not None) == hidden
+    if found.hidden is not None:
+        assert found.hidden["image"].keys() == {0, 1, 2}
+        for block, states in found.hidden["image"].items():
+            assert_close(states, torch.cat([part.hidden["image"][block] for part in parts]), 1e-5)  # type: ignore[index]
+        assert found.hidden["text"][1].shape == (5, 9, 36)
+
+
+def test_an_interrupted_cache_goes_on(
+    teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, written = cache_module.save_file, list[str]()
+
+    def full_at_third(tensors: Any, path: Path, about: Any) -> None:
+        written.append(Path(path).name)
+        original(tensors, path, about)
+        if len(written) == 3:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    arguments: dict[str, Any] = {"path": tmp_path, "shard_size": 8, "hidden": True, "dtype": torch.float16}
+    monkeypatch.setattr(cache_module, "save_file", full_at_third)
+    with pytest.raises(OSError, match="No space left"):
+        TeacherCache.of(teacher, train, **arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"image-0000{n}.safetensors" for n in (0, 1)]
+    kept = TeacherCache.of(teacher, train, **arguments)
+    assert [name.split(".")[0] for name in written[3:]] == ["image-00002", *(f"text-0000{n}" for n in range(5))]
+    found = kept.encoded(torch.arange(20), torch.arange(40))
+    assert found.hidden is not None
+    assert found.hidden["text"][0].dtype == torch.float16
+    assert found.images.dtype == torch.float32
+    with torch.no_grad():
+        assert_close(found.images, teacher.embed("image", train.images), 1e-6)
+    TeacherCache.of(teacher, train, **arguments)
+    assert len(written) == 9
+    for other, name in (({"dtype": None}, "dtype"), ({"hidden": False}, "hidden"), ({"shard_size": 4}, "shard_size")):
+        with pytest.raises(mope.WrongModelError, match=rf"is for other {name}\. Choose another path"):
+            TeacherCache.of(teacher, train, **arguments | other)
+    with pytest.raises(mope.WrongModelError, match="is for other weights"):
+        TeacherCache.of(mope.DualEncoder(clip(seed=1)), train, **arguments)
+    with pytest.raises(ValueError, match="batch_size and shard_size must be at least 1"):
+        TeacherCache.of(teacher, train, path=tmp_path, shard_size=0)
+
+
+def test_kept_teachers_must_fit(teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path) -> None:
+    kept = TeacherCache.of(teacher, train, path=tmp_path)
+    student = student_of(teacher)
+    batches = list(train.batches(8))
+    for arguments, match in (
+        ({"pairs": pairs_for(clip(), 12)}, "teacher must hold embeddings of pairs; found 20 images and 40 captions"),
+        ({"pairs": batches}, "pairs must be Pairs, and teacher_pairs left out"),
+        ({"pairs": train, "loss": DistillationLoss()}, "TeacherCache with hidden=True"),
+    ):
+        with unchanged(student.model), pytest.raises(ValueError, match=match):
+            losses(student, teacher=kept, **arguments)
+
+
+def test_a_teacher_of_another_resolution_and_tokenizer(train: mope.Pairs) -> None:
+    other = mope.DualEncoder(clip(seed=3, **OTHER))
+    theirs = pairs_for(other.model, 20, captions=2)
+    theirs = mope.Pairs(theirs.images, theirs.tokens, train.image_index)
+    loss = DistillationLoss(hidden=0.0)
+    live = losses(student_of(mope.DualEncoder(clip())), train, teacher=other, teacher_pairs=theirs, loss=loss)
+    stored = TeacherEmbeddings.of(other, theirs)
+    assert losses(student_of(mope.DualEncoder(clip())), train, teacher=stored, loss=loss) == pytest.approx(
+        live, rel=1e-5
+    )
+    first = [part[:8] for pairs in (train, theirs) for part in (pairs.images, pairs.tokens)]
+    alone = losses(student_of(mope.DualEncoder(clip())), [tuple(first)], teacher=other, loss=loss, steps=1)
+    both = [
+        Student(encoder)(*first[2 * k : 2 * k + 2])
+        for k, encoder in enumerate((student_of(mope.DualEncoder(clip())), other))
+    ]
+    assert alone == [pytest.approx(float(loss(*both)[0]), rel=1e-5)]
+    with pytest.raises(ValueError, match="teacher_pairs must be the same images and captions in the same order"):
+        losses(other, train, teacher=other, teacher_pairs=pairs_for(other.model, 21), loss=loss)
+    with pytest.raises(ValueError, match="teacher_pairs must go with Pairs; found batches"):
+        losses(other, list(train.batches(4)), teacher=other, teacher_pairs=theirs, loss=loss)
+    with pytest.raises(ValueError, match=r"pairs must yield batches .* found one of 3"):
+        losses(other, [(*next(iter(train.batches(4))), torch.zeros(4))], teacher=other, loss=loss)
+
+
+def test_a_teacher_of_another_embedding_size(teacher: mope.DualEncoder, train: mope.Pairs) -> None:
+    import open_clip
+
+    from tests.unit.models import TEXT, VISION
+
+    wide = mope.DualEncoder(open_clip.CLIP(32, open_clip.CLIPVisionCfg(**VISION), open_clip.CLIPTextCfg(**TEXT)).eval())
+    with pytest.raises(
+        ValueError, match=r"L_feat must have embeddings of the same size; found 28 .* and 32 of the teacher"
+    ):
+        losses(student_of(teacher), train, teacher=wide)
+    found = losses(student_of(teacher), train, teacher=wide, loss=DistillationLoss(features=0.0, hidden=0.0), steps=12)
+    assert found[-1] < found[0]
+
+
+def test_the_teacher_may_compute_in_half(teacher: mope.DualEncoder, train: mope.Pairs) -> None:
+    with unchanged(teacher.model):
+        whole, half = (
+            distil(student_of(teacher), train, teacher=teacher, teacher_precision=own, steps=1, **QUICK)[0].terms
+            for own in (None, "bf16")
+        )
+    assert half["contrastive"] == whole["contrastive"]  # the student's own
+    assert half["similarity"] != whole["similarity"]
+    assert half["similarity"] == pytest.approx(whole["similarity"], rel=0.05)
+
+
+def test_the_student_ends_with_the_average_of_its_weights(
+    teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path
+) -> None:
+    student, expected = student_of(teacher), list[torch.Tensor]()
+    count = sum(size.parameters for size in mope.footprints(student).values())
+
+    def average(_: TrainingStep) -> None:
+        now = weights(student).clone()
+        expected.append(now if not expected else 0.8 * expected[-1] + 0.2 * now)
+
+    arguments: dict[str, Any] = {"teacher": teacher, "steps": 6, "save_every": 2, "ema": 0.8, **QUICK}
+    distil(student, train, on_step=average, path=tmp_path / "whole", **arguments)
+    assert_close(weights(student), expected[-1], 1e-6)
+    assert sum(size.parameters for size in mope.footprints(student).values()) == count
+    plain = student_of(teacher)
+    distil(plain, train, **arguments | {"ema": None})
+    assert not torch.equal(weights(plain), weights(student))
+    again = student_of(teacher)
+    with pytest.raises(Killed):
+        distil(again, train, on_step=_dies_at(5), path=tmp_path / "parts", **arguments)
+    for _ in range(2):  # goes on; and is done
+        again = student_of(teacher)
+        distil(again, train, path=tmp_path / "parts", **arguments)
+        assert torch.equal(weights(again), weights(student))
+    with pytest.raises(ValueError, match="has other ema"):
+        distil(again, train, path=tmp_path / "parts", **arguments | {"ema": 0.9})
+    with pytest.raises(ValueError, match="ema must be a decay between 0 and 1, or None; found 1"):
+        distil(again, train, **arguments | {"ema": 1.0})
+
+
+def test_a_run_that_went_on_names_the_checkpoint_it_went_on_from(
+    teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"steps": 6, "save_every": 3, "path": tmp_path, **QUICK}
+    with pytest.raises(Killed):
+        distil(student_of(teacher), train, on_step=_dies_at(4), **arguments)
+    student = student_of(teacher)
+
+    def breaks(entry: TrainingStep) -> None:
+        if entry.step == 4:
+            with torch.no_grad():
+                student.model.visual.proj[0, 0] = torch.nan
+
+    with pytest.raises(mope.NonFiniteError, match=r"found nan at step 5\. The last checkpoint is .*step-00000003"):
+        distil(student, train, on_step=breaks, **arguments)
+
+
+class Tracker(GeneralTracker):
+    name = "ours"
+    requires_logging_directory = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.logged: list[tuple[int | None, dict[str, float]]] = []
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    @on_main_process
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.config = values
+
+    @on_main_process
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        self.logged.append((step, values))
+
+
+def test_trackers_are_told(teacher: mope.DualEncoder, train: mope.Pairs) -> None:
+    tracker = Tracker()
+    history = distil(student_of(teacher), train, teacher=teacher, steps=2, log_with=tracker, **QUICK)
+    assert tracker.config["learning_rate"] == 1e-3
+    assert [step for step, _ in tracker.logged] == [1, 2]
+    for entry, (_, values) in zip(history, tracker.logged, strict=True):
+        assert values == {"loss": entry.loss, "learning_rate": entry.learning_rate, **entry.terms}
+
+
+def test_sharding_is_refused(teacher: mope.DualEncoder, train: mope.Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda _: "DistributedType.FSDP"))
+    student = student_of(teacher)
+    with unchanged(student.model), pytest.raises(NotImplementedError, match=r"data parallelism \(DDP\); found FSDP"):
+        losses(student, train)

@@ -1,0 +1,98 @@
+"""What training is made with: its rates, its optimizer, the average of its weights, Accelerate."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the highest learning rate: up in a line, down in half a cosine.
+
+    Args:
+        step: Steps done.
+        steps: All steps.
+        warmup: Share of them in which the rate rises.
+
+    Returns:
+        The share.
+    """
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def adamw(model: nn.Module, learning_rate: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW of what is to be trained; biases, norms and the temperature do not decay.
+
+    Args:
+        model: The model.
+        learning_rate: The highest.
+        betas: AdamW's.
+        weight_decay: Of matrices.
+
+    Returns:
+        The optimizer.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+
+
+def averaged(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """The exponential moving average of a model's weights, which begins with what they are after the first step.
+
+    Args:
+        model: The model.
+        decay: The share of the average that a step leaves; None for no average.
+
+    Returns:
+        A copy that averages, or None.
+    """
+    return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+@torch.no_grad()
+def take_average(model: nn.Module, average: AveragedModel | None) -> None:
+    """Mutates ``model``: its weights become their average, if there is one.
+
+    Args:
+        model: The model.
+        average: Its average.
+    """
+    if average is not None:
+        for own, mean in zip(model.parameters(), average.module.parameters(), strict=True):
+            own.copy_(mean)
+
+
+def accelerate(**arguments: Any) -> Any:
+    """Accelerate's accelerator, which the extra ``train`` installs.
+
+    Args:
+        **arguments: Of ``Accelerator``.
+
+    Returns:
+        The accelerator.
+
+    Raises:
+        ImportError: If Accelerate is not installed.
+        NotImplementedError: If it is configured to shard the model.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ImportError('distil needs Accelerate: pip install "torch-pruning-mope[train]"') from error
+    accelerator = Accelerator(**arguments)
+    kind = str(accelerator.distributed_type).rsplit(".", 1)[-1]
+    if kind in {"FSDP", "DEEPSPEED", "MEGATRON_LM"}:
+        raise NotImplementedError(
+            f"Accelerate must be configured for one process or for data parallelism (DDP); found {kind}. A pruned student and "
+            "its optimizer fit on one device: launch without --use_fsdp, and save memory with chunks."
+        )
+    return accelerator
