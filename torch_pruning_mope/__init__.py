@@ -41,6 +41,7 @@ from .distillation import (
 from .encoder import DualEncoder
 from .errors import (
     DataError,
+    ExportError,
     MetricError,
     MissingGradientsError,
     ModelLoadError,
@@ -58,6 +59,7 @@ from .evaluation import (
     evaluate,
     evaluate_retrieval,
     evaluate_zero_shot,
+    save_evaluation,
 )
 from .importance import MoPEImportance, UnitImportance, WeightedImportance
 from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
@@ -98,6 +100,7 @@ __all__ = [
     "EmojiTokenizer",
     "Encoded",
     "Example",
+    "ExportError",
     "FeatureLoss",
     "FeedForwardSublayer",
     "Footprint",
@@ -183,6 +186,7 @@ __all__ = [
     "register_units",
     "remove_units",
     "run_stage",
+    "save_evaluation",
     "score",
     "separation",
     "split_pairs",

@@ -3,7 +3,7 @@
 All are modules without parameters: temperatures and biases are arguments. Axes: ``I`` images, ``N`` captions, ``J`` the
 student's joint embedding, ``K`` the teacher's, of this rank. In a process group, every rank passes its own part of the batch,
 which may differ in size, gets the loss of the whole batch, and backpropagates it; the mean of the ranks' gradients, which
-DDP and FSDP take, is that of one process with the whole batch. All captions of an image are on the image's rank.
+DDP takes, is that of one process with the whole batch. All captions of an image are on the image's rank.
 
 Losses are float32 at least, also under autocast. They do not look for NaN, which would wait for the device.
 """

@@ -1,7 +1,7 @@
 """Embeddings of all ranks on every rank, with gradients, so that a loss sees the whole batch.
 
 Every collective's backward is its adjoint: a rank's gradient is that of the *sum* of what all ranks backpropagate. All
-return the whole batch's loss, so the mean of the ranks' gradients, which DDP and FSDP take, is that of one process with the
+return the whole batch's loss, so the mean of the ranks' gradients, which DDP takes, is that of one process with the
 whole batch. ``torch.distributed.nn.functional``, which does the same, is deprecated as of torch 2.14, takes only equal
 numbers of rows, and sends each rank's gradients by world-size scatters over gloo; hence functions of our own.
 """
