@@ -41,7 +41,9 @@ def test_twenty_kills_cost_an_evaluation_each(tmp_path: Path) -> None:
     needed = (tmp_path / "needed").stat().st_size
     path, notes = tmp_path / "table.json", tmp_path / "notes"
     notes.touch()
-    context = multiprocessing.get_context("fork")  # a fresh interpreter would spend its time on imports
+    # A fresh interpreter each time would spend its time on imports, and a fork of this one would take its threads' state along.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     rng = random.Random(0)
     kills = 0
     while kills < 20:
