@@ -3,6 +3,8 @@
 See https://arxiv.org/abs/2403.07839 for the method, and ``README.md`` for how to use this package.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ._request import Counts
 from ._version import __version__
 from .checkpoint import load
@@ -67,7 +69,6 @@ from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
 from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range, remove_units
 from .pruning import prune
-from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .stages import finetune_stage, pretrain_stage, run_stage
 from .surgery import PrunableAttention, register_attention
@@ -85,6 +86,9 @@ from .towers import (
     register_towers,
     register_units,
 )
+
+if TYPE_CHECKING:
+    from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
 
 __all__ = [
     "AttentionSublayer",
@@ -192,3 +196,14 @@ __all__ = [
     "split_pairs",
     "write_report",
 ]
+
+_IN_REPORT = frozenset({"ChangedExamples", "Example", "append_jsonl", "changed_examples", "write_report"})
+
+
+def __getattr__(name: str) -> Any:
+    """What draws is imported when it is asked for: matplotlib takes a while, and scoring and pruning do without."""
+    if name in _IN_REPORT:
+        from . import report
+
+        return getattr(report, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
