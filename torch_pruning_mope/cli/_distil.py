@@ -1,6 +1,5 @@
 """``mope distill``: brings a pruned model back."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from ..distillation import DistillationLoss, TeacherEmbeddings, TrainingStep, distil
 from ..encoder import DualEncoder
+from ..report import append_jsonl
 from ._app import app, one_line_errors, write_json
 from ._config import record
 from ._data import Part
@@ -29,7 +29,7 @@ from ._options import (
     StepsOption,
     WorkersOption,
 )
-from ._run import Run, append_line, first_rank, wrapped
+from ._run import Run, first_rank, wrapped
 
 
 @app.command()
@@ -139,4 +139,4 @@ def write_log(history: list[TrainingStep], path: Path) -> None:
     """
     path.unlink(missing_ok=True)
     for entry in history:
-        append_line(path, asdict(entry))
+        append_jsonl(path, entry)

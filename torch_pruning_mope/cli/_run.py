@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -140,14 +139,3 @@ def _amount(text: str | None) -> Any:
 def multiple(text: str) -> Any:
     """``--round-to`` as ``make_plan`` takes it."""
     return int(text) if text.isdecimal() else text
-
-
-def append_line(path: Path, content: Any) -> None:
-    """Adds a line of JSON to a log.
-
-    Args:
-        path: The file.
-        content: What ``json`` can hold.
-    """
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(content) + "\n")
