@@ -202,8 +202,11 @@ class DualEncoder(HubMixin):
         attentions = (module for module in self.model.modules() if isinstance(module, PrunableAttention))
         return own + [parameter for attention in attentions for parameter in attention.left_alone]
 
-    def dependency_graph(self) -> tp.DependencyGraph:
+    def dependency_graph(self, *, checked: bool = True) -> tp.DependencyGraph:
         """Torch-Pruning's dependency graph of both towers, checked to cover every parameter.
+
+        Args:
+            checked: Whether to check; in vain for a copy of a model whose graph has been, and it takes most of the time.
 
         Returns:
             A fresh graph. It is stale once the model has been pruned by other means.
@@ -211,7 +214,7 @@ class DualEncoder(HubMixin):
         Raises:
             UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
         """
-        return self._checked_graph()[0]
+        return self._checked_graph()[0] if checked else build_graph(self.model, **self._graph_arguments())
 
     def _checked_graph(self) -> tuple[tp.DependencyGraph, list[Any]]:
         """The graph and all its groups."""

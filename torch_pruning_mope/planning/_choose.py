@@ -136,9 +136,9 @@ def put_back(
         The steps that stay removed, in their order.
     """
     kept = list(chosen)
+    sizes = measured(units_of(kept))
     tries = _TRIES
     for step in reversed(chosen[:-1]):
-        sizes = measured(units_of(kept))
         room = all(
             sum(costs[limit.measure](s.unit) for s in step if s.unit.tower in limit.towers) * (1 - 1e-6)
             <= limit.most - limit.of(sizes)
@@ -147,12 +147,13 @@ def put_back(
         if not room or not _may_return(step, kept):
             continue
         fewer = [other for other in kept if other is not step]
-        if excess(measured(units_of(fewer)), limits):  # a sub-layer that was empty brings its norm and bias along
+        larger = measured(units_of(fewer))
+        if excess(larger, limits):  # a sub-layer that was empty brings its norm and bias along
             tries -= 1
             if not tries:
                 break
         else:
-            kept = fewer
+            kept, sizes = fewer, larger
     return kept
 
 

@@ -1,6 +1,7 @@
 """What removing a unit frees: parameters, or multiply-adds."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from ._order import Cost, Step
 
 def parameter_cost(encoder: DualEncoder) -> Cost:
     """What a unit frees in parameters, cut out of the whole model."""
-    return lambda unit: freed_parameters(encoder, unit)
+    return cache(partial(freed_parameters, encoder))
 
 
 def multiply_add_cost(encoder: DualEncoder, whole: Mapping[TowerName, Footprint]) -> Cost:

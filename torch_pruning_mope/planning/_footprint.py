@@ -45,14 +45,25 @@ def footprints(encoder: DualEncoder) -> dict[TowerName, Footprint]:
     with evaluation_mode(encoder.model):
         for tower, example in (("image", inputs["images"]), ("text", inputs["tokens"])):
             name: TowerName = "image" if tower == "image" else "text"
-            with torch.no_grad():
-                macs = count_multiply_adds(lambda n=name, x=example: encoder.embed(n, x))  # type: ignore[misc]
-            used = reached_leaves(encoder.model, lambda n=name, x=example: [encoder.embed(n, x)])  # type: ignore[misc]
+            macs, used = _counted(encoder, name, example)
             words = _token_embedding(encoder.model, used) if name == "text" else set()
             total = sum(parameter.numel() for parameter in used)
             table = sum(parameter.numel() for parameter in words)
             found[name] = Footprint(total - table, table, macs)
     return found
+
+
+def _counted(encoder: DualEncoder, tower: TowerName, example: torch.Tensor) -> tuple[int, set[nn.Parameter]]:
+    """Multiply-adds of a tower, and the parameters that its embedding depends on, from one run."""
+    macs, outputs = 0, []
+
+    def run() -> list[torch.Tensor]:
+        nonlocal macs
+        macs = count_multiply_adds(lambda: outputs.append(encoder.embed(tower, example)))
+        return outputs
+
+    used = reached_leaves(encoder.model, run)
+    return macs, used
 
 
 def _token_embedding(model: nn.Module, used: set[nn.Parameter]) -> set[nn.Parameter]:

@@ -183,7 +183,10 @@ class _Counted:
     def _measured(self, units: tuple[Unit, ...]) -> tuple[Mapping[TowerName, Footprint], Sizes]:
         if units not in self._found:
             encoder = self._encoder
-            smaller, found = outcome(encoder, units) if units else (encoder, footprints(encoder))
+            if units:  # the graph of one copy is checked for all
+                smaller, found = outcome(encoder, units, checked=not any(self._found))
+            else:
+                smaller, found = encoder, footprints(encoder)
             seconds = {} if self._batch_size is None else latencies(smaller, batch_size=self._batch_size)
             self._found[units] = found, sizes_of(found, seconds)
         return self._found[units]

@@ -139,13 +139,20 @@ def remove_units(encoder: DualEncoder, units: Sequence[Unit]) -> None:
     Raises:
         ValueError: If the model has no such unit.
     """
+    _cut(encoder, units)
+    if any(not part.channels for layer in encoder.layers for part in layer.block.prunables):
+        _freeze_unused(encoder)
+
+
+def _cut(encoder: DualEncoder, units: Sequence[Unit], *, checked: bool = True) -> None:
+    """Mutates the encoder's model as :func:`remove_units` does, but for gradients that are no longer needed."""
     layers = {(layer.tower, layer.index): layer.block for layer in encoder.layers}
     whole = {(unit.tower, unit.layer) for unit in units if unit.kind == "block"}
     gone: dict[tuple[TowerName, int, str], set[int]] = {}
     for unit in units:
         if unit.kind != "block" and (unit.tower, unit.layer) not in whole:
             gone.setdefault((unit.tower, unit.layer, unit.part), set()).update(unit.channels)
-    graph: Any = encoder.dependency_graph() if gone else None
+    graph: Any = encoder.dependency_graph(checked=checked) if gone else None
     flags = {name: parameter.requires_grad for name, parameter in encoder.model.named_parameters()}
     for (tower, layer, kind), channels in gone.items():
         block = layers.get((tower, layer))
@@ -160,8 +167,6 @@ def remove_units(encoder: DualEncoder, units: Sequence[Unit]) -> None:
         parameter.requires_grad_(flags[name])  # Torch-Pruning's new parameters are all trainable
     for tower in dict.fromkeys(tower for tower, _ in whole):
         encoder.remove_blocks(tower, sorted(layer for own, layer in whole if own == tower))
-    if any(not units.channels for layer in encoder.layers for units in layer.block.prunables):
-        _freeze_unused(encoder)
 
 
 def _freeze_unused(encoder: DualEncoder) -> None:
@@ -177,18 +182,21 @@ def _freeze_unused(encoder: DualEncoder) -> None:
                     parameter.requires_grad_(parameter.requires_grad and parameter in used)
 
 
-def outcome(encoder: DualEncoder, units: Sequence[Unit]) -> tuple[DualEncoder, dict[TowerName, Footprint]]:
+def outcome(
+    encoder: DualEncoder, units: Sequence[Unit], *, checked: bool = True
+) -> tuple[DualEncoder, dict[TowerName, Footprint]]:
     """A copy without some units, and its footprints.
 
     Args:
         encoder: The dual encoder; left as it is.
         units: What goes.
+        checked: Whether to check that the dependency graph covers every parameter.
 
     Returns:
-        Both.
+        Both. In the copy all parameters that the whole model trains ask for gradients, needed or not.
     """
     smaller = DualEncoder(copy.deepcopy(encoder.model))
-    remove_units(smaller, units)
+    _cut(smaller, units, checked=checked)
     return smaller, footprints(smaller)
 
 

@@ -199,27 +199,32 @@ class PrunableAttention(nn.Module):
         """
         if not self.out_proj.in_features:
             return query.new_empty(*query.shape[:-1], 0)
-        q, k, v = self.projected(query, key, value)
         if _TRACING:
-            # What is per head, or the same for all, would enter the graph with channels it does not have (trap O).
-            out = F.scaled_dot_product_attention(q, k, v)
-        else:
-            q, k = self.rotated(self.q_norm(q), rope), self.rotated(self.k_norm(k), rope)
-            if self.query_scale is not None:  # scaled cosine: Swin Transformer V2, arXiv 2111.09883
-                q = F.normalize(q, dim=-1) * self.own(self.query_scale).clamp(max=self.query_scale_max).exp()
-                k = F.normalize(k, dim=-1)
-            dropout = self.dropout if self.training else 0.0
-            out = F.scaled_dot_product_attention(
-                q.type_as(v), k.type_as(v), v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale
-            )
-            if self.head_scale is not None:
-                out = out * self.own(self.head_scale)
+            # Only that the channels of the projections go together: what is per head, or the same for all, would enter the
+            # graph with channels it does not have (trap O), and each operation more slows every group that is asked for.
+            keys = (self.k_proj(key) + self.v_proj(value)).mean(1, keepdim=True)
+            return self._gated(self.q_proj(query) + keys, query)
+        q, k, v = self.projected(query, key, value)
+        q, k = self.rotated(self.q_norm(q), rope), self.rotated(self.k_norm(k), rope)
+        if self.query_scale is not None:  # scaled cosine: Swin Transformer V2, arXiv 2111.09883
+            q = F.normalize(q, dim=-1) * self.own(self.query_scale).clamp(max=self.query_scale_max).exp()
+            k = F.normalize(k, dim=-1)
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(
+            q.type_as(v), k.type_as(v), v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale
+        )
+        if self.head_scale is not None:
+            out = out * self.own(self.head_scale)
         out = out.transpose(1, 2)
         if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
             # Under torch.export: the attention that it is decomposed into may order its output otherwise in memory than the
             # one that was traced, and merging the heads by a view, as traced, then fails.
             out = out.clone(memory_format=torch.contiguous_format)
-        result: Tensor = self.norm(out.flatten(2))
+        return self._gated(out.flatten(2), query)
+
+    def _gated(self, out: Tensor, query: Tensor) -> Tensor:
+        """The heads' outputs, normed and gated where the model does so."""
+        result: Tensor = self.norm(out)
         return result if self.gate is None else result * self.gate(query).sigmoid()
 
     def forward(

@@ -185,7 +185,8 @@ def test_the_model_is_counted_once_for_each_choice(encoder: mope.DualEncoder, mo
     monkeypatch.setattr("torch_pruning_mope.planning._make.footprints", lambda of: seen.append(of) or footprints(of))
     copies = []
     monkeypatch.setattr(
-        "torch_pruning_mope.planning._make.outcome", lambda of, units: copies.append(units) or outcome(of, units)
+        "torch_pruning_mope.planning._make.outcome",
+        lambda of, units, **options: copies.append(units) or outcome(of, units, **options),
     )
     make_plan(encoder, invented(encoder, kinds=("head", "neurons")), parameters="60%", refill=False)
     assert seen == [encoder]

@@ -26,8 +26,7 @@ class Deadly(mope.ContrastiveLoss):
         return super().per_image(images, texts, image_index)
 
 
-def main() -> None:
-    out, interaction, rank_that_dies, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+def main(out: Path, interaction: str, rank_that_dies: int = -1, at: int = 0) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", "0"))
     encoder = mope.DualEncoder(clip())
@@ -52,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

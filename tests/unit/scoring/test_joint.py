@@ -102,9 +102,10 @@ def brute_force(meter: FakeMeter, encoder: mope.DualEncoder, units: Sequence[Uni
     """Always the unit with the lowest increment per parameter."""
     gone: list[Unit] = []
     losses = [0.0]
+    sizes = {unit: freed_parameters(encoder, unit) for unit in units}
     while candidates := nexts(units, gone):
         values = {unit: meter.value(merged([*gone, unit])) for unit in candidates}
-        slopes = {unit: (value - losses[-1]) / freed_parameters(encoder, unit) for unit, value in values.items()}
+        slopes = {unit: (value - losses[-1]) / sizes[unit] for unit, value in values.items()}
         gone.append(min(candidates, key=slopes.__getitem__))
         losses.append(values[gone[-1]])
     return list(zip(gone, losses[1:], strict=True))
@@ -180,10 +181,10 @@ def test_the_path_of_a_real_model_is_brute_force_over_masked_models(
     units = units_of(encoder, groups=2)
     metric = mope.ContrastiveLoss(10.0)
     path = joint_path(Meter(PrefixEngine(encoder, keep=True), pairs, metric), encoder, units, lazy=False)
-    dense = value_of(encoder, pairs, metric)
+    dense, plain = value_of(encoder, pairs, metric), PlainEngine(encoder)
 
     def loss(gone: Sequence[Unit]) -> float:
-        found = [PlainEngine(encoder).embeddings(t, x, [a for a in merged(gone) if a.tower == t]) for t, x in inputs]
+        found = [plain.embeddings(t, x, [a for a in merged(gone) if a.tower == t]) for t, x in inputs]
         return dense - metric(*found)
 
     inputs: list[tuple[TowerName, torch.Tensor]] = [("image", pairs.images), ("text", pairs.tokens)]

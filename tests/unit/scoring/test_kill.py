@@ -30,7 +30,7 @@ class Noted(mope.ContrastiveLoss):
 def run(path: Path | None, notes: Path) -> mope.ScoreTable:
     torch.set_num_threads(1)
     encoder = mope.DualEncoder(mope.load_tiny_clip())
-    pairs = mope.emoji_pairs("calibration", 64)
+    pairs = mope.emoji_pairs("calibration", 16)
     options: dict[str, Any] = {"interaction": "greedy", "groups": 8, "progress": False, "path": path}
     return mope.score(encoder, pairs, metric=Noted(notes), **options)
 
