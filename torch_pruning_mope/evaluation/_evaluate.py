@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from .._whole import write_whole
 from ..data import ImagePairs, LabelledImages, Pairs, ShardedPairs, open_labelled, open_pairs
 from ..names import LoadedModel
 from ._cost import latency, multiply_adds, parameters
@@ -132,9 +133,7 @@ def save_evaluation(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
         if not isinstance(earlier, list) or not all(isinstance(row, dict) for row in earlier):
             raise ValueError(f"path must be a file of evaluations, an object with rows; found another in {path}.")
     kept = {tuple(row.get(key) for key in KEYS): row for row in [*earlier, *rows]}
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps({"rows": list(kept.values())}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps({"rows": list(kept.values())}, indent=1) + "\n")
 
 
 def _name(data: Any) -> str:

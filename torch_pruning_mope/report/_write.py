@@ -7,10 +7,10 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from .._version import __version__
+from .._whole import write_whole
 from ..planning import Plan
 from ._examples import OUTCOMES, ChangedExamples
 from ._figures import Gallery
-from ._files import write_whole
 from ._format import in_words
 from ._headline import cards_of
 from ._kept import layers_of
