@@ -8,7 +8,6 @@ import typer
 from ..scoring import ScoreTable, estimate_cost, score
 from ._app import app, one_line_errors, write_json
 from ._config import record
-from ._data import Part
 from ._options import (
     SCORING,
     CalibrationOption,
@@ -106,7 +105,7 @@ def score_command(
         begun = Run(run)
         loaded = begun.load()
         encoder = wrapped(loaded)
-        calibrated = begun.data.pairs(Part.calibration, loaded, pairs or 1000, seed)
+        calibrated = begun.calibration(loaded)
         options: dict[str, Any] = {"kinds": kinds, "groups": groups, "interaction": interaction.value}
         if estimate:
             typer.echo(str(estimate_cost(encoder, calibrated, **options)))
