@@ -84,7 +84,9 @@ def _settings(plan: Plan) -> dict[str, str]:
 def _words(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{in_words(str(name))}: {_words(own)}" for name, own in value.items())
-    return str(value)
+    if isinstance(value, list):
+        return (" and " if all(isinstance(own, str) for own in value) else "; ").join(map(_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _asset(name: str) -> str:
