@@ -81,41 +81,50 @@ class _Test:
         return {**row, "data": self.settings.data, "part": self.part.value}
 
 
+OptionalRun = Annotated[
+    Path | None, typer.Argument(help="Folder of a run: its dense, pruned and distilled models are evaluated.")
+]
+ModelInstead = Annotated[
+    str | None, typer.Option(help="A model by name, or a folder, in place of a run.", show_default=False)
+]
+TaskOption = Annotated[Task, typer.Option(help="Retrieval of pairs, or classification of labelled images.")]
+ClassnamesOption = Annotated[
+    Path | None,
+    typer.Option(help="File with a class name a line, for zero-shot; else folders' names.", rich_help_panel=DATA),
+]
+TemplatesOption = Annotated[
+    str, typer.Option(help="Prompts of zero-shot: open_clip (80), simple (7).", rich_help_panel=DATA)
+]
+BatchSizeOption = Annotated[int, typer.Option(help="Inputs at once.", min=1)]
+WorkersOption = Annotated[int, typer.Option(help="Processes that read images.")]
+AgainstOption = Annotated[
+    list[Rival] | None,
+    typer.Option(
+        help="Also the run's model cut to the same size by another criterion, not trained; may be repeated.",
+        show_default=False,
+    ),
+]
+LatencyOption = Annotated[
+    bool, typer.Option("--latency/--no-latency", help="Time each model at batch 1, in deployment form.")
+]
+
+
 @app.command("evaluate")
 def evaluate_command(
-    run: Annotated[
-        Path | None, typer.Argument(help="Folder of a run: its dense, pruned and distilled models are evaluated.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A model by name, or a folder, in place of a run.", show_default=False)
-    ] = None,
-    task: Annotated[
-        Task, typer.Option(help="Retrieval of pairs, or classification of labelled images.")
-    ] = Task.retrieval,
+    run: OptionalRun = None,
+    model: ModelInstead = None,
+    task: TaskOption = Task.retrieval,
     data: OwnDataOption = None,
     root: RootOption = None,
     split: SplitOption = None,
     part: PartOption = Part.test,
     pairs: PairsOption = None,
-    classnames: Annotated[
-        Path | None,
-        typer.Option(help="File with a class name a line, for zero-shot; else folders' names.", rich_help_panel=DATA),
-    ] = None,
-    templates: Annotated[
-        str, typer.Option(help="Prompts of zero-shot: open_clip (80), simple (7).", rich_help_panel=DATA)
-    ] = "open_clip",
-    batch_size: Annotated[int, typer.Option(help="Inputs at once.", min=1)] = 64,
-    workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
-    against: Annotated[
-        list[Rival] | None,
-        typer.Option(
-            help="Also the run's model cut to the same size by another criterion, not trained; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    latency: Annotated[
-        bool, typer.Option("--latency/--no-latency", help="Time each model at batch 1, in deployment form.")
-    ] = True,
+    classnames: ClassnamesOption = None,
+    templates: TemplatesOption = "open_clip",
+    batch_size: BatchSizeOption = 64,
+    workers: WorkersOption = 0,
+    against: AgainstOption = None,
+    latency: LatencyOption = True,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     quiet: QuietOption = False,

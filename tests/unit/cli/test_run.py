@@ -93,6 +93,26 @@ def test_without_a_budget_the_range_is_shown(begun: Path) -> None:
     assert (begun / "plan.json").read_bytes() == before
 
 
+def test_the_range_of_a_model_that_nobody_scored(tmp_path: Path) -> None:
+    shown = mope_command(
+        "plan", "--model", "tiny", "--round-to", 8, "--min-heads", 1, "--json", tmp_path / "range.json"
+    )
+    assert "what budgets can ask for" in shown.output
+    found = json.loads((tmp_path / "range.json").read_text())
+    asked = mope.plan_range(mope.DualEncoder(mope.load_tiny_clip()), round_to=8, min_heads=1)
+    for side in ("smallest", "largest"):
+        assert {tower: size["parameters"] for tower, size in found[side].items()} == {
+            tower: size.parameters for tower, size in getattr(asked, side).items()
+        }
+        assert set(found["latency"][side]) == {"image", "text"}
+    assert "can be met" in mope_command("plan", "--model", "tiny", "--parameters", "30%").output
+    refused = mope_command(
+        "plan", "--model", "tiny", "--parameters", "30%", "--min-heads", 4, "--latency", "1%", code=2
+    )
+    assert "the least that can be reached" in " ".join(refused.stderr.split())
+    assert "one of RUN and --model must be given; found none" in mope_command("plan", code=2).stderr
+
+
 def test_evaluation_export_and_report(begun: Path, tmp_path: Path) -> None:
     mope_command("evaluate", begun, *SMALL, "--json", tmp_path / "rows.json")
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
