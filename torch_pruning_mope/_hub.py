@@ -35,7 +35,8 @@ class HubMixin:
         """Writes the pruned model as a checkpoint: ``config.json``, ``model.safetensors`` and ``README.md``, a model card.
 
         The checkpoint is complete: it holds the architecture of the original, its preprocessing and its tokenizer. It is
-        written all or not at all; other files of the folder stay.
+        written all or not at all, whatever ends the process: until it is there, the folder loads as what it held before. Other
+        files of the folder stay.
 
         Args:
             folder: Where to; made if need be.

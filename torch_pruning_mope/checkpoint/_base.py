@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import ModelLoadError
 from ..names import LoadedModel
 from . import _open_clip, _transformers
-from ._files import BASE
+from ._files import BASE, located
 from ._spec import Spec
 
 _KINDS: Mapping[str, Any] = {"open_clip": _open_clip, "transformers": _transformers}
@@ -22,7 +22,7 @@ class Base:
 
     Attributes:
         description: As JSON; its ``kind`` says who builds it: open_clip, transformers or (``given``) the user.
-        files: What belongs to it besides, of the tokenizer mostly: content or where it lies, by name.
+        files: What belongs to it besides, of the tokenizer mostly, by name: content, or the checkpoint that holds it.
         spec: What was left of it when the model was loaded from a checkpoint, or None.
     """
 
@@ -40,7 +40,7 @@ class Base:
             OSError: If one is no longer there.
         """
         return {
-            name: content if isinstance(content, bytes) else content.read_bytes()
+            name: content if isinstance(content, bytes) else located(content, f"{BASE}/{name}").read_bytes()
             for name, content in self.files.items()
         }
 
@@ -115,7 +115,7 @@ def build(description: dict[str, Any], folder: Path) -> nn.Module:
             "DualEncoder.from_pretrained(path, model=...) one with any weights, as it was before it was wrapped."
         )
     try:
-        model: nn.Module = _KINDS[description["kind"]].build(description, folder / BASE)
+        model: nn.Module = _KINDS[description["kind"]].build(description, located(folder, BASE))
     except ModelLoadError:
         raise
     except Exception as error:  # libraries raise what they like about a configuration
@@ -145,7 +145,7 @@ def inputs(description: dict[str, Any], folder: Path, model: nn.Module) -> Loade
             "Load it with DualEncoder.from_pretrained(path, model=...)."
         )
     try:
-        found = _KINDS[description["kind"]].inputs(description, folder / BASE)
+        found = _KINDS[description["kind"]].inputs(description, located(folder, BASE))
     except ModelLoadError:
         raise
     except Exception as error:

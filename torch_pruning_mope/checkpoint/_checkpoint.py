@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ModelLoadError
 from . import _base
 from ._base import Base
-from ._files import BASE, CONFIG, WEIGHTS, checked, inside
+from ._files import BASE, CONFIG, WEIGHTS, checked, inside, located
 from ._json import MOST_BYTES, parse, unseal
 from ._manifest import Tensors, read_files, read_heads, read_tensors
 from ._shrink import Shapes
@@ -63,7 +63,7 @@ class Checkpoint:
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder looks like a checkpoint of this package, whole or damaged."""
     try:
-        with (folder / CONFIG).open("rb") as file:
+        with located(folder, CONFIG).open("rb") as file:
             return f'"{FORMAT}"'.encode() in file.read(MOST_BYTES)
     except OSError:
         return False
@@ -141,16 +141,17 @@ def _base_files(folder: Path, files: dict[str, Any]) -> dict[str, bytes | Path]:
     """What belongs to the base; nothing else may lie there, since tokenizers read what they find.
 
     Returns:
-        Where each file is.
+        The checkpoint, by name of each file.
 
     Raises:
         ModelLoadError: If there is something else, or something is missing.
     """
     names = {name.rpartition("/")[2] for name in files if name != WEIGHTS}
-    there = {path.name for path in (folder / BASE).iterdir()} if (folder / BASE).is_dir() else set()
+    base = located(folder, BASE)
+    there = {path.name for path in base.iterdir()} if base.is_dir() else set()
     if there != names:
         raise ModelLoadError(
             f"{BASE} must hold the files that {CONFIG} lists and no others, found {sorted(there ^ names)[:8]} too many or "
             "missing."
         )
-    return {name: folder / BASE / name for name in names}
+    return dict.fromkeys(names, folder)

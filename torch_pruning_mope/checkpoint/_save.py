@@ -18,13 +18,14 @@ from ._assemble import cut, summary
 from ._base import Base
 from ._card import MARK, Sizes, model_card
 from ._checkpoint import FORMAT, VERSION, is_checkpoint, open_checkpoint
-from ._files import BASE, CARD, CONFIG, WEIGHTS, sha256_of, written
+from ._files import BASE, CARD, CONFIG, WEIGHTS, sha256_of
 from ._json import seal
 from ._load import fetch
 from ._manifest import write_tensor
 from ._meta import build, wrap
 from ._spec import Spec, compose, sizes, spec_of
 from ._spec_json import to_json
+from ._written import written
 
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "torch-pruning", "safetensors")
 
@@ -37,7 +38,7 @@ def save(
     metrics: Mapping[str, float] | None,
     cache: str | None,
 ) -> None:
-    """Writes a checkpoint, or leaves the folder as it was.
+    """Writes a checkpoint, or leaves the folder as it was; a kill leaves either.
 
     Args:
         encoder: The encoder.
@@ -65,8 +66,8 @@ def save(
 
 
 def _write_base(folder: Path, origin: Base) -> None:
+    (folder / BASE).mkdir()  # if it stays empty, it takes away that of another model
     for name, content in origin.read().items():
-        (folder / BASE).mkdir(exist_ok=True)
         (folder / BASE / name).write_bytes(content)
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from .._version import __version__
+from .._whole import write_whole
 from ..errors import MopeError
 
 app = typer.Typer(
@@ -91,4 +92,4 @@ def write_json(content: Any, path: Path | None) -> None:
     if path is not None and str(path) == "-":
         typer.echo(text)
     elif path is not None:
-        path.write_text(text + "\n", encoding="utf-8")
+        write_whole(path, text + "\n")

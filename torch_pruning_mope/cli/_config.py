@@ -1,6 +1,5 @@
 """Settings of a run as YAML: what each command was given, so that a file reproduces a run."""
 
-import os
 import platform
 from collections.abc import Mapping
 from enum import Enum
@@ -12,6 +11,7 @@ import typer
 import yaml
 
 from .._version import __version__
+from .._whole import write_whole
 
 FILE = "config.yaml"
 NOT_SETTINGS = frozenset({"run", "config", "json", "quiet", "estimate", "help"})
@@ -58,9 +58,7 @@ def record(folder: Path, command: str, given: Mapping[str, Any]) -> None:
     content.pop(command, None)  # a command that is run again moves to the end: the order is that of the run
     settings = {name: value for name, value in given.items() if name not in NOT_SETTINGS}
     content[command] = {name: _plain(value) for name, value in settings.items() if value not in (None, [], ())}
-    partial = folder / f"{FILE}.{os.environ.get('RANK', '0')}.part"  # ranks write the same, each by itself
-    partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    partial.replace(folder / FILE)
+    write_whole(folder / FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def from_config(context: Any, path: Path | None) -> Path | None:

@@ -95,3 +95,16 @@ LearningRateOption = Annotated[float, typer.Option(help="The highest learning ra
 PrecisionOption = Annotated[str, typer.Option(help="Mixed precision: no, bf16 or fp16.", rich_help_panel=TRAINING)]
 WorkersOption = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=TRAINING)]
 InMemoryOption = Annotated[bool, typer.Option(help="Hold the training pairs in memory.", rich_help_panel=TRAINING)]
+
+MultiplyAddsOption = Annotated[
+    str | None, typer.Option(help="Multiply-adds that may be left: '50%', '8G'.", rich_help_panel=BUDGETS)
+]
+LatencyOption = Annotated[
+    str | None,
+    typer.Option(help="Time on this machine that may be left: '60%', '20ms'; measured.", rich_help_panel=BUDGETS),
+]
+MinHeadsOption = Annotated[int, typer.Option(help="Heads that every layer keeps.", rich_help_panel=BUDGETS)]
+MinNeuronsOption = Annotated[int, typer.Option(help="Neurons that every layer keeps.", rich_help_panel=BUDGETS)]
+UniformOption = Annotated[
+    bool, typer.Option("--uniform", help="All layers of a tower keep as much.", rich_help_panel=BUDGETS)
+]

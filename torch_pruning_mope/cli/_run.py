@@ -7,10 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..data import Pairs
 from ..encoder import DualEncoder
 from ..names import LoadedModel, load_model
 from ._config import read_config
-from ._data import DataSettings
+from ._data import DataSettings, Part
 
 BEGINS = ("score", "pretrain-stage", "finetune-stage")
 """Commands that say which model and which data a run is of."""
@@ -37,12 +38,25 @@ class Run:
             )
         self.model_name: str = begun.get("model", "tiny")
         self.device: str = begun.get("device", "cpu")
+        self.seed: int = begun.get("seed", 0)
+        self._pairs: int = begun.get("pairs") or 1000
         known = {field.name for field in fields(DataSettings)}
         self.data = DataSettings(**{name: value for name, value in begun.items() if name in known})
 
     def load(self) -> LoadedModel:
         """The model that the run began with, whole."""
         return load_model(self.model_name, device=self.device)
+
+    def calibration(self, loaded: LoadedModel) -> Pairs:
+        """The pairs that the run scores on.
+
+        Args:
+            loaded: Prepares them.
+
+        Returns:
+            The pairs.
+        """
+        return self.data.pairs(Part.calibration, loaded, self._pairs, self.seed)
 
     def needs(self, name: str, command: str) -> Path:
         """A file or folder that another command makes.

@@ -8,7 +8,6 @@ import typer
 from ..scoring import ScoreTable, estimate_cost, score
 from ._app import app, one_line_errors, write_json
 from ._config import record
-from ._data import Part
 from ._options import (
     SCORING,
     CalibrationOption,
@@ -53,6 +52,25 @@ class Interaction(StrEnum):
     joint = "joint"
 
 
+KindOption = Annotated[
+    list[Kind] | None,
+    typer.Option(help="What to score; may be repeated.", show_default="head, neurons, block", rich_help_panel=SCORING),
+]
+InteractionOption = Annotated[
+    Interaction,
+    typer.Option(
+        help="single: each unit alone, as in the paper; nested: an MLP's groups together; greedy: heads and blocks "
+        "scored again as others go; joint: one order of everything, best for deep cuts, dearest.",
+        rich_help_panel=SCORING,
+    ),
+]
+MemoryOption = Annotated[str | None, typer.Option(help="What scoring may use, such as 4GiB.", rich_help_panel=SCORING)]
+AutocastOption = Annotated[str | None, typer.Option(help="bfloat16 or float16, for speed.", rich_help_panel=SCORING)]
+EstimateOption = Annotated[
+    bool, typer.Option("--estimate", help="Only say how long it would take.", rich_help_panel=SCORING)
+]
+
+
 @app.command("score")
 def score_command(
     run: RunArgument,
@@ -69,30 +87,12 @@ def score_command(
     pairs: PairsOption = None,
     seed: SeedOption = 0,
     metric: MetricOption = "contrastive_loss",
-    kind: Annotated[
-        list[Kind] | None,
-        typer.Option(
-            help="What to score; may be repeated.", show_default="head, neurons, block", rich_help_panel=SCORING
-        ),
-    ] = None,
+    kind: KindOption = None,
     groups: GroupsOption = 16,
-    interaction: Annotated[
-        Interaction,
-        typer.Option(
-            help="single: each unit alone, as in the paper; nested: an MLP's groups together; greedy: heads and blocks "
-            "scored again as others go; joint: one order of everything, best for deep cuts, dearest.",
-            rich_help_panel=SCORING,
-        ),
-    ] = Interaction.nested,
-    memory: Annotated[
-        str | None, typer.Option(help="What scoring may use, such as 4GiB.", rich_help_panel=SCORING)
-    ] = None,
-    autocast: Annotated[
-        str | None, typer.Option(help="bfloat16 or float16, for speed.", rich_help_panel=SCORING)
-    ] = None,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say how long it would take.", rich_help_panel=SCORING)
-    ] = False,
+    interaction: InteractionOption = Interaction.nested,
+    memory: MemoryOption = None,
+    autocast: AutocastOption = None,
+    estimate: EstimateOption = False,
     device: DeviceOption = "cpu",
     quiet: QuietOption = False,
     json: JsonOption = None,
@@ -106,7 +106,7 @@ def score_command(
         begun = Run(run)
         loaded = begun.load()
         encoder = wrapped(loaded)
-        calibrated = begun.data.pairs(Part.calibration, loaded, pairs or 1000, seed)
+        calibrated = begun.calibration(loaded)
         options: dict[str, Any] = {"kinds": kinds, "groups": groups, "interaction": interaction.value}
         if estimate:
             typer.echo(str(estimate_cost(encoder, calibrated, **options)))

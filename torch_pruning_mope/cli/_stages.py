@@ -39,6 +39,7 @@ from ._options import (
     SplitSeedOption,
     StepsOption,
     TestOption,
+    UniformOption,
     WorkersOption,
 )
 from ._run import Run, budget, first_rank, multiple
@@ -76,9 +77,7 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
         metric: MetricOption = "contrastive_loss",
         groups: GroupsOption = 16,
         round_to: RoundToOption = "1",
-        uniform: Annotated[
-            bool, typer.Option("--uniform", help="All layers of a tower keep as much.", rich_help_panel=BUDGETS)
-        ] = False,
+        uniform: UniformOption = False,
         rounds: Annotated[
             int, typer.Option(help="Rounds of pruning a little and distilling.", min=1, rich_help_panel=BUDGETS)
         ] = 1,

@@ -22,7 +22,7 @@ def rows_table(rows: Sequence[dict[str, Any]]) -> Table:
         The table.
     """
     table = Table()
-    table.add_column("stage", no_wrap=True)
+    table.add_column("model", no_wrap=True)
     counts = [name for name in COUNTS if any(name in row for row in rows)]
     percent = [name for name in PERCENT if any(name in row for row in rows)]
     for heading in [*(COUNTS[name][0] for name in counts), *(PERCENT[name] for name in percent), "images"]:
@@ -30,5 +30,6 @@ def rows_table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         numbers = [f"{row[name] / COUNTS[name][1]:.2f}{COUNTS[name][2]}" if name in row else "" for name in counts]
         shares = [f"{row[name]:.1f}" if name in row else "" for name in percent]
-        table.add_row(row["stage"], *numbers, *shares, str(row["pairs"]))
+        own = row["criterion"] in {"MoPE", "dense", ""}
+        table.add_row(row["stage"] if own else row["criterion"], *numbers, *shares, str(row["pairs"]))
     return table

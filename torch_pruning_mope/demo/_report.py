@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from .._whole import write_whole
 from ._criteria import CRITERIA
 from ._row import Row
 
@@ -54,4 +55,4 @@ def save_json(rows: Sequence[Row], path: str | Path) -> None:
         rows: The rows.
         path: The file.
     """
-    Path(path).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    write_whole(Path(path), json.dumps([asdict(row) for row in rows], indent=1) + "\n")

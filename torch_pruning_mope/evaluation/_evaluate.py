@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import nn
 
+from .._whole import write_whole
 from ..data import ImagePairs, LabelledImages, Pairs, ShardedPairs, open_labelled, open_pairs
+from ..deploy import fold
+from ..errors import UnsupportedModelError
 from ..names import LoadedModel
 from ._cost import latency, multiply_adds, parameters
 from ._retrieval import evaluate_retrieval
@@ -50,7 +54,7 @@ def evaluate(
         limit: How many images; None for all.
         batch_size: Inputs run at once.
         num_workers: Processes that read files; 0 reads in this one.
-        time_it: Whether to measure the latency too, at batch 1.
+        time_it: Whether to measure the latency too, at batch 1, in deployment form (see :func:`fold`) if the model has one.
         progress: Whether to show a progress bar.
         **reading: What `open_pairs`, or `open_labelled`, takes besides: ``split``, ``root``, ``max_skipped``.
 
@@ -98,7 +102,7 @@ def costs(loaded: LoadedModel, *, time_it: bool = False) -> dict[str, float | in
 
     Args:
         loaded: The model with its parts.
-        time_it: Whether to measure the latency, at batch 1.
+        time_it: Whether to measure the latency, at batch 1, in deployment form if the model has one.
 
     Returns:
         ``parameters``, ``multiply_adds`` and, if asked, ``latency_ms``.
@@ -108,7 +112,14 @@ def costs(loaded: LoadedModel, *, time_it: bool = False) -> dict[str, float | in
         "parameters": parameters(loaded.model),
         "multiply_adds": multiply_adds(loaded.model, inputs),
     }
-    return found | ({"latency_ms": 1000 * latency(loaded.model, inputs)} if time_it else {})
+    return found | ({"latency_ms": 1000 * latency(_deployed(loaded.model), inputs)} if time_it else {})
+
+
+def _deployed(model: nn.Module) -> nn.Module:
+    try:
+        return fold(model)  # type: ignore[no-any-return]
+    except UnsupportedModelError:
+        return model
 
 
 def save_evaluation(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
@@ -132,9 +143,7 @@ def save_evaluation(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
         if not isinstance(earlier, list) or not all(isinstance(row, dict) for row in earlier):
             raise ValueError(f"path must be a file of evaluations, an object with rows; found another in {path}.")
     kept = {tuple(row.get(key) for key in KEYS): row for row in [*earlier, *rows]}
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps({"rows": list(kept.values())}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps({"rows": list(kept.values())}, indent=1) + "\n")
 
 
 def _name(data: Any) -> str:

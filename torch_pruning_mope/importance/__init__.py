@@ -6,7 +6,8 @@ threshold together, and silently spares a layer whose units all fall under it (t
 """
 
 from ._mope import MoPEImportance
+from ._stock_scores import stock_scores
 from ._unit import UnitImportance
 from ._weighted import WeightedImportance
 
-__all__ = ["MoPEImportance", "UnitImportance", "WeightedImportance"]
+__all__ = ["MoPEImportance", "UnitImportance", "WeightedImportance", "stock_scores"]

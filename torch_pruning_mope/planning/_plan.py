@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._whole import write_whole
 from ..encoder import DualEncoder, TowerName
 from ..errors import PruningMismatchError, WrongModelError
 from ..scoring import Unit, fingerprint
@@ -68,10 +69,7 @@ class Plan:
         Args:
             path: The file.
         """
-        target = Path(path)
-        partial = target.with_name(target.name + ".part")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        partial.replace(target)
+        write_whole(Path(path), self.to_json())
 
     def to_json(self) -> str:
         """The plan as :meth:`save` writes it."""

@@ -1,4 +1,4 @@
-"""Files of a run folder: appended to line by line, or written whole or not at all."""
+"""Files of a run folder that are appended to line by line."""
 
 import json
 from collections.abc import Mapping
@@ -24,15 +24,3 @@ def append_jsonl(path: str | Path, entry: Mapping[str, Any] | Any) -> None:
     line = json.dumps(dict(entry), ensure_ascii=True)
     with Path(path).open("a", encoding="utf-8") as file:
         file.write(line + "\n")  # in one piece, so that a killed process leaves at most a torn last line
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file beside its place and moves it there.
-
-    Args:
-        path: The file.
-        content: What it holds.
-    """
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    partial.replace(path)

@@ -27,7 +27,9 @@ def size_figures(rows: Sequence[Evaluation], gallery: Gallery) -> list[Shown]:
             for name, row in zip(labels(rows), rows, strict=True)
         ],
     )
-    caption = "What each model takes. Multiply-adds are of one image and one caption."
+    caption = "What each model takes. Multiply-adds and latency are of one image and one caption" + (
+        "; mope evaluate times the deployment form." if any(row.latency_ms is not None for row in rows) else "."
+    )
     return [
         gallery.show(
             "sizes", partial(draw_sizes, rows), label="Bars of what each model takes.", caption=caption, table=table

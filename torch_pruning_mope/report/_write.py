@@ -7,10 +7,10 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from .._version import __version__
+from .._whole import write_whole
 from ..planning import Plan
 from ._examples import OUTCOMES, ChangedExamples
 from ._figures import Gallery
-from ._files import write_whole
 from ._format import in_words
 from ._headline import cards_of
 from ._kept import layers_of
@@ -84,7 +84,9 @@ def _settings(plan: Plan) -> dict[str, str]:
 def _words(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{in_words(str(name))}: {_words(own)}" for name, own in value.items())
-    return str(value)
+    if isinstance(value, list):
+        return (" and " if all(isinstance(own, str) for own in value) else "; ").join(map(_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _asset(name: str) -> str:

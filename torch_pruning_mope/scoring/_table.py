@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import math
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._whole import write_whole
 from ..errors import WrongModelError
 from ._units import Unit
 
@@ -163,22 +165,24 @@ class ScoreTable:
             path: The file.
         """
         target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        if target.suffix.lower() == ".csv":
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, [name for name, _ in _COLUMNS])
-                writer.writeheader()
-                writer.writerows(row | {"channels": " ".join(map(str, row["channels"]))} for row in self._rows())
-        else:
-            fields = [{"name": name, "type": kind} for name, kind in _COLUMNS]
-            content = {
-                "format": _FORMAT,
-                **{name: value for name, value in self.__dict__.items() if name != "scores"},
-                "schema": {"fields": fields, "pandas_version": "1.4.0"},
-                "data": self._rows(),
-            }
-            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        partial.replace(target)
+        write_whole(target, self._csv() if target.suffix.lower() == ".csv" else self._json())
+
+    def _csv(self) -> str:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, [name for name, _ in _COLUMNS])
+        writer.writeheader()
+        writer.writerows(row | {"channels": " ".join(map(str, row["channels"]))} for row in self._rows())
+        return text.getvalue()
+
+    def _json(self) -> str:
+        fields = [{"name": name, "type": kind} for name, kind in _COLUMNS]
+        content = {
+            "format": _FORMAT,
+            **{name: value for name, value in self.__dict__.items() if name != "scores"},
+            "schema": {"fields": fields, "pandas_version": "1.4.0"},
+            "data": self._rows(),
+        }
+        return json.dumps(content, indent=1)
 
     def _rows(self) -> list[dict[str, Any]]:
         return [

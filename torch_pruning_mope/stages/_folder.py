@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .._whole import write_whole
 from ..distillation import TrainingStep
 
 _log = logging.getLogger(__name__)
@@ -53,9 +54,7 @@ class RunFolder:
             content: What it holds.
         """
         if self._writes:
-            partial = self.path / f"{name}.part"
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(self.path / name)
+            write_whole(self.path / name, content)
 
     def tell(self, step: str, what: str) -> None:
         """Notes what was done.

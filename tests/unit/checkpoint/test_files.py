@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 import torch_pruning_mope as mope
 from torch_pruning_mope import DualEncoder, ModelLoadError
 from torch_pruning_mope.checkpoint import _save, load
-from torch_pruning_mope.checkpoint._files import is_plain, written
+from torch_pruning_mope.checkpoint._files import is_plain
 from torch_pruning_mope.checkpoint._json import parse, seal, unseal
+from torch_pruning_mope.checkpoint._written import written
 
 from .cases import prune
 
@@ -48,7 +49,7 @@ def test_a_full_disk_leaves_what_was_there(
         move = Path.replace
 
         def moves(self: Path, target: Path) -> Path:
-            if self.name == "config.json" and self.parent.name == "new":  # the last of all
+            if self.name == "config.json" and self.parent.name == ".mope-saving":  # the last of all
                 full()
             return move(self, target)
 

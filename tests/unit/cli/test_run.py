@@ -1,6 +1,7 @@
 """A whole run by command line, on the tiny CLIP with few pairs."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import torch_pruning_mope as mope
 from torch_pruning_mope.cli import app
+from torch_pruning_mope.importance import stock_scores
 
 SMALL = ("--pairs", 16, "--quiet")
 SCORE = (*SMALL, "--groups", 2, "--kind", "head", "--kind", "neurons")
@@ -91,6 +93,26 @@ def test_without_a_budget_the_range_is_shown(begun: Path) -> None:
     assert (begun / "plan.json").read_bytes() == before
 
 
+def test_the_range_of_a_model_that_nobody_scored(tmp_path: Path) -> None:
+    shown = mope_command(
+        "plan", "--model", "tiny", "--round-to", 8, "--min-heads", 1, "--json", tmp_path / "range.json"
+    )
+    assert "what budgets can ask for" in shown.output
+    found = json.loads((tmp_path / "range.json").read_text())
+    asked = mope.plan_range(mope.DualEncoder(mope.load_tiny_clip()), round_to=8, min_heads=1)
+    for side in ("smallest", "largest"):
+        assert {tower: size["parameters"] for tower, size in found[side].items()} == {
+            tower: size.parameters for tower, size in getattr(asked, side).items()
+        }
+        assert set(found["latency"][side]) == {"image", "text"}
+    assert "can be met" in mope_command("plan", "--model", "tiny", "--parameters", "30%").output
+    refused = mope_command(
+        "plan", "--model", "tiny", "--parameters", "30%", "--min-heads", 4, "--latency", "1%", code=2
+    )
+    assert "the least that can be reached" in " ".join(refused.stderr.split())
+    assert "one of RUN and --model must be given; found none" in mope_command("plan", code=2).stderr
+
+
 def test_evaluation_export_and_report(begun: Path, tmp_path: Path) -> None:
     mope_command("evaluate", begun, *SMALL, "--json", tmp_path / "rows.json")
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
@@ -99,6 +121,7 @@ def test_evaluation_export_and_report(begun: Path, tmp_path: Path) -> None:
     found = mope.evaluate_retrieval(mope.load_tiny_clip(), mope.emoji_pairs("test", 16), progress=False)
     assert rows[0]["i2t_r1"] == found.to_dict()["i2t_r1"]
     assert rows[1]["parameters"] < rows[0]["parameters"]
+    assert all(row["latency_ms"] > 0 for row in rows)
     mope_command("export", begun, "--format", "torch")
     program = torch.export.load(begun / "export-torch" / "image.pt2").module()
     name = "distilled" if (begun / "distilled").exists() else "pruned"
@@ -110,6 +133,32 @@ def test_evaluation_export_and_report(begun: Path, tmp_path: Path) -> None:
     mope_command("report", begun, "--pairs", 16, "--examples", 4, "--title", "A <small> run")
     page = (begun / "report.html").read_text()
     assert "A &lt;small&gt; run" in page
+
+
+def test_other_criteria_at_the_same_size(begun: Path, tmp_path: Path) -> None:
+    """Cut by the plan's rules, tower by tower as the plan's budget was, on the run's calibration pairs."""
+    run = Path(shutil.copytree(begun, tmp_path / "run"))
+    shutil.rmtree(run / "distilled", ignore_errors=True)
+    mope_command("evaluate", run, *SMALL, "--against", "taylor", "--no-latency")
+    rows = json.loads((run / "evaluation.json").read_text())["rows"]
+    named = [(row["criterion"], row["stage"]) for row in rows if "latency_ms" not in row]
+    assert named == [("dense", "dense"), ("MoPE", "pruned"), ("Taylor", "pruned")]
+    encoder = mope.DualEncoder(mope.load_tiny_clip())
+    table = stock_scores(encoder, mope.emoji_pairs("calibration", 16), "taylor")
+    own = mope.footprints(mope.DualEncoder(mope.load(run / "pruned").model))
+    left = {tower: size.parameters for tower, size in own.items()}
+    mope.make_plan(encoder, table, parameters=left, round_to=8, refill=False).apply(encoder)
+    assert all(size.parameters <= left[tower] for tower, size in mope.footprints(encoder).items())
+    expected = mope.evaluate_retrieval(encoder.model, mope.emoji_pairs("test", 16), progress=False).to_dict()
+    taylor = next(row for row in rows if row["criterion"] == "Taylor")
+    assert {name: taylor[name] for name in ("i2t_r1", "t2i_r5")} == {
+        name: expected[name] for name in ("i2t_r1", "t2i_r5")
+    }
+    assert taylor["parameters"] == sum(parameter.numel() for parameter in encoder.model.parameters())
+    mope_command("report", run, "--examples", 0)
+    assert "Taylor, pruned" in (run / "report.html").read_text()
+    refused = mope_command("evaluate", "--model", "tiny", "--against", "l1", code=2)
+    assert "--against goes with RUN" in " ".join(refused.stderr.split())
 
 
 def test_a_stage_from_scoring_to_the_report(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,3 +161,22 @@ def test_without_clip_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "clip_benchmark.models", None)
     with pytest.raises(ModuleNotFoundError, match=r"found clip_benchmark\.models missing\. pip install clip_benchmark"):
         register()
+
+
+def test_the_deployment_form_is_timed_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[Any] = []
+
+    def time(model: Any, _: Any) -> float:
+        timed.append(model)
+        return 0.5
+
+    def refuse(_: Any) -> Any:
+        raise mope.UnsupportedModelError("unknown")
+
+    monkeypatch.setattr("torch_pruning_mope.evaluation._evaluate.latency", time)
+    loaded = mope.load_model("tiny")
+    assert costs(loaded, time_it=True)["latency_ms"] == 500
+    assert type(timed[0]) is type(mope.fold(loaded.model))
+    monkeypatch.setattr("torch_pruning_mope.evaluation._evaluate.fold", refuse)
+    costs(loaded, time_it=True)
+    assert timed[1] is loaded.model

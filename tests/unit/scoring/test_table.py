@@ -43,13 +43,13 @@ def test_a_half_written_file_is_never_seen(
     path = tmp_path / "table.json"
     table.save(path)
     whole = path.read_text()
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def interrupted(self: Path, data: str, **options: Any) -> int:
-        write(self, data[: len(data) // 2], **options)
+    def interrupted(self: Path, data: bytes) -> int:
+        write(self, data[: len(data) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_text", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(OSError, match="disk full"):
         table.save(path)
     with pytest.raises(OSError, match="disk full"):
