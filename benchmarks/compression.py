@@ -232,7 +232,9 @@ def main() -> None:
     parser.add_argument("--criteria", nargs="+", choices=(*CRITERIA, *VARIANTS), default=CRITERIA)
     parser.add_argument("--part-seeds", type=int, nargs="+", default=[0, 1, 2], help="of all parts but the grid")
     parser.add_argument("--long-steps", type=int, default=1000, help="of the part long")
-    parser.add_argument("--long-criteria", nargs="+", choices=("dense", *CRITERIA, *VARIANTS), default=("dense", "MoPE"))
+    parser.add_argument(
+        "--long-criteria", nargs="+", choices=("dense", *CRITERIA, *VARIANTS), default=("dense", "MoPE")
+    )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -9,10 +9,11 @@ import torch
 
 from ..data import Pairs
 from ..encoder import DualEncoder
+from ._accelerator import accelerator_for
 from ._batches import Batches, check_aligned, drawn, given
 from ._distillation import DistillationLoss
 from ._loop import Loop, TrainingStep
-from ._optimizer import accelerate, adamw, averaged
+from ._optimizer import adamw, averaged
 from ._student import Student
 from ._taught import Teacher, TeacherPrecision, check_teacher
 
@@ -75,7 +76,8 @@ def distil(
         seed: Of the order of the pairs, and of what is random in the model.
         path: Folder for checkpoints. With one there, training goes on from it, to the same bits on a CPU.
         save_every: Steps between checkpoints; by default a tenth of all.
-        log_with: A tracker that Accelerate knows, such as ``tensorboard`` or ``wandb``, or one of your own.
+        log_with: A tracker that Accelerate knows, such as ``wandb`` or ``tensorboard``, whose files go to ``path / "mope"``; or
+            one of your own.
         on_step: Called with every step on the first rank.
         progress: Whether to show a progress bar.
 
@@ -85,7 +87,7 @@ def distil(
     Raises:
         ValueError: If an argument cannot be, or ``path`` holds another run.
         NonFiniteError: If the loss is NaN or infinite; the message names the last checkpoint.
-        ImportError: If Accelerate is not installed.
+        ImportError: If Accelerate, or a tracker, is not installed.
         NotImplementedError: If Accelerate is configured to shard the model.
     """
     _check(
@@ -98,8 +100,6 @@ def distil(
     if needs_hidden and chunks > 1:
         raise ValueError(f"chunks must be 1 for the term 'hidden', whose states fill the memory; found {chunks}.")
     folder = None if path is None else Path(path)
-    accelerator = accelerate(mixed_precision=precision, log_with=log_with, project_dir=folder)
-    torch.manual_seed(seed + accelerator.process_index)
     about = {
         "steps": steps,
         "batch_size": batch_size,
@@ -110,34 +110,34 @@ def distil(
         "shapes": [list(p.shape) for p in student.model.parameters()],
     }
     about |= {} if ema is None else {"ema": ema}
-    loop = Loop(
-        accelerator,
-        student.model,
-        Student(student, hidden=needs_hidden),
-        adamw(student.model, learning_rate, betas, weight_decay),
-        averaged(student.model, ema),
-        loss,
-        teacher,
-        teacher_precision,
-        chunks,
-        max_norm,
-        folder,
-        about,
-    )
-    loop.take_up()
-    if log_with is not None:
-        accelerator.init_trackers("mope", config={k: v for k, v in about.items() if isinstance(v, int | float | str)})
-    ranks = accelerator.process_index, accelerator.num_processes
-    begun = len(loop.history)
-    batches = (
-        drawn(pairs, teacher_pairs, begun, batch_size, seed, *ranks)
-        if isinstance(pairs, Pairs)
-        else given(pairs, begun)
-    )
-    show = progress and accelerator.is_main_process
-    loop.run(batches, steps, learning_rate, warmup, save_every or max(1, steps // 10), on_step, show)
-    if log_with is not None:
-        accelerator.end_training()
+    with accelerator_for(precision, log_with, folder) as accelerator:
+        torch.manual_seed(seed + accelerator.process_index)
+        loop = Loop(
+            accelerator,
+            student.model,
+            Student(student, hidden=needs_hidden),
+            adamw(student.model, learning_rate, betas, weight_decay),
+            averaged(student.model, ema),
+            loss,
+            teacher,
+            teacher_precision,
+            chunks,
+            max_norm,
+            folder,
+            about,
+        )
+        loop.take_up()
+        config = {name: value for name, value in about.items() if isinstance(value, int | float | str)}
+        accelerator.init_trackers("mope", config=config)
+        ranks = accelerator.process_index, accelerator.num_processes
+        begun = len(loop.history)
+        batches = (
+            drawn(pairs, teacher_pairs, begun, batch_size, seed, *ranks)
+            if isinstance(pairs, Pairs)
+            else given(pairs, begun)
+        )
+        show = progress and accelerator.is_main_process
+        loop.run(batches, steps, learning_rate, warmup, save_every or max(1, steps // 10), on_step, show)
     return loop.history
 
 
