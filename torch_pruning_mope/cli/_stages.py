@@ -35,6 +35,7 @@ from ._options import (
     RoundToOption,
     RunArgument,
     SeedOption,
+    ShardOption,
     SplitOption,
     SplitSeedOption,
     StepsOption,
@@ -94,6 +95,7 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
         batch_size: BatchSizeOption = 256,
         learning_rate: LearningRateOption = 2e-5,
         precision: PrecisionOption = "no",
+        shard: ShardOption = False,
         in_memory: InMemoryOption = False,
         workers: WorkersOption = 0,
         device: DeviceOption = "cpu",
@@ -133,6 +135,7 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
                 batch_size=batch_size,
                 learning_rate=learning_rate,
                 precision=precision,
+                shard=shard,
                 seed=seed,
             )
             if not first_rank():

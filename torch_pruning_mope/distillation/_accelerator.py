@@ -30,6 +30,7 @@ def accelerator_for(precision: str, log_with: Any, folder: Path | None) -> Itera
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, GradientState
+        from accelerate.utils import DistributedDataParallelKwargs
     except ImportError as error:
         raise ImportError('distil needs Accelerate: pip install "torch-pruning-mope[train]"') from error
     _check_trackers(log_with, folder)
@@ -39,12 +40,17 @@ def accelerator_for(precision: str, log_with: Any, folder: Path | None) -> Itera
     try:
         for state in shared:
             state.clear()
-        accelerator = Accelerator(mixed_precision=precision, log_with=log_with, project_dir=folder)
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=log_with,
+            project_dir=folder,
+            kwargs_handlers=[DistributedDataParallelKwargs()],
+        )
         kind = str(accelerator.distributed_type).rsplit(".", 1)[-1]
         if kind in {"FSDP", "DEEPSPEED", "MEGATRON_LM"}:
             raise NotImplementedError(
                 f"Accelerate must be configured for one process or for data parallelism (DDP); found {kind}. Launch without "
-                "--use_fsdp, and save memory with chunks."
+                "it, as torchrun does; distil(shard=True) is what spreads a student over ranks here."
             )
         if precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError(

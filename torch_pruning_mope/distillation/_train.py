@@ -14,7 +14,8 @@ from ._batches import Batches, check_aligned, drawn, given
 from ._distillation import DistillationLoss
 from ._loop import Loop, TrainingStep
 from ._optimizer import adamw, averaged
-from ._student import Student
+from ._shard import Shards
+from ._student import Student, has_idle
 from ._taught import Teacher, TeacherPrecision, check_teacher
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -38,6 +39,7 @@ def distil(
     max_norm: float | None = 1.0,
     ema: float | None = None,
     precision: Precision = "no",
+    shard: bool = False,
     seed: int = 0,
     path: str | Path | None = None,
     save_every: int | None = None,
@@ -73,6 +75,10 @@ def distil(
         ema: Decay of an exponential moving average of the weights, such as 0.999, which is what the student ends with; None for
             the last weights.
         precision: Mixed precision.
+        shard: Whether each rank holds a part of the weights, gradients, optimizer and average (FSDP2, torch 2.7), not all. A
+            copy is trained, and the student changed in the end, on whatever device it is: leave it on the CPU where it does
+            not fit elsewhere. Steps and checkpoints are those of ranks that hold everything. The teacher is whole on every
+            rank; with bf16, so are copies of the weights until they are passed backwards.
         seed: Of the order of the pairs, and of what is random in the model.
         path: Folder for checkpoints. With one there, training goes on from it, to the same bits on a CPU.
         save_every: Steps between checkpoints; by default a tenth of all.
@@ -88,7 +94,7 @@ def distil(
         ValueError: If an argument cannot be, or ``path`` holds another run.
         NonFiniteError: If the loss is NaN or infinite; the message names the last checkpoint.
         ImportError: If Accelerate, or a tracker, is not installed.
-        NotImplementedError: If Accelerate is configured to shard the model.
+        NotImplementedError: If Accelerate is configured to shard the model, or torch is too old for ``shard``.
     """
     _check(
         steps, batch_size, chunks, learning_rate, warmup, ema, pairs.num_images if isinstance(pairs, Pairs) else None
@@ -112,12 +118,16 @@ def distil(
     about |= {} if ema is None else {"ema": ema}
     with accelerator_for(precision, log_with, folder) as accelerator:
         torch.manual_seed(seed + accelerator.process_index)
+        shards = _shards(student, accelerator, precision, hidden=needs_hidden, ema=ema) if shard else None
+        model = student.model if shards is None else shards.model
+        if shards is None and accelerator.num_processes > 1:
+            accelerator.ddp_handler.find_unused_parameters = has_idle(student)
         loop = Loop(
             accelerator,
-            student.model,
-            Student(student, hidden=needs_hidden),
-            adamw(student.model, learning_rate, betas, weight_decay),
-            averaged(student.model, ema),
+            model,
+            shards or Student(student, hidden=needs_hidden),
+            adamw(model, learning_rate, betas, weight_decay),
+            averaged(model, ema) if shards is None else shards.average,
             loss,
             teacher,
             teacher_precision,
@@ -138,6 +148,8 @@ def distil(
         )
         show = progress and accelerator.is_main_process
         loop.run(batches, steps, learning_rate, warmup, save_every or max(1, steps // 10), on_step, show)
+        if shards is not None:
+            shards.put_back(student)
     return loop.history
 
 
@@ -161,6 +173,18 @@ def check_training(pairs: Batches, **arguments: Any) -> None:
     given = {name: arguments.get(name, parameter.default) for name, parameter in known.items()}
     values = {name: given[name] for name in ("steps", "batch_size", "chunks", "learning_rate", "warmup", "ema")}
     _check(**values, images=pairs.num_images if isinstance(pairs, Pairs) else None)
+
+
+def _shards(student: DualEncoder, accelerator: Any, precision: Precision, *, hidden: bool, ema: float | None) -> Shards:
+    """The student in parts."""
+    if accelerator.num_processes == 1:
+        raise ValueError(
+            "shard must be False for one process, which has nobody to share with; found True. Launch several: torchrun "
+            "--nproc-per-node 2."
+        )
+    if precision == "fp16":
+        raise ValueError("precision must be 'no' or 'bf16' with shard=True; found 'fp16'. bf16 needs no loss scaling.")
+    return Shards(student, accelerator.device, hidden=hidden, ema=ema)
 
 
 def _default_loss(teacher: Teacher | None) -> DistillationLoss:
