@@ -14,13 +14,14 @@ from tqdm.auto import tqdm
 
 from ..errors import NonFiniteError
 from ._batches import Batch
+from ._cache import TeacherPrecision
 from ._checkpoint import latest_training, load_training, save_training, training_tensors
 from ._chunks import chunked_backward
 from ._distillation import DistillationLoss, Encoded
 from ._optimizer import schedule, take_average
 from ._shard import Shards
 from ._student import clamp_temperature
-from ._taught import Teacher, TeacherPrecision, taught
+from ._taught import Teacher, taught
 
 
 @dataclass(frozen=True)

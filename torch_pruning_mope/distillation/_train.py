@@ -11,12 +11,13 @@ from ..data import Pairs
 from ..encoder import DualEncoder
 from ._accelerator import accelerator_for
 from ._batches import Batches, check_aligned, drawn, given
+from ._cache import TeacherPrecision
 from ._distillation import DistillationLoss
 from ._loop import Loop, TrainingStep
 from ._optimizer import adamw, averaged
 from ._shard import Shards
 from ._student import Student, has_idle
-from ._taught import Teacher, TeacherPrecision, check_teacher
+from ._taught import Teacher, check_teacher
 
 Precision = Literal["no", "bf16", "fp16"]
 
