@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ._gather import is_alone
 from ._shard import placed, whole
 
 _STATE, _TENSORS = "training.json", "training.safetensors"
@@ -34,7 +36,8 @@ def training_tensors(
     }
     for index, state in optimizer.state_dict()["state"].items():
         named |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    named |= {f"random.{name}": state for name, state in _random_states().items()}
+    device = next(model.parameters()).device
+    named |= {f"random.{name}": state for name, state in _random_states(device).items()}
     found = {}
     for name, tensor in named.items():
         full = whole(tensor.detach())  # one after the other, for the memory
@@ -135,12 +138,28 @@ def load_training(
     return int(state["step"]), list(state["history"])
 
 
-def _random_states() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """Of every rank; those after the first by their numbers."""
+    own = {"cpu": torch.get_rng_state()}
+    own |= {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    if is_alone(None):
+        return own
+    found: dict[str, Tensor] = {}
+    for name, state in own.items():
+        states = [torch.empty_like(state, device=device) for _ in range(dist.get_world_size())]
+        dist.all_gather(states, state.to(device))
+        found |= {_of_rank(rank, name): each for rank, each in enumerate(states)}
+    return found
+
+
+def _of_rank(rank: int, name: str) -> str:
+    return f"{rank}.{name}" if rank else name
 
 
 def _set_random_states(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    """This rank's; left as they are, of a rank that was not there."""
+    cpu, cuda = (states.get(_of_rank(0 if is_alone(None) else dist.get_rank(), name)) for name in ("cpu", "cuda"))
+    if cpu is not None:
+        torch.set_rng_state(cpu)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)

@@ -151,8 +151,7 @@ class Loop:
         if self.folder is None:
             return
         first = self.accelerator.is_main_process
-        if first or isinstance(self.module, Shards):
-            tensors = training_tensors(self.model, self.optimizer, self.average, kept=first)
+        tensors = training_tensors(self.model, self.optimizer, self.average, kept=first)
         if first:
             history = [asdict(entry) for entry in self.history]
             self.last = save_training(self.folder, tensors, step, self.about, history)
@@ -181,19 +180,23 @@ class Loop:
             )
             return [out.images, out.texts, scale, bias]
 
+        scaler = accelerator.scaler  # of fp16
+
         def of_all(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
             whole: Tensor
             joined = Encoded(image, text, scale, bias)
             whole, parts = loss(joined, theirs)
             terms.update(parts)
-            return _touching(whole, joined)
+            whole = _touching(whole, joined)
+            return whole if scaler is None else scaler.scale(whole)
 
         # Of shards, each chunk's gradients are summed up at once: whole ones would have to be kept otherwise.
         sync: Any = getattr(module, "no_sync", None) or nullcontext
         value = chunked_backward(
             encode, list(torch.arange(len(images), device=device).chunk(self.chunks)), of_all, no_sync=sync
         )
-        return float(value), {name: float(term) for name, term in terms.items()}
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        return float(value) / scale, {name: float(term) for name, term in terms.items()}
 
 
 def _touching(total: Tensor, out: Encoded) -> Tensor:

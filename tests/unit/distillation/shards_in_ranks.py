@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ def halved(shard: bool) -> torch.Tensor:
     return torch.tensor([entry.loss for entry in history])
 
 
+def by_chance() -> mope.DualEncoder:
+    """With dropout, another on each rank."""
+    made = student()
+    made.model.visual.transformer.resblocks[0].register_forward_hook(
+        lambda module, _, output: torch.nn.functional.dropout(output, 0.2, module.training)
+    )
+    return made
+
+
 def parts() -> dict[str, Any]:
     """How much of the copy and of its average this rank holds."""
     made = student()
@@ -98,6 +108,11 @@ def main() -> None:
     dist.barrier()
     found["gone on"] = run(shard=True, path=out / "interrupted")
     found["gone on, whole"] = run(path=out / "for whole")
+    found["by chance"] = run(made=by_chance(), path=out / "chance")
+    with suppress(Killed):
+        run(made=by_chance(), path=out / "chance interrupted", loss=Dies(3))
+    dist.barrier()
+    found["by chance, gone on"] = run(made=by_chance(), path=out / "chance interrupted")
     found |= parts()
     torch.save(found, out / f"{rank}.pt")
     dist.destroy_process_group()

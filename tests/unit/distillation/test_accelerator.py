@@ -62,6 +62,21 @@ def test_an_accelerator_of_the_users_own_stays_as_it_was(student: mope.DualEncod
     assert unchanged()
 
 
+def test_scaled_losses_change_nothing_in_chunks_either(train: mope.Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments: dict[str, Any] = {"steps": 3, "max_norm": None, **QUICK}
+    expected = [entry.loss for entry in distil(mope.DualEncoder(clip()), train, **arguments)]
+    init = Accelerator.__init__
+
+    def scaled(self: Accelerator, **kwargs: Any) -> None:
+        init(self, **kwargs)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # as fp16 has on GPUs
+
+    monkeypatch.setattr(Accelerator, "__init__", scaled)
+    for chunks in (1, 2):
+        found = [entry.loss for entry in distil(mope.DualEncoder(clip()), train, chunks=chunks, **arguments)]
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
 class Tracker(GeneralTracker):  # type: ignore[misc]
     name = "mine"
     requires_logging_directory = False

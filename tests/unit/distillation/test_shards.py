@@ -72,6 +72,12 @@ def test_an_interrupted_run_goes_on_in_parts_or_whole(ranks: list[dict[str, Any]
             assert_close(other["losses"], expected["losses"], 1e-9)
 
 
+def test_every_rank_goes_on_with_its_own_chance(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert torch.equal(found["by chance, gone on"]["losses"], found["by chance"]["losses"])
+        assert torch.equal(found["by chance, gone on"]["weights"], found["by chance"]["weights"])
+
+
 def test_a_rank_holds_its_part_alone(ranks: list[dict[str, Any]]) -> None:
     shares = torch.stack([found["shares"] for found in ranks])
     assert shares.max() < 0.55
