@@ -1,11 +1,13 @@
 """The two stages, in rounds too, and that they go on where they stopped."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import torch_pruning_mope as mope
 from tests.asserts import unchanged
@@ -161,6 +163,49 @@ def test_a_run_that_is_done_is_not_done_again(
     assert not seen
     assert lines(path) == logged
     assert "trained 0 steps; 4 were done before" in (path / "steps.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"loss": mope.DistillationLoss(hidden=0.0), "finetune_steps": 1}, {"precision": "bf16"}],
+    ids=["embeddings", "hidden states, bf16"],
+)
+def test_a_teacher_that_is_run_once_teaches_the_same(
+    options: dict[str, Any], tmp_path: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"parameters": None, **options}
+    live, kept = tmp_path / "live", tmp_path / "kept"
+    run("finetune", live, data, **options)
+    shutil.copytree(live, kept)  # as far as the plan: scoring is not what is looked at
+    shutil.rmtree(kept / "training-width")
+    told: list[mope.TrainingStep] = []
+
+    def dies(entry: mope.TrainingStep) -> None:
+        told.append(entry)
+        if entry.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("finetune", kept, data, cache_teacher=True, on_step=dies, **options)
+    shards = sorted((kept / "teacher").iterdir())
+    assert [shard.name for shard in shards] == ["image-00000.safetensors", "text-00000.safetensors"]
+    with safe_open(shards[0], "pt") as shard:
+        assert ("0" in shard.keys()) == ("loss" not in options)  # noqa: SIM118  (no mapping)
+    with monkeypatch.context() as patch:  # what is there is not made again
+        patch.setattr("torch_pruning_mope.distillation._cache._states", None)
+        run("finetune", kept, data, cache_teacher=True, on_step=told.append, **options)
+    expected, found = ([line for line in lines(path) if line["training"] != "training-dense"] for path in (live, kept))
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], rel=1e-5)
+    log = (kept / "steps.log").read_text()
+    assert log.count("teacher: kept what it makes of 24 images") == 2
+
+
+def test_a_teacher_is_run_once_on_fixed_views_alone(tmp_path: Path, data: dict[str, Any]) -> None:
+    batches = list(data["train"].batches(8))
+    with pytest.raises(ValueError, match=r"train must be Pairs for cache_teacher=True.*found batches"):
+        run("pretrain", tmp_path / "run", data | {"train": batches}, cache_teacher=True)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

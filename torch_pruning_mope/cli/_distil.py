@@ -25,6 +25,7 @@ from ._options import (
     RootOption,
     RunArgument,
     SeedOption,
+    ShardOption,
     SplitOption,
     StepsOption,
     WorkersOption,
@@ -43,6 +44,7 @@ def distill(
         typer.Option(help="Parts that a batch is run in, to save memory; same gradients.", rich_help_panel=TRAINING),
     ] = 1,
     precision: PrecisionOption = "no",
+    shard: ShardOption = False,
     contrastive: Annotated[float, typer.Option(help="Weight of the contrastive loss.", rich_help_panel=TRAINING)] = 1.0,
     similarity: Annotated[
         float, typer.Option(help="Weight of the teacher's similarities.", rich_help_panel=TRAINING)
@@ -113,6 +115,7 @@ def distill(
             chunks=chunks,
             learning_rate=learning_rate,
             precision=precision,  # type: ignore[arg-type]  # checked there
+            shard=shard,
             seed=seed,
             ema=ema,
             path=run / "training",

@@ -93,6 +93,12 @@ StepsOption = Annotated[int, typer.Option(help="Optimizer steps.", min=1, rich_h
 BatchSizeOption = Annotated[int, typer.Option(help="Pairs of a step, over all ranks.", min=2, rich_help_panel=TRAINING)]
 LearningRateOption = Annotated[float, typer.Option(help="The highest learning rate.", rich_help_panel=TRAINING)]
 PrecisionOption = Annotated[str, typer.Option(help="Mixed precision: no, bf16 or fp16.", rich_help_panel=TRAINING)]
+ShardOption = Annotated[
+    bool,
+    typer.Option(
+        "--shard", help="Each rank holds a part of what is trained (FSDP2); under torchrun.", rich_help_panel=TRAINING
+    ),
+]
 WorkersOption = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=TRAINING)]
 InMemoryOption = Annotated[bool, typer.Option(help="Hold the training pairs in memory.", rich_help_panel=TRAINING)]
 

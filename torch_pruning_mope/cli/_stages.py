@@ -35,6 +35,7 @@ from ._options import (
     RoundToOption,
     RunArgument,
     SeedOption,
+    ShardOption,
     SplitOption,
     SplitSeedOption,
     StepsOption,
@@ -93,6 +94,15 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
         batch_size: BatchSizeOption = 256,
         learning_rate: LearningRateOption = 2e-5,
         precision: PrecisionOption = "no",
+        shard: ShardOption = False,
+        cache: Annotated[
+            bool,
+            typer.Option(
+                "--cache",
+                help="Run the teacher once, and keep its embeddings and hidden states in the run's folder.",
+                rich_help_panel=TRAINING,
+            ),
+        ] = False,
         in_memory: InMemoryOption = False,
         workers: WorkersOption = 0,
         device: DeviceOption = "cpu",
@@ -112,7 +122,13 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
             begun = Run(run)
             loaded = begun.load()
             train = begun.data.batches(
-                Part.train, loaded, batch_size, limit=train_pairs, seed=seed, workers=workers, memory=in_memory
+                Part.train,
+                loaded,
+                batch_size,
+                limit=train_pairs,
+                seed=seed,
+                workers=workers,
+                memory=in_memory or cache,
             )
             student = stage(
                 loaded.model,
@@ -127,11 +143,13 @@ def _command(name: str, stage: Callable[..., DualEncoder], about: str) -> None:
                 uniform=uniform,
                 rounds=rounds,
                 **first,
+                cache_teacher=cache,
                 progress=not quiet,
                 steps=steps,
                 batch_size=batch_size,
                 learning_rate=learning_rate,
                 precision=precision,
+                shard=shard,
                 seed=seed,
             )
             if not first_rank():

@@ -7,8 +7,9 @@ or not at all, so an interrupted computation goes on with the first that is miss
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -23,6 +24,9 @@ from ..errors import WrongModelError
 from ..scoring import fingerprint
 from ._distillation import Encoded
 from ._student import watched
+
+TeacherPrecision = Literal["bf16", "fp16"]
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TeacherCache:
@@ -51,6 +55,7 @@ class TeacherCache:
         path: str | Path,
         hidden: bool = False,
         dtype: torch.dtype | None = None,
+        precision: TeacherPrecision | None = None,
         batch_size: int = 128,
         shard_size: int = 1024,
     ) -> "TeacherCache":
@@ -62,6 +67,7 @@ class TeacherCache:
             path: Folder of the shards.
             hidden: Whether to keep the states that leave each block too, ``tokens * width`` numbers per input and block.
             dtype: What hidden states are kept in; None for as they are.
+            precision: What the teacher computes in; None for as its weights are.
             batch_size: Inputs at once.
             shard_size: Images, or captions, of a shard.
 
@@ -81,12 +87,15 @@ class TeacherCache:
             "captions": pairs.num_captions,
             "hidden": hidden,
             "dtype": str(dtype),
+            "precision": precision,
             "shard_size": shard_size,
             "logit_scale": float(torch.as_tensor(teacher.logit_scale).detach()),
         }
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        with torch.no_grad(), evaluation_mode(teacher.model):
+        device = teacher.device.type
+        half = nullcontext() if precision is None else torch.autocast(device, HALF[precision])
+        with torch.no_grad(), evaluation_mode(teacher.model), half:
             for tower, inputs in (("image", pairs.images), ("text", pairs.tokens)):
                 name: TowerName = "image" if tower == "image" else "text"
                 for number, rows in enumerate(inputs.split(shard_size)):

@@ -98,7 +98,7 @@ def scalar(value: float | Tensor, name: str, like: Tensor, *, positive: bool = T
         positive: Whether numbers must be above zero; tensors are not looked at, which would wait for the device.
 
     Returns:
-        A tensor without dimensions.
+        A tensor without dimensions; of a number, in float32 at least.
 
     Raises:
         ValueError: If it is not one number, or not a finite or positive one.
@@ -112,7 +112,8 @@ def scalar(value: float | Tensor, name: str, like: Tensor, *, positive: bool = T
     if not math.isfinite(value) or (positive and value <= 0):
         kind = "a positive number" if positive else "a finite number"
         raise ValueError(f"{name} must be {kind}; found {value}. CLIP's is logit_scale.exp(), 1 to 100.")
-    return torch.tensor(float(value), device=like.device, dtype=like.dtype)
+    # In float32 at least: 14.29 is 14.3125 in bfloat16.
+    return torch.tensor(float(value), device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def logits(rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:

@@ -14,12 +14,14 @@ from tqdm.auto import tqdm
 
 from ..errors import NonFiniteError
 from ._batches import Batch
-from ._checkpoint import latest_training, load_training, save_training
+from ._cache import TeacherPrecision
+from ._checkpoint import latest_training, load_training, save_training, training_tensors
 from ._chunks import chunked_backward
 from ._distillation import DistillationLoss, Encoded
 from ._optimizer import schedule, take_average
+from ._shard import Shards
 from ._student import clamp_temperature
-from ._taught import Teacher, TeacherPrecision, taught
+from ._taught import Teacher, taught
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Loop:
     Attributes:
         accelerator: Accelerate's.
         model: The model that is trained.
-        module: What encodes a batch with it; wrapped for data parallelism by :meth:`take_up`.
+        module: What encodes a batch with it: wrapped for data parallelism by :meth:`take_up`, unless it is in shards.
         optimizer: Its optimizer.
         average: The average of its weights, if there is one.
         loss: The objective.
@@ -80,6 +82,8 @@ class Loop:
         if self.folder is not None and (found := latest_training(self.folder)) is not None:
             _, logged = load_training(found, self.model, self.optimizer, self.about, self.average)
             self.history, self.last = [TrainingStep(**entry) for entry in logged], found
+        if isinstance(self.module, Shards):
+            return
         if self.average is not None:
             self.average.to(self.accelerator.device)
         self.module, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
@@ -130,7 +134,11 @@ class Loop:
                 f"loss must be finite; found {value} at step {step + 1}. The last checkpoint is {self.last or 'none'}: lower "
                 "learning_rate, or use precision='bf16' rather than 'fp16', and go on from there."
             )
-        if self.max_norm is not None:
+        if isinstance(self.module, Shards):
+            self.module.average_gradients()
+            if self.max_norm is not None:
+                self.module.clip_gradients(self.max_norm)
+        elif self.max_norm is not None:
             self.accelerator.clip_grad_norm_(self.module.parameters(), self.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -140,12 +148,13 @@ class Loop:
         return TrainingStep(step + 1, value, terms, rate)
 
     def _save(self, step: int) -> None:
-        if self.folder is not None:
+        if self.folder is None:
+            return
+        first = self.accelerator.is_main_process
+        tensors = training_tensors(self.model, self.optimizer, self.average, kept=first)
+        if first:
             history = [asdict(entry) for entry in self.history]
-            if self.accelerator.is_main_process:
-                self.last = save_training(
-                    self.folder, self.model, self.optimizer, step, self.about, history, self.average
-                )
+            self.last = save_training(self.folder, tensors, step, self.about, history)
 
     def _backward(self, batch: Batch) -> tuple[float, dict[str, float]]:
         """Adds the gradients of a batch, and returns its loss and terms."""
@@ -155,7 +164,9 @@ class Loop:
         theirs = taught(self.teacher, batch, accelerator, self.teacher_precision, hidden="hidden" in loss.weights)
         if self.chunks == 1:
             with accelerator.autocast():
-                total, found = loss(module(images, tokens), theirs)
+                out: Encoded = module(images, tokens)
+                total, found = loss(out, theirs)
+                total = _touching(total, out)
             accelerator.backward(total)
             return float(total.detach()), {name: float(term) for name, term in found.items()}
         terms: dict[str, Tensor] = {}
@@ -169,14 +180,26 @@ class Loop:
             )
             return [out.images, out.texts, scale, bias]
 
+        scaler = accelerator.scaler  # of fp16
+
         def of_all(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
             whole: Tensor
-            whole, parts = loss(Encoded(image, text, scale, bias), theirs)
+            joined = Encoded(image, text, scale, bias)
+            whole, parts = loss(joined, theirs)
             terms.update(parts)
-            return whole
+            whole = _touching(whole, joined)
+            return whole if scaler is None else scaler.scale(whole)
 
+        # Of shards, each chunk's gradients are summed up at once: whole ones would have to be kept otherwise.
         sync: Any = getattr(module, "no_sync", None) or nullcontext
         value = chunked_backward(
             encode, list(torch.arange(len(images), device=device).chunk(self.chunks)), of_all, no_sync=sync
         )
-        return float(value), {name: float(term) for name, term in terms.items()}
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        return float(value) / scale, {name: float(term) for name, term in terms.items()}
+
+
+def _touching(total: Tensor, out: Encoded) -> Tensor:
+    """A loss that depends on temperature and bias, if only by nothing: DDP waits for gradients of all that is returned."""
+    numbers = [each for each in (out.logit_scale, out.logit_bias) if isinstance(each, Tensor) and each.requires_grad]
+    return total + 0.0 * torch.stack([each.float().sum() for each in numbers]).sum() if numbers else total

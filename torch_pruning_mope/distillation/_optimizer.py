@@ -1,4 +1,4 @@
-"""What training is made with: its rates, its optimizer, the average of its weights, Accelerate."""
+"""What training is made with: its rates, its optimizer, the average of its weights."""
 
 import math
 from typing import Any
@@ -69,30 +69,3 @@ def take_average(model: nn.Module, average: AveragedModel | None) -> None:
     if average is not None:
         for own, mean in zip(model.parameters(), average.module.parameters(), strict=True):
             own.copy_(mean)
-
-
-def accelerate(**arguments: Any) -> Any:
-    """Accelerate's accelerator, which the extra ``train`` installs.
-
-    Args:
-        **arguments: Of ``Accelerator``.
-
-    Returns:
-        The accelerator.
-
-    Raises:
-        ImportError: If Accelerate is not installed.
-        NotImplementedError: If it is configured to shard the model.
-    """
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise ImportError('distil needs Accelerate: pip install "torch-pruning-mope[train]"') from error
-    accelerator = Accelerator(**arguments)
-    kind = str(accelerator.distributed_type).rsplit(".", 1)[-1]
-    if kind in {"FSDP", "DEEPSPEED", "MEGATRON_LM"}:
-        raise NotImplementedError(
-            f"Accelerate must be configured for one process or for data parallelism (DDP); found {kind}. A pruned student and "
-            "its optimizer fit on one device: launch without --use_fsdp, and save memory with chunks."
-        )
-    return accelerator

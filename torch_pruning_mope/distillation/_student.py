@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._state import evaluation_mode
 from ..encoder import DualEncoder, TowerName
 from ..towers import first_tensor
 from ._distillation import Encoded
@@ -43,6 +44,7 @@ class Student(nn.Module):
         with watched(encoder, TOWERS if self.hidden else ()) as seen:
             embedded = encoder.embed("image", images), encoder.embed("text", tokens)
         bias = getattr(encoder.model, "logit_bias", None)
+        bias = bias if bias is None else 1 * bias  # DDP does not see a bare parameter used
         return Encoded(*embedded, encoder.logit_scale, bias, seen if self.hidden else None)
 
 
@@ -73,6 +75,28 @@ def watched(encoder: DualEncoder, towers: Collection[TowerName]) -> Iterator[dic
     finally:
         for handle in handles:
             handle.remove()
+
+
+def has_idle(encoder: DualEncoder) -> bool:
+    """Whether something that is trained has no part in the embeddings, such as CoCa's decoder: DDP has to be told.
+
+    Args:
+        encoder: The dual encoder; left as it is.
+
+    Returns:
+        Whether there is such a thing, besides the temperature and the bias.
+    """
+    trained = [
+        parameter
+        for name, parameter in encoder.model.named_parameters()
+        if parameter.requires_grad and name not in {"logit_scale", "logit_bias"}
+    ]
+    inputs = encoder.example_inputs
+    with torch.enable_grad(), evaluation_mode(encoder.model):
+        found = encoder.embed("image", inputs["images"]).sum() + encoder.embed("text", inputs["tokens"]).sum()
+        if not found.requires_grad:
+            return bool(trained)
+        return any(each is None for each in torch.autograd.grad(found, trained, allow_unused=True))
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """What a teacher makes of a batch: run now, or kept."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -9,14 +9,12 @@ from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import DualEncoder
 from ._batches import Batch, Batches
-from ._cache import TeacherCache
+from ._cache import HALF, TeacherCache, TeacherPrecision
 from ._distillation import DistillationLoss, Encoded
 from ._student import Student
 from ._teacher import TeacherEmbeddings
 
 Teacher = DualEncoder | TeacherEmbeddings | TeacherCache
-TeacherPrecision = Literal["bf16", "fp16"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_teacher(teacher: Teacher | None, pairs: Batches, teacher_pairs: Pairs | None, loss: DistillationLoss) -> None:
@@ -77,7 +75,7 @@ def taught(
             if batch.rows is None or batch.captions is None
             else teacher.encoded(batch.rows, batch.captions, device)
         )
-    dtype = None if precision is None else _DTYPES[precision]
+    dtype = None if precision is None else HALF[precision]
     own: AbstractContextManager[Any] = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
     with torch.no_grad(), evaluation_mode(teacher.model), accelerator.autocast(), own:
         found: Encoded = Student(teacher, hidden=hidden)(

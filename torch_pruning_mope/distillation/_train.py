@@ -9,12 +9,15 @@ import torch
 
 from ..data import Pairs
 from ..encoder import DualEncoder
+from ._accelerator import accelerator_for
 from ._batches import Batches, check_aligned, drawn, given
+from ._cache import TeacherPrecision
 from ._distillation import DistillationLoss
 from ._loop import Loop, TrainingStep
-from ._optimizer import accelerate, adamw, averaged
-from ._student import Student
-from ._taught import Teacher, TeacherPrecision, check_teacher
+from ._optimizer import adamw, averaged
+from ._shard import Shards
+from ._student import Student, has_idle
+from ._taught import Teacher, check_teacher
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -37,6 +40,7 @@ def distil(
     max_norm: float | None = 1.0,
     ema: float | None = None,
     precision: Precision = "no",
+    shard: bool = False,
     seed: int = 0,
     path: str | Path | None = None,
     save_every: int | None = None,
@@ -72,10 +76,15 @@ def distil(
         ema: Decay of an exponential moving average of the weights, such as 0.999, which is what the student ends with; None for
             the last weights.
         precision: Mixed precision.
+        shard: Whether each rank holds a part of the weights, gradients, optimizer and average (FSDP2, torch 2.7), not all. A
+            copy is trained, and the student changed in the end, on whatever device it is: leave it on the CPU where it does
+            not fit elsewhere. Steps and checkpoints are those of ranks that hold everything. The teacher is whole on every
+            rank; with bf16, so are copies of the weights until they are passed backwards.
         seed: Of the order of the pairs, and of what is random in the model.
         path: Folder for checkpoints. With one there, training goes on from it, to the same bits on a CPU.
         save_every: Steps between checkpoints; by default a tenth of all.
-        log_with: A tracker that Accelerate knows, such as ``tensorboard`` or ``wandb``, or one of your own.
+        log_with: A tracker that Accelerate knows, such as ``wandb`` or ``tensorboard``, whose files go to ``path / "mope"``; or
+            one of your own.
         on_step: Called with every step on the first rank.
         progress: Whether to show a progress bar.
 
@@ -85,8 +94,8 @@ def distil(
     Raises:
         ValueError: If an argument cannot be, or ``path`` holds another run.
         NonFiniteError: If the loss is NaN or infinite; the message names the last checkpoint.
-        ImportError: If Accelerate is not installed.
-        NotImplementedError: If Accelerate is configured to shard the model.
+        ImportError: If Accelerate, or a tracker, is not installed.
+        NotImplementedError: If Accelerate is configured to shard the model, or torch is too old for ``shard``.
     """
     _check(
         steps, batch_size, chunks, learning_rate, warmup, ema, pairs.num_images if isinstance(pairs, Pairs) else None
@@ -98,8 +107,6 @@ def distil(
     if needs_hidden and chunks > 1:
         raise ValueError(f"chunks must be 1 for the term 'hidden', whose states fill the memory; found {chunks}.")
     folder = None if path is None else Path(path)
-    accelerator = accelerate(mixed_precision=precision, log_with=log_with, project_dir=folder)
-    torch.manual_seed(seed + accelerator.process_index)
     about = {
         "steps": steps,
         "batch_size": batch_size,
@@ -110,34 +117,40 @@ def distil(
         "shapes": [list(p.shape) for p in student.model.parameters()],
     }
     about |= {} if ema is None else {"ema": ema}
-    loop = Loop(
-        accelerator,
-        student.model,
-        Student(student, hidden=needs_hidden),
-        adamw(student.model, learning_rate, betas, weight_decay),
-        averaged(student.model, ema),
-        loss,
-        teacher,
-        teacher_precision,
-        chunks,
-        max_norm,
-        folder,
-        about,
-    )
-    loop.take_up()
-    if log_with is not None:
-        accelerator.init_trackers("mope", config={k: v for k, v in about.items() if isinstance(v, int | float | str)})
-    ranks = accelerator.process_index, accelerator.num_processes
-    begun = len(loop.history)
-    batches = (
-        drawn(pairs, teacher_pairs, begun, batch_size, seed, *ranks)
-        if isinstance(pairs, Pairs)
-        else given(pairs, begun)
-    )
-    show = progress and accelerator.is_main_process
-    loop.run(batches, steps, learning_rate, warmup, save_every or max(1, steps // 10), on_step, show)
-    if log_with is not None:
-        accelerator.end_training()
+    with accelerator_for(precision, log_with, folder) as accelerator:
+        torch.manual_seed(seed + accelerator.process_index)
+        shards = _shards(student, accelerator, precision, hidden=needs_hidden, ema=ema) if shard else None
+        model = student.model if shards is None else shards.model
+        if shards is None and accelerator.num_processes > 1:
+            accelerator.ddp_handler.find_unused_parameters = has_idle(student)
+        loop = Loop(
+            accelerator,
+            model,
+            shards or Student(student, hidden=needs_hidden),
+            adamw(model, learning_rate, betas, weight_decay),
+            averaged(model, ema) if shards is None else shards.average,
+            loss,
+            teacher,
+            teacher_precision,
+            chunks,
+            max_norm,
+            folder,
+            about,
+        )
+        loop.take_up()
+        config = {name: value for name, value in about.items() if isinstance(value, int | float | str)}
+        accelerator.init_trackers("mope", config=config)
+        ranks = accelerator.process_index, accelerator.num_processes
+        begun = len(loop.history)
+        batches = (
+            drawn(pairs, teacher_pairs, begun, batch_size, seed, *ranks)
+            if isinstance(pairs, Pairs)
+            else given(pairs, begun)
+        )
+        show = progress and accelerator.is_main_process
+        loop.run(batches, steps, learning_rate, warmup, save_every or max(1, steps // 10), on_step, show)
+        if shards is not None:
+            shards.put_back(student)
     return loop.history
 
 
@@ -161,6 +174,18 @@ def check_training(pairs: Batches, **arguments: Any) -> None:
     given = {name: arguments.get(name, parameter.default) for name, parameter in known.items()}
     values = {name: given[name] for name in ("steps", "batch_size", "chunks", "learning_rate", "warmup", "ema")}
     _check(**values, images=pairs.num_images if isinstance(pairs, Pairs) else None)
+
+
+def _shards(student: DualEncoder, accelerator: Any, precision: Precision, *, hidden: bool, ema: float | None) -> Shards:
+    """The student in parts."""
+    if accelerator.num_processes == 1:
+        raise ValueError(
+            "shard must be False for one process, which has nobody to share with; found True. Launch several: torchrun "
+            "--nproc-per-node 2."
+        )
+    if precision == "fp16":
+        raise ValueError("precision must be 'no' or 'bf16' with shard=True; found 'fp16'. bf16 needs no loss scaling.")
+    return Shards(student, accelerator.device, hidden=hidden, ema=ema)
 
 
 def _default_loss(teacher: Teacher | None) -> DistillationLoss:

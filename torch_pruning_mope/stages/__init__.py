@@ -7,6 +7,7 @@ stopped, to the same bits on a CPU. A run's folder holds:
     steps.log           what was done, and what was found done, with the time
     training.jsonl      a line per training step, `training` naming the folder of its checkpoints
     training-dense/     checkpoints of the model before it is pruned, where it is fine-tuned first
+    teacher/            what the whole model makes of the training pairs, where that is kept
     width.json          scores of heads and neuron groups: a joint path
     width-plan.json     the plan of those that go
     training-width/     checkpoints of the distillation that follows, in the fine-tuning stage
@@ -14,7 +15,7 @@ stopped, to the same bits on a CPU. A run's folder holds:
     depth-plan.json     the plan of those that go
     training/           checkpoints of the distillation at the end; `training-depth/` in the fine-tuning stage
 
-With several rounds, all but the first four are in folders `round-1`, `round-2`, … of their own.
+With several rounds, all but the first five are in folders `round-1`, `round-2`, … of their own.
 """
 
 from ._stage import finetune_stage, pretrain_stage, run_stage

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data import Pairs
-from ..distillation import TrainingStep, distil
+from ..distillation import DistillationLoss, TeacherCache, TrainingStep, distil
 from ..encoder import DualEncoder
 from ..metrics import MetricLike
 from ..planning import Budget, Plan, make_plan, plan_range
@@ -30,7 +30,8 @@ class Run:
         groups: Neuron groups per MLP.
         progress: Whether to show progress bars.
         training: Arguments of :func:`torch_pruning_mope.distil`.
-        teacher: The whole model; None before it is there.
+        cache_teacher: Whether what the teacher makes of the pairs is kept in the folder.
+        teacher: The whole model, or what is kept of it; None before it is there.
     """
 
     encoder: DualEncoder
@@ -41,7 +42,30 @@ class Run:
     groups: int
     progress: bool
     training: dict[str, Any]
-    teacher: DualEncoder | None = None
+    cache_teacher: bool
+    teacher: DualEncoder | TeacherCache | None = None
+
+    def teach_by(self, teacher: DualEncoder) -> None:
+        """Takes the whole model as the teacher of what follows, run once for all if that is asked for.
+
+        Args:
+            teacher: The whole model.
+        """
+        self.teacher = teacher
+        if not self.cache_teacher or not isinstance(self.train_on, Pairs):
+            return
+        loss: DistillationLoss | None = self.training.get("loss")
+        precision = self.training.get("teacher_precision") or self.training.get("precision", "no")
+        path = self.folder.path / "teacher"
+        self.teacher = TeacherCache.of(
+            teacher,
+            self.train_on,
+            path=path,
+            hidden=loss is None or "hidden" in loss.weights,
+            precision=None if precision == "no" else precision,
+        )
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        self.folder.tell("teacher", f"kept what it makes of {self.train_on.num_images} images, {size / 1e6:.1f} MB")
 
     def prune(self, step: str, budget: Budget | None, **settings: Any) -> None:
         """Mutates the model: applies a plan, the one that is there if the run got so far before.

@@ -106,6 +106,7 @@ def run_stage(
     groups: int = 16,
     round_to: int = 1,
     uniform: bool = False,
+    cache_teacher: bool = False,
     progress: bool = True,
     **training: Any,
 ) -> DualEncoder:
@@ -128,6 +129,9 @@ def run_stage(
         groups: Neuron groups per MLP.
         round_to: Multiple that the neurons left in every MLP are of.
         uniform: Whether all layers of a tower keep as many heads and neurons.
+        cache_teacher: Whether the teacher sees every training pair once, and what it makes of it is kept in the folder for all
+            trainings: the same losses to rounding. With hidden states, which :class:`DistillationLoss` has unless told
+            otherwise, that is a number per token, channel and layer, for each image and caption.
         progress: Whether to show progress bars.
         **training: Arguments of :func:`torch_pruning_mope.distil`, for each training.
 
@@ -143,6 +147,11 @@ def run_stage(
         raise ValueError(
             "rounds must be at least 1, finetune_steps at least 0 and spacing 'geometric' or 'linear'; found "
             f"{rounds}, {finetune_steps} and {spacing!r}."
+        )
+    if cache_teacher and not isinstance(train, Pairs):
+        raise ValueError(
+            "train must be Pairs for cache_teacher=True, whose views are always the same; found batches. Gather them with "
+            "gather_pairs, or pass cache_teacher=False."
         )
     check_training(train, **training)
     check_budgets(encoder, width, parameters, groups=groups, round_to=round_to, uniform=uniform)
@@ -160,10 +169,10 @@ def run_stage(
         "calibration": calibration.fingerprint(),
         "weights": fingerprint(model),
     }
-    run = Run(encoder, calibration, train, RunFolder(path, about), metric, groups, progress, training)
+    run = Run(encoder, calibration, train, RunFolder(path, about), metric, groups, progress, training, cache_teacher)
     if finetune_steps:
         run.train("training-dense", loss=_contrastive(training.get("loss")), steps=finetune_steps)
-    run.teacher = DualEncoder(copy.deepcopy(model).requires_grad_(False))
+    run.teach_by(DualEncoder(copy.deepcopy(model).requires_grad_(False)))
     whole = footprints(encoder)
     for place in range(1, rounds + 1):
         folder = "" if rounds == 1 else f"round-{place}/"

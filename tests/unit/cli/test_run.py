@@ -165,7 +165,9 @@ def test_a_stage_from_scoring_to_the_report(tmp_path: Path) -> None:
     run = tmp_path / "stage"
     train = ("--train-pairs", 32, "--steps", 1, "--batch-size", 16)
     budgets = ("--width", "image=80%,text=95%", "--parameters", "image=70%")
-    mope_command("pretrain-stage", run, *SMALL, "--groups", 1, *budgets, *train)
+    mope_command("pretrain-stage", run, *SMALL, "--groups", 1, *budgets, *train, "--cache")
+    assert list((run / "teacher").glob("*.safetensors"))
+    assert yaml.safe_load((run / "config.yaml").read_text())["pretrain-stage"]["cache"] is True
     assert mope.load(run / "distilled").model is not None
     mope_command("evaluate", run, *SMALL)
     stages = [row["stage"] for row in json.loads((run / "evaluation.json").read_text())["rows"]]

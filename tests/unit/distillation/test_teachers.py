@@ -157,6 +157,19 @@ def test_the_teacher_may_compute_in_half(teacher: mope.DualEncoder, train: mope.
     assert half["similarity"] == pytest.approx(whole["similarity"], rel=0.05)
 
 
+def test_a_kept_teacher_in_half_is_the_one_that_is_run(
+    teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path
+) -> None:
+    kept = TeacherCache.of(teacher, train, path=tmp_path, hidden=True, precision="bf16")
+    live, found = (
+        distil(student_of(teacher), train, teacher=source, precision="bf16", steps=1, **QUICK)[0].terms
+        for source in (teacher, kept)
+    )
+    assert found == pytest.approx(live, rel=1e-5)
+    with pytest.raises(mope.WrongModelError, match="is for other precision"):
+        TeacherCache.of(teacher, train, path=tmp_path, hidden=True)
+
+
 def test_the_student_ends_with_the_average_of_its_weights(
     teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path
 ) -> None:
@@ -238,5 +251,5 @@ def test_trackers_are_told(teacher: mope.DualEncoder, train: mope.Pairs) -> None
 def test_sharding_is_refused(teacher: mope.DualEncoder, train: mope.Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "distributed_type", property(lambda _: "DistributedType.FSDP"))
     student = student_of(teacher)
-    with unchanged(student.model), pytest.raises(NotImplementedError, match=r"data parallelism \(DDP\); found FSDP"):
+    with unchanged(student.model), pytest.raises(NotImplementedError, match=r"found FSDP\. .*distil\(shard=True\)"):
         losses(student, train)

@@ -1,9 +1,6 @@
-"""The loop: it learns, goes on to the same bits, and one rank is as good as two."""
+"""The loop: it learns, and goes on to the same bits. Of several ranks, see test_shards.py."""
 
 import copy
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ from tests.unit.models import clip, pairs_for
 from torch_pruning_mope.distillation import DistillationLoss, TeacherEmbeddings, TrainingStep, distil
 from torch_pruning_mope.distillation._checkpoint import latest_training
 
-ROOT = Path(__file__).parents[3]
 QUICK: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-3, "progress": False}
 
 
@@ -209,20 +205,3 @@ def test_what_cannot_be_is_refused(
 def test_no_batches_are_refused(teacher: mope.DualEncoder) -> None:
     with pytest.raises(ValueError, match="pairs must yield batches"):
         distil(student_of(teacher), [], steps=1, progress=False)
-
-
-@pytest.mark.slow
-def test_two_ranks_are_as_good_as_one(tmp_path: Path) -> None:
-    """The same weights, from the doubled batch."""
-    script = "tests.unit.distillation.train_in_ranks"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1"}
-    for world in (1, 2):
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"] if world > 1 else []
-        command = [sys.executable, "-m", *torchrun, script, str(tmp_path / f"{world}.pt")]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-    one, two = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
-    assert_close(two["weights"], one["weights"], 1e-3)  # Adam, as above
-    assert two["losses"].tolist() == pytest.approx(one["losses"].tolist(), rel=1e-5)
