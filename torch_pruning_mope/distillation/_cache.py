@@ -23,7 +23,7 @@ from ..encoder import DualEncoder, TowerName
 from ..errors import WrongModelError
 from ..scoring import fingerprint
 from ._distillation import Encoded
-from ._student import watched
+from ._student import numbered_blocks, watched
 
 TeacherPrecision = Literal["bf16", "fp16"]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -150,8 +150,9 @@ def _states(
 ) -> dict[str, Tensor]:
     """Embeddings of one tower, and what leaves its blocks by their numbers."""
     parts: dict[str, list[Tensor]] = {}
+    blocks = numbered_blocks(teacher, (tower,) if hidden else ())
     for batch in inputs.split(batch_size):
-        with watched(teacher, (tower,) if hidden else ()) as seen:
+        with watched(blocks) as seen:
             parts.setdefault("embeddings", []).append(teacher.embed(tower, batch).cpu())
         for number, states in seen[tower].items():
             if len(states) != len(batch):

@@ -52,10 +52,11 @@ class Shards(nn.Module):
             "mesh": dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),)),
             "ignored_params": set(self._whole),
         }
+        encodes = Student(twin, hidden=hidden)  # before blocks are of another type
         blocks = (block.module for tower in twin.towers.values() for block in tower.blocks)
         for block in dict.fromkeys(blocks):
             fully_shard(block, **arguments)
-        self._root = fully_shard(_Root(Student(twin, hidden=hidden)), **arguments)
+        self._root = fully_shard(_Root(encodes), **arguments)
         if average is not None:
             parts = {name: tensor.detach().clone() for name, tensor in twin.model.state_dict().items()}
             average.module.load_state_dict(parts, assign=True)

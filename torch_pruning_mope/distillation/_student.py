@@ -1,6 +1,6 @@
 """A dual encoder as one module whose forward encodes a batch, which is what data parallelism can wrap."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,6 +29,8 @@ class Student(nn.Module):
         self.model: nn.Module = encoder.model
         self.hidden = hidden
         self._encoder = [encoder]  # no module, and its model is registered already
+        # Now, and not at every batch: towers of unknown layers run their encoder to find them.
+        self._blocks = numbered_blocks(encoder, TOWERS if hidden else ())
 
     def forward(self, images: Tensor, tokens: Tensor) -> Encoded:
         """Encodes a batch.
@@ -41,23 +43,45 @@ class Student(nn.Module):
             What the losses take; hidden states by the number that a block had when the model was wrapped.
         """
         encoder = self._encoder[0]
-        with watched(encoder, TOWERS if self.hidden else ()) as seen:
+        with watched(self._blocks) as seen:
             embedded = encoder.embed("image", images), encoder.embed("text", tokens)
         bias = getattr(encoder.model, "logit_bias", None)
         bias = bias if bias is None else 1 * bias  # DDP does not see a bare parameter used
         return Encoded(*embedded, encoder.logit_scale, bias, seen if self.hidden else None)
 
 
-@contextmanager
-def watched(encoder: DualEncoder, towers: Collection[TowerName]) -> Iterator[dict[str, dict[int, Tensor]]]:
-    """What leaves each block, by tower and the number that it had when the model was wrapped.
+Blocks = Mapping[str, Mapping[int, nn.Module]]
+
+
+def numbered_blocks(encoder: DualEncoder, towers: Collection[TowerName]) -> Blocks:
+    """Blocks by tower and the number that they had when the model was wrapped; attention pools and their like are none.
 
     Args:
         encoder: The dual encoder.
-        towers: Whose blocks; of others there is nothing.
+        towers: Whose blocks.
+
+    Returns:
+        Their modules.
+    """
+    return {
+        tower: {
+            number: block.module
+            for number, block in zip(encoder.block_numbers(tower), encoder.towers[tower].blocks, strict=True)
+            if block.siblings is not None
+        }
+        for tower in towers
+    }
+
+
+@contextmanager
+def watched(blocks: Blocks) -> Iterator[dict[str, dict[int, Tensor]]]:
+    """What leaves each block, by tower and number.
+
+    Args:
+        blocks: The blocks that are watched.
 
     Yields:
-        What is filled as towers are run inside.
+        What is filled as towers are run inside; of both towers, if only with nothing.
     """
     seen: dict[str, dict[int, Tensor]] = {tower: {} for tower in TOWERS}
     handles = []
@@ -66,11 +90,9 @@ def watched(encoder: DualEncoder, towers: Collection[TowerName]) -> Iterator[dic
         seen[tower][number] = first_tensor(output)
 
     try:
-        for tower in towers:
-            numbers = encoder.block_numbers(tower)
-            for number, block in zip(numbers, encoder.towers[tower].blocks, strict=True):
-                if block.siblings is not None:
-                    handles.append(block.module.register_forward_hook(partial(keep, tower, number)))
+        for tower, numbered in blocks.items():
+            for number, block in numbered.items():
+                handles.append(block.register_forward_hook(partial(keep, tower, number)))
         yield seen
     finally:
         for handle in handles:

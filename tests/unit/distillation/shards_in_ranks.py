@@ -90,7 +90,7 @@ def parts() -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     out, rank = Path(sys.argv[1]), int(sys.argv[2])
-    dist.init_process_group("gloo", f"file://{out}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", f"file://{out}/store", rank=rank, world_size=2, timeout=timedelta(seconds=240))
     found: dict[str, Any] = {}
     for case, arguments in CASES.items():
         found[f"{case}, whole"] = run(**arguments)
