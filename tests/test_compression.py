@@ -108,6 +108,6 @@ def test_rows_of_the_other_parts(run: Run, tmp_path: Path) -> None:
     uniform, planned, timed = rows_of(tmp_path, "allocation")[::2]
     assert planned["share"] <= uniform["share"]
     assert timed["milliseconds"] > 0
-    assert [row["steps"] for row in rows_of(tmp_path, "long") if row["stage"] == "trained"] == [3]
+    assert [row["steps"] for row in rows_of(tmp_path, "long") if row["stage"] == "trained"] == [3, 3]
     for title in ("Longer training", "Terms of the loss", "Width and depth", "Allocation", "The teacher's embeddings"):
         assert f"## {title}" in out

@@ -63,7 +63,7 @@ from .evaluation import (
     evaluate_zero_shot,
     save_evaluation,
 )
-from .importance import MoPEImportance, UnitImportance, WeightedImportance
+from .importance import MoPEImportance, UnitImportance, WeightedImportance, stock_scores
 from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
 from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
@@ -194,6 +194,7 @@ __all__ = [
     "score",
     "separation",
     "split_pairs",
+    "stock_scores",
     "write_report",
 ]
 
