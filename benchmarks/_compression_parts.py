@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from _study import Row, Study, blocks_size, mean_r1, spread
 from paths import hessian
+from torch import nn
 
 import torch_pruning_mope as mope
 
@@ -246,6 +247,53 @@ def report_allocation(rows: Sequence[Row]) -> str:
         share = spread([row["share"] for row in mine][::2], "{:.3f}".format)
         clock = spread([row["milliseconds"] for row in mine][::2])
         lines.append(f"| {name} | {share} | {clock} | {by[0]} | {by[1]} |")
+    return "\n".join(lines)
+
+
+def siblings(study: Study, seeds: Sequence[int], budget: float, steps: int, growing: int) -> None:
+    """Students of the model itself, and of a larger sibling: two more layers in each tower, trained here.
+
+    The sibling begins as the same function, its new layers adding nothing, and is trained on the training pairs with the plain
+    contrastive loss.
+    """
+    for seed in seeds:
+        if study.has("sibling", seed=seed, budget=budget):
+            continue
+        pairs, own = study.train(seed)
+        larger = mope.DualEncoder(grown())
+        plain = mope.DistillationLoss(similarity=0.0, features=0.0, hidden=0.0)
+        cost = study.distil(larger, seed, teacher=None, loss=plain, steps=growing)
+        teachers = {"itself": (study.dense, own), "larger sibling": (larger, mope.TeacherEmbeddings.of(larger, pairs))}
+        rows = []
+        for name, (model, embeddings) in teachers.items():
+            size = sum(p.numel() for p in model.model.parameters())
+            about = {"teacher": name, "seed": seed, "budget": budget, "teacher_parameters": size}
+            about["teacher_r1"] = mean_r1(study.measure(model))
+            student, _ = study.pruned(seed, budget)
+            trained = study.distil(student, seed, teacher=embeddings, steps=steps)
+            rows.append(about | {"growing_cpu_seconds": cost["cpu_seconds"]} | study.measure(student) | trained)
+        study.add("sibling", *rows)
+
+
+def grown(more: int = 2) -> nn.Module:
+    """A larger tiny CLIP of the same function: its last layers again, whose outputs are zero until they are trained."""
+    larger: Any = mope.load_tiny_clip()
+    for blocks in (larger.visual.transformer.resblocks, larger.transformer.resblocks):
+        for block in [copy.deepcopy(blocks[-1]) for _ in range(more)]:
+            for layer in (block.attn.out_proj, block.mlp.c_proj):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+            blocks.append(block)
+    return larger
+
+
+def report_siblings(rows: Sequence[Row]) -> str:
+    """A line per teacher."""
+    lines = ["| teacher | its parameters | its mean R@1 | the student's |", "|---|---|---|---|"]
+    for name in dict.fromkeys(row["teacher"] for row in rows):
+        mine = [row for row in rows if row["teacher"] == name]
+        own, student = spread([row["teacher_r1"] for row in mine]), spread([mean_r1(row) for row in mine])
+        lines.append(f"| {name} | {mine[0]['teacher_parameters'] / 1e6:.2f} M | {own} | {student} |")
     return "\n".join(lines)
 
 

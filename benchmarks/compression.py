@@ -2,10 +2,10 @@
 
     python benchmarks/compression.py --json FILE --plot FILE [--parts grid] [--seeds 0 1 2] [--budgets 0.5 ...] [--steps 120]
 
-What is pruned is the tiny CLIP that ships with the package, and the teacher is the same model before (a larger sibling was not
-trained, for want of CPU time). Budgets are shares of the parameters of the blocks of both towers that are kept. All students
-get as many steps of the same distillation; the reference is the dense model given the same. Scores come from calibration
-pairs, training from training pairs, recall from test pairs: no two of these splits share a caption.
+What is pruned is the tiny CLIP that ships with the package, and the teacher is the same model before; the part ``sibling``
+compares it with a larger one that is trained here. Budgets are shares of the parameters of the blocks of both towers that are
+kept. All students get as many steps of the same distillation; the reference is the dense model given the same. Scores come
+from calibration pairs, training from training pairs, recall from test pairs: no two of these splits share a caption.
 
 Criteria: MoPE's joint path (heads and neuron groups of both towers per parameter freed; what is left is scored again at a half
 and at a fifth); L1, Taylor and Hessian of
@@ -34,7 +34,7 @@ TARGETS = {0.5: 0.98, 0.3: 0.95, 0.2: 0.90, 0.1: 0.75}
 COLOURS = {
     "MoPE": "#000000", "Hessian": "#009E73", "Taylor": "#56B4E9", "L1": "#E69F00", "random": "#999999", "scratch": "#CC79A7",
 }  # fmt: skip
-PARTS = ("grid", "losses", "order", "allocation", "teacher", "long")
+PARTS = ("grid", "losses", "order", "allocation", "teacher", "sibling", "long")
 
 
 def cells(seeds: Sequence[int], budgets: Sequence[float], criteria: Sequence[str]) -> Iterator[tuple[int, str, float]]:
@@ -128,6 +128,7 @@ def report(study: Study) -> str:
         "order": ("Width and depth", parts.report_orders),
         "allocation": ("Allocation", parts.report_allocation),
         "teacher": ("The teacher's embeddings", parts.report_teacher),
+        "sibling": ("A larger teacher", parts.report_siblings),
     }
     found = [f"\n## {title}\n\n{tell(rows)}" for part, (title, tell) in titles.items() if (rows := study.rows(part))]
     return "\n".join(found)
@@ -232,6 +233,7 @@ def main() -> None:
     parser.add_argument("--criteria", nargs="+", choices=(*CRITERIA, *VARIANTS), default=CRITERIA)
     parser.add_argument("--part-seeds", type=int, nargs="+", default=[0, 1, 2], help="of all parts but the grid")
     parser.add_argument("--long-steps", type=int, default=1000, help="of the part long")
+    parser.add_argument("--growing-steps", type=int, default=300, help="of the larger teacher's training")
     parser.add_argument(
         "--long-criteria", nargs="+", choices=("dense", *CRITERIA, *VARIANTS), default=("dense", "MoPE")
     )
@@ -257,6 +259,7 @@ def main() -> None:
         "order": lambda: parts.orders(study, args.part_seeds, 0.5, args.steps),
         "allocation": lambda: parts.allocation(study, args.part_seeds, 0.5, args.steps),
         "teacher": lambda: parts.teacher(study, args.part_seeds, budget, min(8, args.train // args.batch_size)),
+        "sibling": lambda: parts.siblings(study, args.part_seeds, budget, args.steps, args.growing_steps),
         "long": lambda: grid(study, args.part_seeds, args.budgets, args.long_criteria, "long", steps=args.long_steps),
     }
     for part, run in todo.items():

@@ -96,7 +96,7 @@ def test_rows_of_the_grid_and_how_a_run_goes_on(run: Run, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_rows_of_the_other_parts(run: Run, tmp_path: Path) -> None:
-    out = run("--parts", "losses", "order", "allocation", "teacher", "long")
+    out = run("--parts", "losses", "order", "allocation", "teacher", "sibling", "long", "--growing-steps", "2")
     [teacher] = rows_of(tmp_path, "teacher")
     assert teacher["largest_difference"] < 1e-5
     assert teacher["gain"] > 0
@@ -108,6 +108,15 @@ def test_rows_of_the_other_parts(run: Run, tmp_path: Path) -> None:
     uniform, planned, timed = rows_of(tmp_path, "allocation")[::2]
     assert planned["share"] <= uniform["share"]
     assert timed["milliseconds"] > 0
+    own, larger = rows_of(tmp_path, "sibling")
+    assert larger["teacher_parameters"] > own["teacher_parameters"]
     assert [row["steps"] for row in rows_of(tmp_path, "long") if row["stage"] == "trained"] == [3, 3]
-    for title in ("Longer training", "Terms of the loss", "Width and depth", "Allocation", "The teacher's embeddings"):
+    for title in (
+        "A larger teacher",
+        "Longer training",
+        "Terms of the loss",
+        "Width and depth",
+        "Allocation",
+        "The teacher's embeddings",
+    ):
         assert f"## {title}" in out

@@ -30,7 +30,7 @@ TowerName = Literal["image", "text", "decoder"]
 
 
 class DualEncoder(HubMixin):
-    """Mutates ``model``: swaps its attention for a prunable one in place; outputs and state dicts stay the same.
+    """Mutates ``model``: swaps its attention for a prunable one in place, which has the same outputs and takes its state dicts.
 
     Wrapping a model twice is harmless. Optimizers made before hold the old attention weights; make them after.
 
