@@ -1,9 +1,5 @@
 """Two ranks with parts of a batch have the loss and the gradients of one with all of it."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,27 +8,14 @@ import torch
 from tests.asserts import assert_close
 
 from . import losses_in_ranks as script
-
-ROOT = Path(__file__).parents[3]
+from .two_ranks import run_in_two
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both ranks found."""
     out = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", script.__name__, str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    # By hand and not by torchrun, which would import torch once more.
-    processes = [
-        subprocess.Popen([*command, str(rank)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    run_in_two(script.__name__, out)
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
 
 

@@ -1,8 +1,5 @@
 """A student in parts learns what a whole one does, goes on where it stopped, and ends whole."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +12,15 @@ from tests.unit.models import clip, pairs_for
 from torch_pruning_mope.distillation import distil
 
 from . import shards_in_ranks as script
-
-ROOT = Path(__file__).parents[3]
+from .two_ranks import run_in_two
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where both ranks left what they found."""
     out = tmp_path_factory.mktemp("shards")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1"}
-    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", script.__name__, str(out), str(rank)],
-            cwd=ROOT,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    run_in_two(script.__name__, out, ACCELERATE_USE_CPU="1", **world)
     return out
 
 
