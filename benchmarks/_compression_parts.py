@@ -12,6 +12,7 @@ from paths import hessian
 from torch import nn
 
 import torch_pruning_mope as mope
+from torch_pruning_mope.data import emoji_batches
 
 TERMS: dict[str, dict[str, float]] = {
     "contrastive alone (no distillation)": {"similarity": 0.0, "features": 0.0, "hidden": 0.0},
@@ -22,6 +23,8 @@ TERMS: dict[str, dict[str, float]] = {
     "all": {},
 }
 WIDTH = ("head", "neurons")
+ALL_KINDS = 1000
+"""The step from which the stream of scenes has all kinds."""
 
 
 def losses(study: Study, seeds: Sequence[int], budget: float, steps: int) -> None:
@@ -251,27 +254,30 @@ def report_allocation(rows: Sequence[Row]) -> str:
 
 
 def siblings(study: Study, seeds: Sequence[int], budget: float, steps: int, growing: int) -> None:
-    """Students of the model itself, and of a larger sibling: two more layers in each tower, trained here.
+    """Students of the model itself, and of a larger sibling: two more layers in each tower, trained here, once.
 
-    The sibling begins as the same function, its new layers adding nothing, and is trained on the training pairs with the plain
-    contrastive loss.
+    The sibling begins as the same function, its new layers adding nothing, and is trained with the plain contrastive loss on
+    scenes of the training split that are drawn as it goes: on as few as the students see, it learns them by heart.
     """
-    for seed in seeds:
-        if study.has("sibling", seed=seed, budget=budget):
-            continue
+    left = [seed for seed in seeds if not study.has("sibling", seed=seed, budget=budget)]
+    if not left:
+        return
+    larger = mope.DualEncoder(grown())
+    scenes = emoji_batches(ALL_KINDS + growing, study.settings["batch_size"], seed=1, start=ALL_KINDS)
+    plain = mope.DistillationLoss(similarity=0.0, features=0.0, hidden=0.0)
+    cost = study.distil(larger, 0, pairs=scenes, teacher=None, loss=plain, steps=growing)
+    recalls = [mean_r1(study.measure(teacher)) for teacher in (study.dense, larger)]
+    for seed in left:
         pairs, own = study.train(seed)
-        larger = mope.DualEncoder(grown())
-        plain = mope.DistillationLoss(similarity=0.0, features=0.0, hidden=0.0)
-        cost = study.distil(larger, seed, teacher=None, loss=plain, steps=growing)
-        teachers = {"itself": (study.dense, own), "larger sibling": (larger, mope.TeacherEmbeddings.of(larger, pairs))}
+        teachers = {"itself": own, "larger sibling": mope.TeacherEmbeddings.of(larger, pairs)}
         rows = []
-        for name, (model, embeddings) in teachers.items():
+        for (name, teacher), model, r1 in zip(teachers.items(), (study.dense, larger), recalls, strict=True):
             size = sum(p.numel() for p in model.model.parameters())
-            about = {"teacher": name, "seed": seed, "budget": budget, "teacher_parameters": size}
-            about["teacher_r1"] = mean_r1(study.measure(model))
+            about = {"teacher": name, "seed": seed, "budget": budget, "teacher_parameters": size, "teacher_r1": r1}
             student, _ = study.pruned(seed, budget)
-            trained = study.distil(student, seed, teacher=embeddings, steps=steps)
-            rows.append(about | {"growing_cpu_seconds": cost["cpu_seconds"]} | study.measure(student) | trained)
+            trained = study.distil(student, seed, teacher=teacher, steps=steps)
+            grew = {"growing_steps": growing, "growing_cpu_seconds": cost["cpu_seconds"]}
+            rows.append(about | grew | study.measure(student) | trained)
         study.add("sibling", *rows)
 
 

@@ -187,12 +187,12 @@ class Study:
     # Training and recall
 
     def distil(self, student: mope.DualEncoder, seed: int, **changed: Any) -> Row:
-        """Mutates the student: trains it to do what the dense model does; says how long that took."""
+        """Mutates the student: trains it to do what the dense model does, or as told; says how long that took."""
         pairs, teacher = self.train(seed)
         options: dict[str, Any] = {name: self.settings[name] for name in ("steps", "learning_rate", "batch_size")}
-        options |= {"teacher": teacher, "loss": mope.DistillationLoss(hidden=0.0)} | changed
+        options |= {"pairs": pairs, "teacher": teacher, "loss": mope.DistillationLoss(hidden=0.0)} | changed
         began = time.process_time(), time.perf_counter()
-        history = mope.distil(student, pairs, seed=seed, progress=False, **options)
+        history = mope.distil(student, seed=seed, progress=False, **options)
         return {
             "steps": len(history),
             "cpu_seconds": time.process_time() - began[0],

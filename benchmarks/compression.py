@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--criteria", nargs="+", choices=(*CRITERIA, *VARIANTS), default=CRITERIA)
     parser.add_argument("--part-seeds", type=int, nargs="+", default=[0, 1, 2], help="of all parts but the grid")
     parser.add_argument("--long-steps", type=int, default=1000, help="of the part long")
-    parser.add_argument("--growing-steps", type=int, default=300, help="of the larger teacher's training")
+    parser.add_argument("--growing-steps", type=int, default=1000, help="of the larger teacher's training")
     parser.add_argument(
         "--long-criteria", nargs="+", choices=("dense", *CRITERIA, *VARIANTS), default=("dense", "MoPE")
     )
