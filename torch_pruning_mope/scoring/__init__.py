@@ -5,6 +5,7 @@ from ._ablate import Ablator
 from ._cost import Cost, estimate_cost
 from ._cut import Cut
 from ._engine import PrefixEngine
+from ._families import Interaction
 from ._greedy import greedy_path
 from ._guidance import Separation, calibration_guidance, separation
 from ._joint import freed_parameters, joint_path
@@ -13,7 +14,7 @@ from ._loss import Loss
 from ._meter import Meter, PairsLike
 from ._plain import PlainEngine
 from ._rewire import Rewiring, neuron_orders
-from ._score import Autocast, Interaction, score
+from ._score import Autocast, score
 from ._table import Score, ScoreTable, fingerprint
 from ._units import Ablation, Kind, Unit, enumerate_units, nested_ablations, single_ablation
 

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,24 +14,18 @@ from .._ranks import Ranks
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
-from ._curves import isotonic_pools, pooled
 from ._cut import Cut, check_cut, cut_scores
 from ._engine import PrefixEngine
-from ._greedy import greedy_path
-from ._joint import freed_parameters, joint_path
+from ._families import Interaction, families, scores_of
 from ._journal import Journal
-from ._loss import Loss, stacked_shares
 from ._meter import Meter, PairsLike
 from ._plain import PlainEngine
 from ._progress import Progress
 from ._rewire import Rewiring, neuron_orders, rewiring_name
-from ._table import Score, ScoreTable, fingerprint
-from ._units import KINDS, Ablation, Unit, enumerate_units, nested_ablations
+from ._table import ScoreTable, fingerprint
+from ._units import KINDS, enumerate_units
 
-Interaction = Literal["single", "nested", "greedy", "joint"]
 Autocast = Literal["bfloat16", "float16"]
-_Family = list[tuple[Unit, Loss]]
-"""Units in the order in which they go, each with the loss once it and those before it are gone."""
 
 
 def score(
@@ -153,8 +147,8 @@ def score(
         layers = {name: len(tower.blocks) for name, tower in own.towers.items()}
         with Progress(units, queries, layers, show=progress and ranks.rank == 0) as bar:
             if cut is None:
-                families = _families(meter, own, units, interaction, _most(own, towers, until), bar)
-                scores = [s for f in families for s in _scores(f, own, pairs.num_images, interaction == "joint")]
+                measured = families(meter, own, units, interaction, _most(own, towers, until), bar)
+                scores = [s for f in measured for s in scores_of(f, own, pairs.num_images, interaction == "joint")]
             else:
                 scores = cut_scores(meter, ranks, own, pairs, measure, units, cut, confidence, budget, bar)
         evaluations = meter.evaluations + sum(s.images or 0 for s in scores if s.side) / pairs.num_images
@@ -234,55 +228,6 @@ def _most(encoder: DualEncoder, towers: Collection[str], until: float | None) ->
     modules = [layer.block.module for layer in encoder.layers if layer.tower in towers]
     total = sum(parameter.numel() for module in modules for parameter in module.parameters())
     return None if until is None else math.ceil(until * total)
-
-
-def _families(
-    meter: Meter, encoder: DualEncoder, units: Sequence[Unit], interaction: Interaction, most: int | None, bar: Progress
-) -> Iterator[_Family]:
-    """Units whose scores come from each other's removal: a path, an MLP's nested groups, or any unit by itself."""
-
-    def removed(unit: Unit, loss: Loss) -> None:
-        bar.scored(unit, loss.value)
-
-    if interaction == "joint":
-        yield joint_path(meter, encoder, units, budget=most, evaluated=bar.evaluated, removed=removed)
-        return
-    paths: dict[object, list[Unit]] = {}
-    for unit in units:
-        greedy = interaction == "greedy" and unit.kind != "neurons"
-        nested = interaction != "single" and unit.kind == "neurons"
-        key = unit.kind if greedy else (unit.tower, unit.layer) if nested else unit
-        paths.setdefault(key, []).append(unit)
-    owner: dict[Ablation, Unit] = {}
-    for group, members in paths.items():
-        if isinstance(group, str):
-            yield greedy_path(meter, members, evaluated=bar.evaluated, removed=removed)
-        else:
-            owner |= dict(zip(nested_ablations(members), members, strict=True))
-    losses: dict[Unit, Loss] = {}
-    for ablation, loss in meter.losses(list(owner)):
-        losses[owner[ablation]] = loss
-        bar.evaluated(owner[ablation])
-        bar.scored(owner[ablation], loss.value)
-    for group, members in paths.items():
-        if not isinstance(group, str):
-            yield [(unit, losses[unit]) for unit in members]
-
-
-def _scores(family: _Family, encoder: DualEncoder, images: int, per_parameter: bool) -> Iterator[Score]:
-    """Isotonic increments along a family, with the standard error of their paired differences per calibration image."""
-    values = torch.tensor([loss.value for _, loss in family], dtype=torch.double)
-    increments = values.diff(prepend=values.new_zeros(1))
-    freed = [freed_parameters(encoder, unit) for unit, _ in family]
-    sizes = torch.tensor(freed, dtype=torch.double) if per_parameter else None
-    pools = isotonic_pools(increments, sizes)
-    scores, errors = pooled(increments, pools, sizes), torch.full_like(values, math.nan)
-    shares = stacked_shares([loss for _, loss in family])
-    if shares is not None:
-        shares = pooled(shares.diff(dim=0, prepend=torch.zeros_like(shares[:1])), pools, sizes)
-        errors = shares.std(1) / math.sqrt(shares.shape[1])
-    for (unit, loss), value, error, size in zip(family, scores.tolist(), errors.tolist(), freed, strict=True):
-        yield Score(unit, value, error, loss.value, size, images)
 
 
 def _check(

@@ -4,17 +4,9 @@ from . import _open_clip as _open_clip  # registers itself
 from . import _timm as _timm
 from . import _transformers as _transformers
 from ._attention import HeadProjection, PrunableAttention
-from ._graph import (
-    UnwrappedParameters,
-    all_groups,
-    build_graph,
-    check_grouped,
-    customized_pruners,
-    masking_is_removal,
-    reached_leaves,
-    tracing_forward,
-    uncuttable,
-)
+from ._check import check_grouped, reached_leaves
+from ._graph import UnwrappedParameters, all_groups, build_graph, masking_is_removal, tracing_forward, uncuttable
+from ._pruners import customized_pruners
 from ._record import noted_channels, record
 from ._swap import exchange, prunable_attention, register_attention, swap_attention
 

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch_pruning.pruner import function
 
 from .._state import trainable
-from ..errors import UngroupedParametersError
-from ._attention import HeadProjection, tracing
-from ._record import recording_pruners
+from ._attention import tracing
+from ._pruners import customized_pruners
 
 UnwrappedParameters = list[tuple[nn.Parameter, int]]
 
@@ -23,98 +21,6 @@ _OPERATIONS = {
     getattr(tp.ops.OPTYPE, name) for name in ("ELEMENTWISE", "RESHAPE", "CONCAT", "SPLIT", "UNBIND", "EXPAND", "SLICE")
 }
 """Nodes of the graph that hold no parameters."""
-
-
-class _SortedLayerNormPruner(function.LayernormPruner):  # type: ignore[misc]
-    """LayerNorm surgery that keeps channels in order.
-
-    Torch-Pruning drops the result of ``keep_idxs.sort()``, so at large cuts the order of a Python set decides and weights
-    end up permuted (trap G).
-    """
-
-    def prune_out_channels(self, layer: nn.LayerNorm, idxs: Sequence[int]) -> nn.LayerNorm:
-        """Mutates ``layer``: removes the channels ``idxs``.
-
-        Args:
-            layer: A LayerNorm over its last dimension.
-            idxs: Channels to remove.
-
-        Returns:
-            The layer.
-        """
-        gone = set(idxs)
-        keep = [index for index in range(layer.normalized_shape[-1]) if index not in gone]
-        layer.normalized_shape = (*layer.normalized_shape[:-1], len(keep))
-        if layer.elementwise_affine:
-            layer.weight = self._prune_parameter_and_grad(layer.weight, keep, -1)
-            if layer.bias is not None:
-                layer.bias = self._prune_parameter_and_grad(layer.bias, keep, -1)
-        return layer
-
-    prune_in_channels = prune_out_channels
-
-
-class _HeadProjectionPruner(function.LinearPruner):  # type: ignore[misc]
-    """Surgery on a value projection that remembers which heads are left."""
-
-    def prune_out_channels(self, layer: HeadProjection, idxs: Sequence[int]) -> HeadProjection:
-        """Mutates ``layer``: removes the channels ``idxs``, of whole heads.
-
-        Args:
-            layer: The projection.
-            idxs: Channels to remove.
-
-        Returns:
-            The layer.
-        """
-        gone = set(idxs)
-        layer.keep([channel for channel in range(layer.out_features) if channel not in gone])
-        super().prune_out_channels(layer, list(idxs))
-        return layer
-
-
-class _UnboundedOutputPruner(tp.ops.OutputPruner):  # type: ignore[misc]
-    """Graph outputs that claim no size.
-
-    Torch-Pruning takes dimension 1 of an output for the channels of whatever group reaches it, and silently drops groups
-    of as many channels or more: cuts of the residual width by more than the joint embedding (trap C).
-    """
-
-    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:  # noqa: ARG002
-        """Nothing to prune in an output.
-
-        Args:
-            layer: The output node.
-            idxs: Ignored.
-
-        Returns:
-            The node.
-        """
-        return layer
-
-    prune_in_channels = prune_out_channels
-
-    def get_in_channels(self, layer: nn.Module) -> None:
-        """No size."""
-
-    get_out_channels = get_in_channels
-
-
-def customized_pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
-    """Fresh pruners for the layer types whose own pruner in Torch-Pruning is wrong here, or takes no notes.
-
-    Args:
-        model: The model, for the LayerNorm subclasses in it (Torch-Pruning looks up the exact class, trap N).
-
-    Returns:
-        What ``customized_pruners`` of a Torch-Pruning constructor takes.
-    """
-    norms = {type(module) for module in model.modules() if isinstance(module, nn.LayerNorm)}
-    pruners: dict[type[nn.Module], Any] = recording_pruners(model)
-    pruners |= dict.fromkeys(norms, _SortedLayerNormPruner())
-    pruners[tp.ops._OutputOp] = _UnboundedOutputPruner()
-    pruners[HeadProjection] = _HeadProjectionPruner()
-    return pruners
 
 
 def tracing_forward(
@@ -265,75 +171,3 @@ def _is_whole(graph: tp.DependencyGraph, group: Any) -> bool:
             if count is not None and len(set(idxs)) != count:
                 return False
     return projected or not ends
-
-
-def check_grouped(
-    graph: tp.DependencyGraph,
-    groups: Sequence[Any],
-    model: nn.Module,
-    joint: Sequence[nn.Parameter],
-    left_alone: Sequence[nn.Parameter],
-    outputs: Callable[[], Sequence[Tensor]] = lambda: (),
-) -> None:
-    """Every parameter that the outputs depend on is in a pruning group, or knowingly left alone.
-
-    Args:
-        graph: The graph of ``model``.
-        groups: All its groups.
-        model: The model.
-        joint: Bare parameters that the graph was told of. Of others it has guessed which dimension goes with the groups.
-        left_alone: Parameters that no pruning touches (temperature, say).
-        outputs: Computes what the model puts out, with gradients; asked only if some parameters are in no group.
-
-    Raises:
-        UngroupedParametersError: With all parameters that are neither.
-    """
-    known = set(left_alone)
-    own = [  # a pool's learnt queries, say, which no layer makes
-        graph.get_pruning_group(parameter, tp.prune_parameter_out_channels, [0])
-        for parameter in joint
-        if parameter in graph.module2node
-    ]
-    for group in [*groups, *own]:
-        for dep, _ in group:
-            target = dep.target.module
-            known.update([target] if isinstance(target, nn.Parameter) else target.parameters())
-    known -= {parameter for parameter, _ in graph.unwrapped_parameters} - set(joint) - set(left_alone)
-    missed = {parameter: name for name, parameter in model.named_parameters() if parameter not in known}
-    if missed:
-        used = _reached(outputs())
-        missed = {parameter: name for parameter, name in missed.items() if parameter in used}
-    if missed:
-        raise UngroupedParametersError(
-            f"every parameter must be in a pruning group or knowingly left alone; found neither for {list(missed.values())}. "
-            "If the model computes with them outside its layers, name them in the tower's joint_parameters."
-        )
-
-
-def reached_leaves(model: nn.Module, outputs: Callable[[], Sequence[Tensor]]) -> set[nn.Parameter]:
-    """The parameters that some outputs depend on.
-
-    Args:
-        model: The model; left as it is.
-        outputs: Computes them.
-
-    Returns:
-        The parameters.
-    """
-    with trainable(model):
-        return _reached(outputs())
-
-
-def _reached(outputs: Sequence[Tensor]) -> set[Any]:
-    """The leaves that some tensors were computed from."""
-    stack = [output.grad_fn for output in outputs]
-    seen, leaves = set(stack), set()
-    while stack:
-        function: Any = stack.pop()
-        if hasattr(function, "variable"):
-            leaves.add(function.variable)
-        for following, _ in getattr(function, "next_functions", ()):
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
-    return leaves

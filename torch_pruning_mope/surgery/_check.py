@@ -1,0 +1,82 @@
+"""Whether a dependency graph knows all that the outputs of a model depend on."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from .._state import trainable
+from ..errors import UngroupedParametersError
+
+
+def check_grouped(
+    graph: tp.DependencyGraph,
+    groups: Sequence[Any],
+    model: nn.Module,
+    joint: Sequence[nn.Parameter],
+    left_alone: Sequence[nn.Parameter],
+    outputs: Callable[[], Sequence[Tensor]] = lambda: (),
+) -> None:
+    """Every parameter that the outputs depend on is in a pruning group, or knowingly left alone.
+
+    Args:
+        graph: The graph of ``model``.
+        groups: All its groups.
+        model: The model.
+        joint: Bare parameters that the graph was told of. Of others it has guessed which dimension goes with the groups.
+        left_alone: Parameters that no pruning touches (temperature, say).
+        outputs: Computes what the model puts out, with gradients; asked only if some parameters are in no group.
+
+    Raises:
+        UngroupedParametersError: With all parameters that are neither.
+    """
+    known = set(left_alone)
+    own = [  # a pool's learnt queries, say, which no layer makes
+        graph.get_pruning_group(parameter, tp.prune_parameter_out_channels, [0])
+        for parameter in joint
+        if parameter in graph.module2node
+    ]
+    for group in [*groups, *own]:
+        for dep, _ in group:
+            target = dep.target.module
+            known.update([target] if isinstance(target, nn.Parameter) else target.parameters())
+    known -= {parameter for parameter, _ in graph.unwrapped_parameters} - set(joint) - set(left_alone)
+    missed = {parameter: name for name, parameter in model.named_parameters() if parameter not in known}
+    if missed:
+        used = _reached(outputs())
+        missed = {parameter: name for parameter, name in missed.items() if parameter in used}
+    if missed:
+        raise UngroupedParametersError(
+            f"every parameter must be in a pruning group or knowingly left alone; found neither for {list(missed.values())}. "
+            "If the model computes with them outside its layers, name them in the tower's joint_parameters."
+        )
+
+
+def reached_leaves(model: nn.Module, outputs: Callable[[], Sequence[Tensor]]) -> set[nn.Parameter]:
+    """The parameters that some outputs depend on.
+
+    Args:
+        model: The model; left as it is.
+        outputs: Computes them.
+
+    Returns:
+        The parameters.
+    """
+    with trainable(model):
+        return _reached(outputs())
+
+
+def _reached(outputs: Sequence[Tensor]) -> set[Any]:
+    """The leaves that some tensors were computed from."""
+    stack = [output.grad_fn for output in outputs]
+    seen, leaves = set(stack), set()
+    while stack:
+        function: Any = stack.pop()
+        if hasattr(function, "variable"):
+            leaves.add(function.variable)
+        for following, _ in getattr(function, "next_functions", ()):
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return leaves
