@@ -19,6 +19,7 @@ class Format(StrEnum):
 
     onnx = "onnx"
     torch = "torch"
+    executorch = "executorch"
     open_clip = "open_clip"
     transformers = "transformers"
 
@@ -29,8 +30,8 @@ def export_command(
     format: Annotated[  # noqa: A002
         Format,
         typer.Option(
-            help="onnx or torch (.pt2): a file per tower; open_clip or transformers: a stock model, where all layers kept the "
-            "same widths and heads."
+            help="onnx, torch (.pt2) or executorch (.pte, for phones): a file per tower; open_clip or transformers: a stock "
+            "model, where all layers kept the same widths and heads."
         ),
     ] = Format.onnx,
     output: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="RUN/export-FORMAT")] = None,

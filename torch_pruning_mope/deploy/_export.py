@@ -1,10 +1,11 @@
 """Files of a pruned model for other runtimes and libraries."""
 
 import copy
+import functools
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,12 +15,18 @@ from torch import nn
 from ..encoder import DualEncoder, TowerName
 from ..errors import ExportError, MopeError
 from ._encoders import deployed_encoders, description, some_inputs, weights_of_one
-from ._programs import Runner, write_onnx, write_program
+from ._programs import Runner, write_executorch, write_onnx, write_program
 from ._stock_open_clip import write_open_clip
 from ._stock_transformers import write_transformers
 
-Format = Literal["onnx", "torch", "open_clip", "transformers"]
-_PROGRAMS = {"onnx": (write_onnx, "onnx"), "torch": (write_program, "pt2")}
+Format = Literal["onnx", "torch", "executorch", "open_clip", "transformers"]
+_PROGRAMS = {
+    "onnx": (write_onnx, "onnx"),
+    "torch": (write_program, "pt2"),
+    "executorch": (write_executorch, "pte"),
+}
+_COUNTS = {"executorch": (1,)}
+"""How many inputs a program is tried on, where it does not take any number."""
 _STOCK: dict[str, Callable[[DualEncoder, Path], dict[TowerName, Runner]]] = {
     "open_clip": write_open_clip,
     "transformers": write_transformers,
@@ -42,12 +49,14 @@ def export(
     |---|---|---|
     | `onnx` | `image.onnx`, `text.onnx`, `deployment.json` | onnxruntime and others |
     | `torch` | `image.pt2`, `text.pt2`, `deployment.json` | `torch.export.load` |
+    | `executorch` | `image.pte`, `text.pte`, `deployment.json` | ExecuTorch, on phones; one input at a time |
     | `open_clip` | `open_clip_config.json`, `open_clip_model.safetensors` | open_clip, as `local-dir:FOLDER` |
     | `transformers` | `config.json`, `model.safetensors` | `AutoModel.from_pretrained` |
 
-    The first two hold the deployment form (:func:`fold`) of each encoder for any number of inputs; `deployment.json` says what
-    they take, and the temperature. The others need layers that all kept the same widths, and as many heads as the width is
-    wide: both libraries derive one from the other. What was written is loaded and run before it is put in place.
+    The first three hold the deployment form (:func:`fold`) of each encoder, the first two for any number of inputs;
+    `deployment.json` says what they take, and the temperature. The others need layers that all kept the same widths, and as
+    many heads as the width is wide: both libraries derive one from the other. What was written is loaded and run before it is
+    put in place.
 
     Args:
         model: A CLIP-like model, pruned or not, wrapped or not; left as it is.
@@ -80,7 +89,7 @@ def export(
             _write_programs(encoder, partial, format, opset)
         else:
             for tower, run in _STOCK[format](encoder, partial).items():
-                _check(encoder, tower, lambda inputs, tower=tower: encoder.embed(tower, inputs), run)  # type: ignore[misc]
+                _check(encoder, tower, functools.partial(encoder.embed, tower), run)
         # Weights before what refers to them.
         names = sorted((path.name for path in partial.iterdir()), key=lambda name: name.endswith((".onnx", ".json")))
         return [(partial / name).replace(target / name) for name in names]
@@ -110,18 +119,19 @@ def _write_programs(encoder: DualEncoder, folder: Path, format: str, opset: int 
                     f"format: the {tower} encoder must be one that torch's exporter can follow; found {type(root).__name__}: "
                     f"{reason}. Try another format, or use torch.compile on the model that mope.fold returns."
                 ) from error
-        _check(encoder, tower, lambda inputs, tower=tower: encoder.embed(tower, inputs), run)  # type: ignore[misc]
+        embed = functools.partial(encoder.embed, tower)
+        _check(encoder, tower, embed, run, _COUNTS.get(format, (1, 3)))
     (folder / "deployment.json").write_text(description(encoder), encoding="utf-8")
 
 
 @torch.no_grad()
-def _check(encoder: DualEncoder, tower: TowerName, embed: Runner, run: Runner) -> None:
+def _check(encoder: DualEncoder, tower: TowerName, embed: Runner, run: Runner, counts: Sequence[int] = (1, 3)) -> None:
     """Raises if what was written puts out something else than the model.
 
     Raises:
         ExportError: Then.
     """
-    for count in (1, 3):
+    for count in counts:
         inputs = some_inputs(encoder, tower, count, seed=count)
         expected = embed(inputs)
         try:

@@ -1,4 +1,4 @@
-"""Encoders as programs: ONNX, and torch.export."""
+"""Encoders as programs: ONNX, torch.export and ExecuTorch."""
 
 import contextlib
 import io
@@ -78,6 +78,40 @@ def write_program(encoder: Encoder, inputs: Tensor, path: Path, opset: int | Non
         loaded = torch.export.load(path)
     run: Runner = loaded.module()
     return run
+
+
+def write_executorch(encoder: Encoder, inputs: Tensor, path: Path, opset: int | None) -> Runner:  # noqa: ARG001
+    """Writes an encoder for ExecuTorch, with XNNPACK's kernels for the CPUs of phones, for one input at a time.
+
+    Memory is planned beforehand, and would be for as many inputs as the program took at most, whether they come or not.
+
+    Args:
+        encoder: The encoder.
+        inputs: One or more, to trace.
+        path: The file.
+        opset: Not used.
+
+    Returns:
+        What runs the file.
+
+    Raises:
+        ExportError: If ExecuTorch is missing, or does not go with the torch that is installed.
+    """
+    try:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.runtime import Runtime
+    except (ImportError, OSError) as error:  # its libraries are linked to those of one torch
+        raise ExportError(
+            f"format 'executorch' needs executorch, of a version that goes with torch {torch.__version__}; found: {error}. "
+            "pip install torch-pruning-mope[executorch]"
+        ) from error
+    with quiet(), torch.no_grad():
+        program = torch.export.export(encoder, (inputs[:1],))
+        lowered: Any = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+        path.write_bytes(lowered.buffer)
+    method = Runtime.get().load_program(path).load_method("forward")
+    return lambda inputs: method.execute([inputs])[0].clone()  # from memory that the next call writes to
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,26 @@ def test_torch_programs_hold_the_weights_of_their_encoder_alone(tmp_path: Path) 
             assert_close(program.module()(inputs), encoder.embed(tower, inputs), 1e-5)  # type: ignore[arg-type]
         held = sum(tensor.numel() for tensor in program.state_dict.values())
         assert held < 0.9 * sum(parameter.numel() for parameter in encoder.model.parameters())
+
+
+def test_executorch_programs_embed_as_the_model_does(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("executorch.runtime", reason="of another torch", exc_type=ImportError).Runtime.get()
+    encoder = pruned(clip())
+    files = export(encoder, tmp_path, format="executorch")
+    assert sorted(path.name for path in files) == ["deployment.json", "image.pte", "text.pte"]
+    for tower in ("image", "text"):
+        method = runtime.load_program(tmp_path / f"{tower}.pte").load_method("forward")
+        inputs = inputs_of(encoder, tower, 5)
+        found = [method.execute([one])[0].clone() for one in inputs.split(1)]
+        with torch.no_grad():
+            assert_close(torch.cat(found), encoder.embed(tower, inputs), 1e-5)  # type: ignore[arg-type]
+
+
+def test_executorch_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "executorch.runtime", None)
+    with pytest.raises(ExportError, match=r"goes with torch 2.*pip install torch-pruning-mope\[executorch\]"):
+        export(DualEncoder(clip()), tmp_path / "new", format="executorch")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
