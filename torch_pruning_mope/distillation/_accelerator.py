@@ -1,9 +1,12 @@
 """Accelerate's accelerator, for one training alone."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 @contextmanager
@@ -26,6 +29,7 @@ def accelerator_for(precision: str, log_with: Any, folder: Path | None) -> Itera
         ImportError: If Accelerate, or a tracker, is not installed.
         ValueError: If a tracker has no folder to write to, or the precision is not for this device.
         NotImplementedError: If it is configured to shard the model.
+        RuntimeError: If it would train in this process alone, of several that were launched together.
     """
     try:
         from accelerate import Accelerator
@@ -41,6 +45,7 @@ def accelerator_for(precision: str, log_with: Any, folder: Path | None) -> Itera
         for state in shared:
             state.clear()
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else each of torchrun's processes would be alone
             mixed_precision=precision,
             log_with=log_with,
             project_dir=folder,
@@ -51,6 +56,13 @@ def accelerator_for(precision: str, log_with: Any, folder: Path | None) -> Itera
             raise NotImplementedError(
                 f"Accelerate must be configured for one process or for data parallelism (DDP); found {kind}. Launch without "
                 "it, as torchrun does; distil(shard=True) is what spreads a student over ranks here."
+            )
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if accelerator.num_processes != launched:
+            raise RuntimeError(
+                f"Accelerate must train in the {launched} processes that were launched together; found it set up for "
+                f"{accelerator.num_processes}, as the first accelerator in this process was. Make that with cpu=True where "
+                "there are no GPUs, or none of your own."
             )
         if precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError(

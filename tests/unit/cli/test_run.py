@@ -1,7 +1,10 @@
 """A whole run by command line, on the tiny CLIP with few pairs."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,23 @@ def test_training_goes_on_and_saves(begun: Path) -> None:
     mope_command("distill", begun, *TRAIN)  # nothing is left to do: the same model
     after = mope.load(begun / "distilled").model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_two_processes_train_as_one(begun: Path, tmp_path: Path) -> None:
+    one, two = (
+        shutil.copytree(begun, tmp_path / name, ignore=shutil.ignore_patterns("training*", "distilled"))
+        for name in ("one", "two")
+    )
+    mope_command("distill", one, *TRAIN)
+    launched = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    command = (*launched, "-m", "torch_pruning_mope", "distill", two, "--shard", *TRAIN)
+    subprocess.run([str(part) for part in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    losses = [
+        [json.loads(line)["loss"] for line in (run / "training.jsonl").read_text().splitlines()] for run in (one, two)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    weights = [mope.load(run / "distilled").model.state_dict() for run in (one, two)]
+    assert all(torch.allclose(weights[0][name], tensor, atol=1e-5) for name, tensor in weights[1].items())
 
 
 def test_the_file_reproduces_the_run(begun: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker
 
 import torch_pruning_mope as mope
+from tests.asserts import unchanged
 from tests.unit.distillation.test_train import QUICK, Killed, _dies_at
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope.distillation import distil
@@ -43,7 +44,7 @@ def test_every_training_has_its_own_precision(student: mope.DualEncoder, train: 
 def test_an_accelerator_of_the_users_own_stays_as_it_was(student: mope.DualEncoder, train: mope.Pairs) -> None:
     own = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=4)
 
-    def unchanged() -> bool:
+    def as_it_was() -> bool:
         return (own.mixed_precision, own.state.mixed_precision, own.gradient_accumulation_steps) == ("bf16", "bf16", 4)
 
     found: list[torch.dtype] = []
@@ -53,13 +54,22 @@ def test_an_accelerator_of_the_users_own_stays_as_it_was(student: mope.DualEncod
     distil(student, train, steps=1, precision="no", **QUICK)
     handle.remove()
     assert set(found) == {torch.float32}
-    assert unchanged()
+    assert as_it_was()
     with pytest.raises(Killed):
         distil(student, train, steps=2, precision="no", on_step=_dies_at(1), **QUICK)
-    assert unchanged()
+    assert as_it_was()
     with pytest.raises(ValueError, match="precision must be 'no' or 'bf16' on a CPU; found 'fp16'"):
         distil(student, train, steps=1, precision="fp16", **QUICK)
-    assert unchanged()
+    assert as_it_was()
+
+
+def test_processes_that_would_train_alone_are_told(
+    student: mope.DualEncoder, train: mope.Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Accelerator()  # settles what all others in this process see
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with unchanged(student.model), pytest.raises(RuntimeError, match=r"the 2 processes .* set up for 1"):
+        distil(student, train, steps=1, **QUICK)
 
 
 def test_scaled_losses_change_nothing_in_chunks_either(train: mope.Pairs, monkeypatch: pytest.MonkeyPatch) -> None:

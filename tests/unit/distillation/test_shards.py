@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where both ranks left what they found."""
     out = tmp_path_factory.mktemp("shards")
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    run_in_two(script.__name__, out, ACCELERATE_USE_CPU="1", **world)
+    run_in_two(script.__name__, out, **world)
     return out
 
 
