@@ -98,9 +98,11 @@ def write_executorch(encoder: Encoder, inputs: Tensor, path: Path, opset: int | 
         ExportError: If ExecuTorch is missing, or does not go with the torch that is installed.
     """
     try:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
-        from executorch.runtime import Runtime
+        with quiet():
+            from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, GeluConfig
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+            from executorch.runtime import Runtime
     except (ImportError, OSError) as error:  # its libraries are linked to those of one torch
         raise ExportError(
             f"format 'executorch' needs executorch, of a version that goes with torch {torch.__version__}; found: {error}. "
@@ -108,7 +110,10 @@ def write_executorch(encoder: Encoder, inputs: Tensor, path: Path, opset: int | 
         ) from error
     with quiet(), torch.no_grad():
         program = torch.export.export(encoder, (inputs[:1],))
-        lowered: Any = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+        # XNNPACK (ExecuTorch 1.5) computes the exact GELU, also where the model has the approximation by tanh.
+        approximate = any(node.kwargs.get("approximate") == "tanh" for node in program.graph.nodes)
+        taken = [config for config in ALL_PARTITIONER_CONFIGS if not (approximate and config is GeluConfig)]
+        lowered: Any = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner(taken)]).to_executorch()
         path.write_bytes(lowered.buffer)
     method = Runtime.get().load_program(path).load_method("forward")
     return lambda inputs: method.execute([inputs])[0].clone()  # from memory that the next call writes to

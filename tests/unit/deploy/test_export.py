@@ -93,6 +93,14 @@ def test_executorch_programs_embed_as_the_model_does(tmp_path: Path) -> None:
             assert_close(torch.cat(found), encoder.embed(tower, inputs), 1e-5)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
+def test_executorch_keeps_the_approximate_gelu(tmp_path: Path) -> None:
+    pytest.importorskip("executorch.runtime", reason="of another torch", exc_type=ImportError)
+    export(
+        zoo.build("transformers SigLIP"), tmp_path, format="executorch"
+    )  # which checks to half of what GELU would be off by
+
+
 def test_executorch_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "executorch.runtime", None)
     with pytest.raises(ExportError, match=r"goes with torch 2.*pip install torch-pruning-mope\[executorch\]"):
