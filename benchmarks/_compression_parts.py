@@ -241,14 +241,15 @@ def _timed(students: dict[str, mope.DualEncoder], repeats: int = 20) -> dict[str
 def report_allocation(rows: Sequence[Row]) -> str:
     """A line per way to share out."""
     lines = [
-        "| allocation | share of block parameters | ms at batch 32 | mean R@1 pruned | trained |",
+        "| allocation | share of block parameters | time at batch 32, of uniform's | mean R@1 pruned | trained |",
         "|---|---|---|---|---|",
     ]
+    uniform = {row["seed"]: row["milliseconds"] for row in rows if row["allocation"] == "uniform"}
     for name in dict.fromkeys(row["allocation"] for row in rows):
         mine = [row for row in rows if row["allocation"] == name]
         by = [spread([mean_r1(row) for row in mine if row["stage"] == stage]) for stage in ("pruned", "trained")]
         share = spread([row["share"] for row in mine][::2], "{:.3f}".format)
-        clock = spread([row["milliseconds"] for row in mine][::2])
+        clock = spread([row["milliseconds"] / uniform[row["seed"]] for row in mine][::2], "{:.2f}".format)
         lines.append(f"| {name} | {share} | {clock} | {by[0]} | {by[1]} |")
     return "\n".join(lines)
 

@@ -180,7 +180,7 @@ def plot(rows: Sequence[Row], long: Sequence[Row], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.3), sharey=True, layout="constrained")
     for axis, (stage, title) in zip(axes, (("pruned", "pruned"), ("trained", "pruned, then trained")), strict=True):
         for name, marker in zip(CRITERIA, "os^Dvx", strict=True):
             budgets = sorted(b for b in {row["budget"] for row in rows} if kept(rows, name, b, stage))
@@ -204,14 +204,18 @@ def plot(rows: Sequence[Row], long: Sequence[Row], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_xaxis()
     axes[1].invert_xaxis()
-    budgets = sorted(b for b in {row["budget"] for row in long} if kept(long, "MoPE", b, "trained"))
-    if budgets:
-        points = [[100 * share for share in kept(long, "MoPE", b, "trained").values()] for b in budgets]
-        axes[1].plot(
-            [100 * b for b in budgets], [statistics.mean(p) for p in points], "k*", ms=11, label="MoPE, trained longer"
-        )  # fmt: skip
+    budgets = sorted({row["budget"] for row in long})
+    for criterion in (*CRITERIA, *VARIANTS):
+        shares = {b: kept(long, criterion, b, "trained") for b in budgets}
+        longer = {100 * b: 100 * statistics.mean(share.values()) for b, share in shares.items() if share}
+        colour, floor = COLOURS[criterion.removesuffix(FLOOR)], criterion.endswith(FLOOR)
+        if longer:
+            axes[1].plot(
+                [*longer], [*longer.values()], "*", c=colour, mfc="w" if floor else colour, ms=11, zorder=5,
+                label=None if floor else f"{criterion}, trained longer",
+            )  # fmt: skip
     axes[1].plot([100 * b for b in TARGETS], [100 * target for target in TARGETS.values()], "k_", ms=16, label="target")
-    axes[1].legend(frameon=False, fontsize=8, loc="lower left")
+    figure.legend(*axes[1].get_legend_handles_labels(), ncols=5, frameon=False, fontsize=8, loc="outside lower center")
     axes[0].set_ylabel("mean R@1 (% of the trained dense model's)")
     figure.suptitle("Tiny CLIP, both towers, by criterion: mean and standard deviation over seeds", fontsize=11)
     figure.savefig(path, dpi=150)
