@@ -209,10 +209,11 @@ def plot(rows: Sequence[Row], long: Sequence[Row], path: Path) -> None:
         shares = {b: kept(long, criterion, b, "trained") for b in budgets}
         longer = {100 * b: 100 * statistics.mean(share.values()) for b, share in shares.items() if share}
         colour, floor = COLOURS[criterion.removesuffix(FLOOR)], criterion.endswith(FLOOR)
+        aside = 0.7 if criterion.startswith("MoPE") else -0.7  # stars are close to each other
         if longer:
             axes[1].plot(
-                [*longer], [*longer.values()], "*", c=colour, mfc="w" if floor else colour, ms=11, zorder=5,
-                label=None if floor else f"{criterion}, trained longer",
+                [place + aside for place in longer], [*longer.values()], "*", c=colour, mfc="w" if floor else colour, ms=11,
+                label=None if floor else f"{criterion}, trained longer", zorder=5,
             )  # fmt: skip
     axes[1].plot([100 * b for b in TARGETS], [100 * target for target in TARGETS.values()], "k_", ms=16, label="target")
     figure.legend(*axes[1].get_legend_handles_labels(), ncols=5, frameon=False, fontsize=8, loc="outside lower center")
