@@ -15,6 +15,7 @@ from ..errors import ExportError
 from ._encoders import Encoder
 
 Runner = Callable[[Tensor], Tensor]
+_CHECKS = {torch.ops.aten._assert_async.msg, torch.ops.aten._assert_scalar.default, torch.ops.aten._is_all_true.default}
 _LARGEST = 1_900_000_000
 """Bytes that one ONNX file may hold; more go into a file of their own."""
 
@@ -44,14 +45,12 @@ def write_onnx(encoder: Encoder, inputs: Tensor, path: Path, opset: int | None) 
         ) from error
     with quiet():
         program: Any = torch.onnx.export(
-            encoder,
-            (inputs,),
+            _exported(encoder, inputs),
             dynamo=True,
             verbose=False,
             opset_version=opset,
             input_names=["inputs"],
             output_names=["embeddings"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
         size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())
         program.save(path, external_data=size > _LARGEST)
@@ -72,9 +71,8 @@ def write_program(encoder: Encoder, inputs: Tensor, path: Path, opset: int | Non
     Returns:
         What runs the file.
     """
-    with quiet(), torch.no_grad():
-        program = torch.export.export(encoder, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, path)
+    with quiet():
+        torch.export.save(_exported(encoder, inputs), path)
         loaded = torch.export.load(path)
     run: Runner = loaded.module()
     return run
@@ -108,8 +106,8 @@ def write_executorch(encoder: Encoder, inputs: Tensor, path: Path, opset: int | 
             f"format 'executorch' needs executorch, of a version that goes with torch {torch.__version__}; found: {error}. "
             "pip install torch-pruning-mope[executorch]"
         ) from error
-    with quiet(), torch.no_grad():
-        program = torch.export.export(encoder, (inputs[:1],))
+    with quiet():
+        program = _exported(encoder, inputs[:1])
         # XNNPACK (ExecuTorch 1.5) computes the exact GELU, also where the model has the approximation by tanh.
         approximate = any(node.kwargs.get("approximate") == "tanh" for node in program.graph.nodes)
         taken = [config for config in ALL_PARTITIONER_CONFIGS if not (approximate and config is GeluConfig)]
@@ -117,6 +115,31 @@ def write_executorch(encoder: Encoder, inputs: Tensor, path: Path, opset: int | 
         path.write_bytes(lowered.buffer)
     method = Runtime.get().load_program(path).load_method("forward")
     return lambda inputs: method.execute([inputs])[0].clone()  # from memory that the next call writes to
+
+
+def _exported(encoder: Encoder, inputs: Tensor) -> torch.export.ExportedProgram:
+    """An encoder as torch.export has it: for any number of inputs, if there are two or more, else for one."""
+    dynamic = ({0: torch.export.Dim("batch")},) if len(inputs) > 1 else None
+    with torch.no_grad():
+        return without_checks(torch.export.export(encoder, (inputs,), dynamic_shapes=dynamic))
+
+
+def without_checks(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Mutates a program: what its code asserted of values goes, which other runtimes have no operators for.
+
+    Args:
+        program: The program.
+
+    Returns:
+        The program.
+    """
+    graph = program.graph
+    for node in reversed(graph.nodes):
+        if not node.users and node.target in _CHECKS:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
 
 
 @contextlib.contextmanager
