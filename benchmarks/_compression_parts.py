@@ -265,19 +265,25 @@ def siblings(study: Study, seeds: Sequence[int], budget: float, steps: int, grow
         return
     larger = mope.DualEncoder(grown())
     scenes = emoji_batches(ALL_KINDS + growing, study.settings["batch_size"], seed=1, start=ALL_KINDS)
-    plain = mope.DistillationLoss(similarity=0.0, features=0.0, hidden=0.0)
-    cost = study.distil(larger, 0, pairs=scenes, teacher=None, loss=plain, steps=growing)
-    recalls = [mean_r1(study.measure(teacher)) for teacher in (study.dense, larger)]
+    cost = study.distil(larger, left[0], pairs=scenes, teacher=None, loss=None, steps=growing)  # the plain loss
+    grew = {"growing_steps": growing, "growing_cpu_seconds": cost["cpu_seconds"]}
+    teachers = {"itself": study.dense, "larger sibling": larger}
+    recalls = {name: mean_r1(study.measure(model)) for name, model in teachers.items()}
     for seed in left:
         pairs, own = study.train(seed)
-        teachers = {"itself": own, "larger sibling": mope.TeacherEmbeddings.of(larger, pairs)}
         rows = []
-        for (name, teacher), model, r1 in zip(teachers.items(), (study.dense, larger), recalls, strict=True):
+        for name, model in teachers.items():
             size = sum(p.numel() for p in model.model.parameters())
-            about = {"teacher": name, "seed": seed, "budget": budget, "teacher_parameters": size, "teacher_r1": r1}
+            about = {
+                "teacher": name,
+                "seed": seed,
+                "budget": budget,
+                "teacher_parameters": size,
+                "teacher_r1": recalls[name],
+            }
+            teacher = own if model is study.dense else mope.TeacherEmbeddings.of(model, pairs)
             student, _ = study.pruned(seed, budget)
             trained = study.distil(student, seed, teacher=teacher, steps=steps)
-            grew = {"growing_steps": growing, "growing_cpu_seconds": cost["cpu_seconds"]}
             rows.append(about | grew | study.measure(student) | trained)
         study.add("sibling", *rows)
 

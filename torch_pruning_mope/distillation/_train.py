@@ -96,6 +96,7 @@ def distil(
         NonFiniteError: If the loss is NaN or infinite; the message names the last checkpoint.
         ImportError: If Accelerate, or a tracker, is not installed.
         NotImplementedError: If Accelerate is configured to shard the model, or torch is too old for ``shard``.
+        RuntimeError: If this process would train alone, of several that were launched together.
     """
     _check(
         steps, batch_size, chunks, learning_rate, warmup, ema, pairs.num_images if isinstance(pairs, Pairs) else None
