@@ -1,0 +1,1 @@
+"""Files and folders: the only doors to what lies outside; no torch, no model."""
