@@ -1,7 +1,8 @@
 """Ridge regression of a linear layer from sums over tokens: pure tensor functions.
 
 Axes: ``R`` rows (tokens), ``U`` input channels, ``D`` output channels, ``V`` rows of the weights: ``U + 1`` with the bias in
-the last row, ``U`` without a bias. The refit solves, for the change ``C`` of the weights and the residual ``e`` that they leave,
+the last row, ``U`` without a bias. The refit solves, for the change ``C`` of the weights and the residual ``e`` that
+they leave,
 
     minimise ‖[h 1]·C − e‖² + λ·‖C‖²,   λ = ridge · mean diag(hᵀh)
 
