@@ -5,7 +5,6 @@ See https://arxiv.org/abs/2403.07839 for the method, and ``README.md`` for how t
 
 from typing import TYPE_CHECKING, Any
 
-from ._request import Counts
 from ._version import __version__
 from .checkpoint import load, load_model
 from .data import (
@@ -69,8 +68,6 @@ from .evaluation import (
 from .importance import MoPEImportance, UnitImportance, WeightedImportance, stock_scores
 from .loading import LoadedModel
 from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
-from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range, remove_units
-from .pruning import prune
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .stages import finetune_stage, pretrain_stage, run_stage
 from .surgery import PrunableAttention, register_attention

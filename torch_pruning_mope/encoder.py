@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._hub import HubMixin
-from ._request import Counts, Layer, PruningRequest, Ratios
 from .data import Pairs
 from .errors import NonFiniteError
+from .pruning import Counts, Layer, PruningRequest, Ratios
 from .surgery import (
     PrunableAttention,
     all_groups,
