@@ -68,6 +68,10 @@ from .evaluation import (
 from .importance import MoPEImportance, UnitImportance, WeightedImportance, stock_scores
 from .loading import LoadedModel
 from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
+from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
+from .pruning import Counts
+from .pruning._prune import prune
+from .pruning._remove import remove_units
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .stages import finetune_stage, pretrain_stage, run_stage
 from .surgery import PrunableAttention, register_attention
