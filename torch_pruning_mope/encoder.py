@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._hub import HubMixin
-from ._request import Counts, Layer, PruningRequest, Ratios
 from ._state import exclusive
 from .data import Pairs
 from .errors import NonFiniteError, UnsupportedModelError
+from .pruning import Counts, Layer, PruningRequest, Ratios
 from .surgery import (
     PrunableAttention,
     all_groups,

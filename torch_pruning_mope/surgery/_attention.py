@@ -139,6 +139,15 @@ class PrunableAttention(nn.Module):
         Raises:
             RuntimeError: If head dimensions were cut instead of whole heads.
         """
+        return self._count_heads()
+
+    @num_heads.setter
+    def num_heads(self, heads: int) -> None:
+        # tp.load_state_dict sets every public attribute, this one after the projections it follows from.
+        if heads != self._count_heads():
+            raise AttributeError(f"num_heads must be what the projections have, {self._count_heads()}; found {heads}.")
+
+    def _count_heads(self) -> int:
         heads, rest = divmod(self.v_proj.out_features, self.head_dim)
         if rest or self.q_proj.out_features != self.v_proj.out_features:
             raise RuntimeError(
@@ -147,12 +156,6 @@ class PrunableAttention(nn.Module):
                 "encoder.pruner_arguments(...), which prunes heads and leaves head dimensions alone."
             )
         return heads
-
-    @num_heads.setter
-    def num_heads(self, heads: int) -> None:
-        # tp.load_state_dict sets every public attribute, this one after the projections it follows from.
-        if heads != self.num_heads:
-            raise AttributeError(f"num_heads must be what the projections have, {self.num_heads}; found {heads}.")
 
     def extra_repr(self) -> str:
         """Head count and dimension for printing."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .towers import Block, Prunable
+from ..towers import Block, Prunable
 
 Ratios = Mapping[nn.Module | tuple[nn.Module, ...], float]
 
