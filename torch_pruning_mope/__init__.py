@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._request import Counts
-    from .checkpoint import load
+    from .checkpoint import load, load_model
     from .data import (
         EmojiTokenizer,
         ImagePairs,
@@ -60,20 +59,24 @@ if TYPE_CHECKING:
         WrongModelError,
     )
     from .evaluation import (
+        ModelCheck,
         OpenClipModel,
         RetrievalResult,
         ZeroShotResult,
+        check_model,
+        check_models,
         evaluate,
         evaluate_retrieval,
         evaluate_zero_shot,
         save_evaluation,
     )
     from .importance import MoPEImportance, UnitImportance, WeightedImportance, stock_scores
+    from .loading import LoadedModel
     from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
-    from .models import ModelCheck, check_model, check_models
-    from .names import LoadedModel, load_model
-    from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range, remove_units
-    from .pruning import prune
+    from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
+    from .pruning import Counts
+    from .pruning._prune import prune
+    from .pruning._remove import remove_units
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
     from .runs import finetune_stage, pretrain_stage, run_stage
     from .scoring import (
@@ -92,15 +95,15 @@ if TYPE_CHECKING:
         AttentionSublayer,
         Block,
         BlockTower,
+        Channels,
         FeedForwardSublayer,
         OpaqueTower,
         Stream,
         Sublayer,
         Tower,
         Towers,
-        Units,
+        register_channels,
         register_towers,
-        register_units,
     )
 
 __all__ = [
@@ -108,6 +111,7 @@ __all__ = [
     "Block",
     "BlockTower",
     "ChangedExamples",
+    "Channels",
     "ContrastiveLoss",
     "Cost",
     "Counts",
@@ -163,7 +167,6 @@ __all__ = [
     "UngroupedParametersError",
     "Unit",
     "UnitImportance",
-    "Units",
     "UnsupportedModelError",
     "WeightedImportance",
     "WrongModelError",
@@ -199,8 +202,8 @@ __all__ = [
     "pretrain_stage",
     "prune",
     "register_attention",
+    "register_channels",
     "register_towers",
-    "register_units",
     "remove_units",
     "run_stage",
     "save_evaluation",
@@ -212,8 +215,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_request": "Counts",
-    "checkpoint": "load",
+    "checkpoint": "load load_model",
     "data": (
         "EmojiTokenizer ImagePairs LabelledImages PairLoader Pairs ShardedPairs Skipped emoji_batches emoji_pairs "
         "emoji_scenes gather_pairs load_tiny_clip open_labelled open_pairs split_pairs"
@@ -229,21 +231,23 @@ _HOMES = {
         "PruningMismatchError UngroupedParametersError UnsupportedModelError WrongModelError"
     ),
     "evaluation": (
-        "OpenClipModel RetrievalResult ZeroShotResult evaluate evaluate_retrieval evaluate_zero_shot save_evaluation"
+        "ModelCheck OpenClipModel RetrievalResult ZeroShotResult check_model check_models evaluate "
+        "evaluate_retrieval evaluate_zero_shot save_evaluation"
     ),
     "importance": "MoPEImportance UnitImportance WeightedImportance stock_scores",
+    "loading": "LoadedModel",
     "metrics": "ContrastiveLoss Metric Recall ZeroShotAccuracy",
-    "models": "ModelCheck check_model check_models",
-    "names": "LoadedModel load_model",
-    "planning": "Footprint LayerPlan Plan PlanRange Reason footprints make_plan plan_range remove_units",
-    "pruning": "prune",
+    "planning": "Footprint LayerPlan Plan PlanRange Reason footprints make_plan plan_range",
+    "pruning": "Counts",
+    "pruning._prune": "prune",
+    "pruning._remove": "remove_units",
     "report": "ChangedExamples Example append_jsonl changed_examples write_report",
     "runs": "finetune_stage pretrain_stage run_stage",
     "scoring": "Cost Score ScoreTable Separation Unit calibration_guidance estimate_cost score separation",
     "surgery": "PrunableAttention register_attention",
     "towers": (
-        "AttentionSublayer Block BlockTower FeedForwardSublayer OpaqueTower Stream Sublayer Tower Towers Units "
-        "register_towers register_units"
+        "AttentionSublayer Block BlockTower Channels FeedForwardSublayer OpaqueTower Stream Sublayer Tower Towers "
+        "register_channels register_towers"
     ),
 }
 """The module of each name: a new one goes here, into the imports above and into ``__all__``; a test compares them."""

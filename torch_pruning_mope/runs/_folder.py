@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .._io._lock import hold
-from .._whole import write_whole
+from .._io import hold, write_whole
 from ..errors import WrongModelError
 from ._settings import read_settings, settings_text
 
