@@ -20,9 +20,9 @@ from pathlib import Path
 from torch_pruning_mope._io._lock import hold
 with hold(Path(sys.argv[1]), "mope score"):
     if os.fork() == 0:  # a worker that lives on
+        print("held", flush=True)
         time.sleep(60)
         os._exit(0)
-    print("held", flush=True)
     time.sleep(60)
 """
 
