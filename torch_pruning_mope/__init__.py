@@ -69,7 +69,17 @@ from .models import ModelCheck, check_model, check_models
 from .names import LoadedModel, load_model
 from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range, remove_units
 from .pruning import prune
-from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
+from .scoring import (
+    Score,
+    ScoreTable,
+    ScoringCost,
+    Separation,
+    Unit,
+    calibration_guidance,
+    estimate_cost,
+    score,
+    separation,
+)
 from .stages import finetune_stage, pretrain_stage, run_stage
 from .surgery import PrunableAttention, register_attention
 from .towers import (
@@ -96,7 +106,6 @@ __all__ = [
     "BlockTower",
     "ChangedExamples",
     "ContrastiveLoss",
-    "Cost",
     "Counts",
     "DataError",
     "DistillationLoss",
@@ -135,6 +144,7 @@ __all__ = [
     "RetrievalResult",
     "Score",
     "ScoreTable",
+    "ScoringCost",
     "Separation",
     "ShardedPairs",
     "SigmoidLoss",
