@@ -80,9 +80,9 @@ if TYPE_CHECKING:
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
     from .runs import finetune_stage, pretrain_stage, run_stage
     from .scoring import (
-        Cost,
         Score,
         ScoreTable,
+        ScoringCost,
         Separation,
         Unit,
         calibration_guidance,
@@ -113,7 +113,6 @@ __all__ = [
     "ChangedExamples",
     "Channels",
     "ContrastiveLoss",
-    "Cost",
     "Counts",
     "DataError",
     "DistillationLoss",
@@ -152,6 +151,7 @@ __all__ = [
     "RetrievalResult",
     "Score",
     "ScoreTable",
+    "ScoringCost",
     "Separation",
     "ShardedPairs",
     "SigmoidLoss",
@@ -243,7 +243,7 @@ _HOMES = {
     "pruning._remove": "remove_units",
     "report": "ChangedExamples Example append_jsonl changed_examples write_report",
     "runs": "finetune_stage pretrain_stage run_stage",
-    "scoring": "Cost Score ScoreTable Separation Unit calibration_guidance estimate_cost score separation",
+    "scoring": "Score ScoreTable ScoringCost Separation Unit calibration_guidance estimate_cost score separation",
     "surgery": "PrunableAttention register_attention",
     "towers": (
         "AttentionSublayer Block BlockTower Channels FeedForwardSublayer OpaqueTower Stream Sublayer Tower Towers "

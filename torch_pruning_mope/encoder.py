@@ -415,7 +415,7 @@ class DualEncoder(HubMixin):
             NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
             ValueError: If the weights are on the ``meta`` device.
         """
-        from ._gradients import accumulate_gradients  # it works on encoders: a cycle
+        from .scoring import accumulate_gradients  # it works on encoders: a cycle
 
         self.check_has_weights()
 
