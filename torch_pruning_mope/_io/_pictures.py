@@ -2,12 +2,15 @@
 
 import functools
 import io
+from typing import IO, cast
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """No others are decoded: Pillow hands EPS, for one, to Ghostscript."""
+MOST_PICTURE = 2**28
+"""Bytes of a file."""
 MOST_ASPECT = 100
 """Long by short side. Models resize the short side to hundreds of pixels, and the long one with it."""
 
@@ -35,7 +38,7 @@ def open_picture(file: io.BufferedIOBase) -> Image.Image:
         MemoryError: It does not fit.
     """
     try:
-        with Image.open(file, formats=_formats()) as picture:
+        with Image.open(cast("IO[bytes]", file), formats=_formats()) as picture:
             _check_size(picture)
             sixteen = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in {"PNG", "PPM"})
             return (_scaled if sixteen else _opaque)(_upright(picture))
@@ -65,7 +68,7 @@ def _check_size(picture: Image.Image) -> None:
 def _upright(picture: Image.Image) -> Image.Image:
     picture.load()  # Pillow turns TIFFs itself as it loads them
     try:
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001  (a broken EXIF says nothing, and Pillow raises nearly anything)
         return picture
     return picture if turn is None else picture.transpose(turn)

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .._io._json import read_json
+from .._io import read_json
 from ..errors import DataError
 from ._decode import as_captions
 from ._listing import Listing

@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from .._io._files import MOST_PICTURE, OutsideError, open_inside
-from .._io._pictures import open_picture
+from .._io import OutsideError, open_inside
+from .._io._pictures import MOST_PICTURE, open_picture
 from ._skipped import Problem
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._io._files import printable
+from .._io import printable
 from ..errors import DataError
 from ._decode import Unusable, prepare, read_picture_file
 from ._listing import CaptionedImage

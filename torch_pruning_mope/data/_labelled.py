@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-untyped]
 
-from .._io._files import MOST_TEXT, list_files, open_inside
+from .._io import MOST_TEXT, list_files, open_inside
 from .._io._urls import is_url
 from ..errors import DataError
 from ._decode import Unusable, prepare, read_picture

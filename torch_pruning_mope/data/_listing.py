@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from .._io._files import MOST_TEXT, OutsideError, list_files, open_inside, open_regular, resolve_inside
-from .._io._json import parse_json
+from .._io import MOST_TEXT, OutsideError, list_files, open_inside, open_regular, parse_json, resolve_inside
 from ..errors import DataError
 from ._decode import as_captions
 from ._skipped import Problem, Reason

@@ -14,8 +14,7 @@ from urllib.request import url2pathname
 
 from PIL import Image
 
-from .._io._files import MOST_TEXT, open_regular, printable, resolve_inside
-from .._io._json import parse_json
+from .._io import MOST_TEXT, open_regular, parse_json, printable, resolve_inside
 from .._io._urls import check_url, is_url
 from ..errors import DataError
 from ._decode import Unusable, as_captions, read_picture

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from .._io._files import printable
+from .._io import printable
 from ..errors import DataError
 
 Reason = Literal[

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from .._io._files import MOST_TEXT, open_regular
+from .._io import MOST_TEXT, open_regular
 from .._io._urls import ByteStream, is_url, open_url
 
 MOST_BETWEEN = 2**28

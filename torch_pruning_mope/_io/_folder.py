@@ -1,0 +1,139 @@
+"""Sets of files that take the place of others at one instant: after a kill the old or the new set is there, whole.
+
+The new files are first written to a folder of a random name. Renaming that folder to ``SAVING`` is the instant: from then on
+:func:`located` finds the new files in it. Then they move to their places one by one, and the folder goes. A save that is killed
+before the instant leaves the old set; one that is killed after it is finished by the next save.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from ._whole import sync
+
+SAVING = ".mope-saving"
+"""Folder in the target of files that have been saved and not moved to their places yet."""
+_OLD = ".old"
+"""Folder in ``SAVING`` of the files that were replaced."""
+_PREFIX, _SUFFIX = ".mope-", ".part"
+
+
+def located(folder: Path, name: str) -> Path:
+    """Path of a file or folder in a target, which after an interrupted save may still be in ``SAVING``."""
+    waits = _is_folder(folder / SAVING) and os.path.lexists(folder / SAVING / name.partition("/")[0])
+    return folder / SAVING / name if waits else folder / name
+
+
+@contextmanager
+def write_folder(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yields a folder to write into; without an error, its files then replace those of the target at one instant.
+
+    Processes of one machine that write to the same target wait for each other. Symbolic links under the names that this
+    function works with are removed, never followed.
+
+    Args:
+        folder: The target. It is made if need be, and its other files stay.
+        names: Files and folders to move there, in this order. Names that were not written are skipped, and an empty folder
+            removes the old one.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        ValueError: If ``folder`` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder must be a folder, or nothing yet; found a file at {folder}.")
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        for parent in reversed(made):
+            stack.callback(_remove_empty, parent)  # removes it only if nothing was written
+        stack.enter_context(_locked(folder))
+        for left in folder.glob(f"{_PREFIX}*{_SUFFIX}"):  # of a save that was killed
+            shutil.rmtree(left, ignore_errors=True)  # (leaves links alone)
+        _remove_link(folder / SAVING)
+        if (folder / SAVING).is_dir():
+            _remove_link(folder / SAVING / _OLD)
+            (folder / SAVING / _OLD).mkdir(exist_ok=True)
+            _move(folder, names)
+            _clear(folder, names)
+        part = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=folder))
+        stack.callback(shutil.rmtree, part, ignore_errors=True)
+        yield part
+        (part / _OLD).mkdir()
+        for path in (*part.rglob("*"), part):
+            sync(path)
+        new = [name for name in names if os.path.lexists(part / name)]
+        part.rename(folder / SAVING)
+        try:
+            _move(folder, new)
+        except BaseException:
+            _move_back(folder, new)
+            (folder / SAVING).rename(part)
+            raise
+        _clear(folder, new)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove_link(path: Path) -> None:
+    """Removes what stands under a working name and is no folder."""
+    if os.path.lexists(path) and not _is_folder(path):
+        path.unlink()
+
+
+def _move(folder: Path, names: Sequence[str]) -> None:
+    """Moves saved files to their places; may be called again after an interruption at any point."""
+    saved, old = folder / SAVING, folder / SAVING / _OLD
+    sync(folder)
+    for name in names:
+        if os.path.lexists(saved / name):
+            if os.path.lexists(folder / name):
+                (folder / name).replace(old / name)
+            (saved / name).replace(folder / name)
+    sync(folder)
+
+
+def _move_back(folder: Path, names: Sequence[str]) -> None:
+    """Reverses :func:`_move`; the saved files stay the current ones until their folder is renamed."""
+    saved, old = folder / SAVING, folder / SAVING / _OLD
+    for name in reversed(names):
+        if os.path.lexists(folder / name) and not os.path.lexists(saved / name):
+            (folder / name).replace(saved / name)
+        if os.path.lexists(old / name):
+            (old / name).replace(folder / name)
+
+
+def _clear(folder: Path, names: Sequence[str]) -> None:
+    """Removes the replaced files once all new ones are in their places."""
+    for name in names:
+        _remove_empty(folder / name)
+    shutil.rmtree(folder / SAVING, ignore_errors=True)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Waits for other processes that write to the folder; the lock ends with the process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # file systems without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,118 @@
+"""The processes that score together: one, or those that ``torchrun`` has started."""
+
+import copy
+import functools
+import itertools
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from ..encoder import DualEncoder
+
+_PATIENCE = timedelta(days=7)
+"""How long a rank waits for the others, whose share may take hours; a rank that dies is noticed at once."""
+
+
+_GROUPS = itertools.count()
+"""Ranks make groups in the same order, so they count alike."""
+
+
+@functools.cache
+def _store() -> Any:
+    """The store that torchrun gives all ranks to meet at."""
+    store, _, _ = next(rendezvous("env://"))
+    return store
+
+
+class Ranks:
+    """This process and its peers. Objects travel over gloo, whatever the default backend is.
+
+    Joins the default process group if there is one, makes one under ``torchrun``, and is alone otherwise.
+    """
+
+    def __init__(self) -> None:
+        launched = (
+            dist.is_available() and dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+        )
+        self._own = launched and not dist.is_initialized()
+        if self._own:
+            # Under keys of its own each time: those of a group that has ended may still be in torchrun's store.
+            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            store = dist.PrefixStore(f"mope/{next(_GROUPS)}", _store())  # type: ignore[attr-defined]
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+        together = dist.is_available() and dist.is_initialized()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.world > 1 else None
+
+    def close(self) -> None:
+        """Leaves no process group behind that was not there, so that the user's script can make its own."""
+        if self._own:
+            dist.destroy_process_group()  # and with it the group for objects
+        elif self._group is not None:
+            dist.destroy_process_group(self._group)
+        self._own, self._group = False, None
+
+    def gather(self, mine: Any) -> list[Any]:
+        """Every rank's object, on every rank, in the order of the ranks."""
+        if self.world == 1:
+            return [mine]
+        everyone: list[Any] = [None] * self.world
+        dist.all_gather_object(everyone, mine, group=self._group)
+        return everyone
+
+    def spread(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Overwrites tensors with those of one rank, on every rank.
+
+        Args:
+            tensors: Of the same shapes on all ranks, on any device.
+            source: Whose count.
+        """
+        for tensor in tensors:
+            copy_of_it = tensor.detach().cpu().contiguous()
+            dist.broadcast(copy_of_it, source, group=self._group)
+            if self.rank != source:
+                tensor.detach().copy_(copy_of_it)
+
+    def first(self, mine: Any) -> Any:
+        """Rank 0's object, on every rank."""
+        return self.gather(mine if self.rank == 0 else None)[0]
+
+    def check_same(self, **values: str) -> None:
+        """Raises unless all ranks hold the same things.
+
+        Args:
+            values: What must be equal, by name.
+
+        Raises:
+            ValueError: If something differs.
+        """
+        everyone = self.gather(values)
+        for name, value in values.items():
+            found = [other[name] for other in everyone]
+            if found.count(value) != self.world:
+                raise ValueError(
+                    f"{name} must be the same on all ranks; found {[str(other)[:12] for other in found]}. Load the same "
+                    "weights and draw the same pairs in the same order on each (seed them)."
+                )
+
+    def placed(self, encoder: DualEncoder) -> DualEncoder:
+        """The encoder, or a copy on this rank's own GPU where all ranks have put theirs on the first one.
+
+        Args:
+            encoder: The user's encoder.
+
+        Returns:
+            An encoder whose device no other rank of this machine uses, if there are enough.
+        """
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if self.world == 1 or encoder.device.type != "cuda" or encoder.device.index == local:
+            return encoder
+        if local >= torch.cuda.device_count():
+            return encoder
+        return DualEncoder(copy.deepcopy(encoder.model).to(f"cuda:{local}"))
