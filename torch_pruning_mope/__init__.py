@@ -5,9 +5,8 @@ See https://arxiv.org/abs/2403.07839 for the method, and ``README.md`` for how t
 
 from typing import TYPE_CHECKING, Any
 
-from ._request import Counts
 from ._version import __version__
-from .checkpoint import load
+from .checkpoint import load, load_model
 from .data import (
     EmojiTokenizer,
     ImagePairs,
@@ -55,20 +54,24 @@ from .errors import (
     WrongModelError,
 )
 from .evaluation import (
+    ModelCheck,
     OpenClipModel,
     RetrievalResult,
     ZeroShotResult,
+    check_model,
+    check_models,
     evaluate,
     evaluate_retrieval,
     evaluate_zero_shot,
     save_evaluation,
 )
 from .importance import MoPEImportance, UnitImportance, WeightedImportance, stock_scores
+from .loading import LoadedModel
 from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
-from .models import ModelCheck, check_model, check_models
-from .names import LoadedModel, load_model
-from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range, remove_units
-from .pruning import prune
+from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
+from .pruning import Counts
+from .pruning._prune import prune
+from .pruning._remove import remove_units
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .stages import finetune_stage, pretrain_stage, run_stage
 from .surgery import PrunableAttention, register_attention
@@ -76,15 +79,15 @@ from .towers import (
     AttentionSublayer,
     Block,
     BlockTower,
+    Channels,
     FeedForwardSublayer,
     OpaqueTower,
     Stream,
     Sublayer,
     Tower,
     Towers,
-    Units,
+    register_channels,
     register_towers,
-    register_units,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +98,7 @@ __all__ = [
     "Block",
     "BlockTower",
     "ChangedExamples",
+    "Channels",
     "ContrastiveLoss",
     "Cost",
     "Counts",
@@ -150,7 +154,6 @@ __all__ = [
     "UngroupedParametersError",
     "Unit",
     "UnitImportance",
-    "Units",
     "UnsupportedModelError",
     "WeightedImportance",
     "WrongModelError",
@@ -186,8 +189,8 @@ __all__ = [
     "pretrain_stage",
     "prune",
     "register_attention",
+    "register_channels",
     "register_towers",
-    "register_units",
     "remove_units",
     "run_stage",
     "save_evaluation",

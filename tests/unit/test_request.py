@@ -11,7 +11,7 @@ from torch import nn
 import torch_pruning_mope as mope
 from tests.asserts import unchanged, unchecked
 from torch_pruning_mope import Counts, DualEncoder
-from torch_pruning_mope._request import _check_ratio, _exact, _HeadRatio, _scheduler, _share
+from torch_pruning_mope.pruning._request import _check_ratio, _exact, _HeadRatio, _scheduler, _share
 
 
 @settings(max_examples=300, deadline=None)

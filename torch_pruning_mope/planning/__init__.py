@@ -4,7 +4,7 @@ from ._budget import Amount, Budget, parse_amount, parts_of
 from ._footprint import Footprint, footprints, latencies
 from ._layers import LayerPlan, Reason
 from ._make import make_plan
-from ._plan import Plan, remove_units
+from ._plan import Plan
 from ._range import PlanRange, plan_range
 
 __all__ = [
@@ -21,5 +21,4 @@ __all__ = [
     "parse_amount",
     "parts_of",
     "plan_range",
-    "remove_units",
 ]

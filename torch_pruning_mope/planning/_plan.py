@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._whole import write_whole
+from .._io import write_whole
 from ..encoder import DualEncoder, TowerName
 from ..errors import PruningMismatchError, WrongModelError
+from ..pruning._remove import cut, remove_units
 from ..scoring import Unit, fingerprint
-from ..surgery import reached_leaves
 from ._footprint import Footprint, footprints
 from ._layers import LayerPlan, Reason, layers_table
 
@@ -124,62 +124,6 @@ class Plan:
         return "\n".join(f"{unit}: {reason}" for unit, reason in zip(self.units, self.reasons, strict=True))
 
 
-def remove_units(encoder: DualEncoder, units: Sequence[Unit]) -> None:
-    """Mutates the encoder's model: removes some units through Torch-Pruning's dependency graph; whole layers last.
-
-    A sub-layer that loses all its units keeps layers of no width, which put out the bias of its last; what is left is what
-    masks would leave.
-
-    Args:
-        encoder: The dual encoder.
-        units: What goes, numbered as in the model before.
-
-    Raises:
-        ValueError: If the model has no such unit.
-    """
-    _cut(encoder, units)
-    if any(not part.channels for layer in encoder.layers for part in layer.block.prunables):
-        _freeze_unused(encoder)
-
-
-def _cut(encoder: DualEncoder, units: Sequence[Unit], *, checked: bool = True) -> None:
-    """Mutates the encoder's model as :func:`remove_units` does, but for gradients that are no longer needed."""
-    layers = {(layer.tower, layer.index): layer.block for layer in encoder.layers}
-    whole = {(unit.tower, unit.layer) for unit in units if unit.kind == "block"}
-    gone: dict[tuple[TowerName, int, str], set[int]] = {}
-    for unit in units:
-        if unit.kind != "block" and (unit.tower, unit.layer) not in whole:
-            gone.setdefault((unit.tower, unit.layer, unit.part), set()).update(unit.channels)
-    graph: Any = encoder.dependency_graph(checked=checked) if gone else None
-    flags = {name: parameter.requires_grad for name, parameter in encoder.model.named_parameters()}
-    for (tower, layer, kind), channels in gone.items():
-        block = layers.get((tower, layer))
-        prunable = None if block is None else block.attention if kind == "head" else block.feed_forward
-        if prunable is None or max(channels) >= prunable.channels:
-            raise ValueError(
-                f"units must be of the model as it is; found {kind} of {tower} layer {layer}, which it has not."
-            )
-        takes = graph.get_pruner_of_module(prunable.output).prune_in_channels
-        graph.get_pruning_group(prunable.output, takes, sorted(channels)).prune()
-    for name, parameter in encoder.model.named_parameters():
-        parameter.requires_grad_(flags[name])  # Torch-Pruning's new parameters are all trainable
-    for tower in dict.fromkeys(tower for tower, _ in whole):
-        encoder.remove_blocks(tower, sorted(layer for own, layer in whole if own == tower))
-
-
-def _freeze_unused(encoder: DualEncoder) -> None:
-    """Mutates the model: what came before a sub-layer that is empty now gets no gradients, which trainers would miss."""
-    inputs = encoder.example_inputs
-    used = reached_leaves(
-        encoder.model, lambda: [encoder.embed("image", inputs["images"]), encoder.embed("text", inputs["tokens"])]
-    )
-    for layer in encoder.layers:
-        for units in layer.block.prunables:
-            if not units.channels:
-                for parameter in layer.block.module.parameters():
-                    parameter.requires_grad_(parameter.requires_grad and parameter in used)
-
-
 def outcome(
     encoder: DualEncoder, units: Sequence[Unit], *, checked: bool = True
 ) -> tuple[DualEncoder, dict[TowerName, Footprint]]:
@@ -194,7 +138,7 @@ def outcome(
         Both. In the copy all parameters that the whole model trains ask for gradients, needed or not.
     """
     smaller = DualEncoder(copy.deepcopy(encoder.model))
-    _cut(smaller, units, checked=checked)
+    cut(smaller, units, checked=checked)
     return smaller, footprints(smaller)
 
 

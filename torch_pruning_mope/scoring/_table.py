@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._whole import write_whole
+from .._io import write_whole
 from ..errors import WrongModelError
 from ._units import Unit
 

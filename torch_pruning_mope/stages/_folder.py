@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .._whole import write_whole
+from .._io import write_whole
 from ..distillation import TrainingStep
 
 _log = logging.getLogger(__name__)

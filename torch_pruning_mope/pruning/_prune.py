@@ -5,9 +5,9 @@ from typing import Any
 
 import torch_pruning as tp
 
+from ..encoder import DualEncoder
+from ..errors import PruningMismatchError
 from ._request import Counts, PruningRequest
-from .encoder import DualEncoder
-from .errors import PruningMismatchError
 
 
 def prune(
