@@ -39,7 +39,7 @@ from .distillation import (
     chunked_backward,
     distil,
 )
-from .encoder import DualEncoder
+from .dual_encoder import DualEncoder
 from .errors import (
     DataError,
     ExportError,
@@ -69,9 +69,7 @@ from .importance import MoPEImportance, UnitImportance, WeightedImportance, stoc
 from .loading import LoadedModel
 from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
 from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
-from .pruning import Counts
-from .pruning._prune import prune
-from .pruning._remove import remove_units
+from .pruning import Counts, prune, remove_units
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .stages import finetune_stage, pretrain_stage, run_stage
 from .surgery import PrunableAttention, register_attention

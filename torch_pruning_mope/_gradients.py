@@ -1,6 +1,6 @@
 """Gradients of the contrastive loss, for the criteria that need them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ._ranks import Ranks
 from ._state import evaluation_mode, own_gradients, trainable
 from .data import Pairs
-from .encoder import DualEncoder
+from .encoder import EncoderCore
 from .errors import NonFiniteError
 from .metrics import contrastive_losses, normalised
 
@@ -19,7 +19,37 @@ _PARTS = 8
 """Batches are summed in so many parts, whoever computes them: the same order of summation, so the same bits."""
 
 
-def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Float[Tensor, "N"]:
+class GradientsMixin(EncoderCore):
+    """The part of a dual encoder that criteria on gradients need."""
+
+    def accumulate_gradients(
+        self,
+        pairs: Pairs | Iterable[tuple[Tensor, Tensor]],
+        *,
+        squared: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> None:
+        """Mutates the model's ``.grad``: gradients of the contrastive loss over ``pairs``, for criteria that read them.
+
+        Args:
+            pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches.
+            squared: The mean square of each pair's part of the gradient (what reaches a weight through the pair's own
+                image and caption), instead of the mean gradient. It is what Torch-Pruning's Hessian importance reads from
+                ``.grad``; its own ``accumulate_grad`` (1.6.1) keeps only the last sample, because it looks parameters up
+                by name and stores them by object, so use this instead.
+            batch_size: Pairs that contrast with each other in one loss.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
+            ValueError: If the weights are on the ``meta`` device.
+        """
+        self.check_has_weights()
+        accumulate_gradients(self, Pairs.coerce(pairs), squared=squared, batch_size=batch_size, progress=progress)
+
+
+def batch_losses(encoder: EncoderCore, images: Tensor, tokens: Tensor) -> Float[Tensor, "N"]:
     """Contrastive loss of each of a batch of pairs, differentiable, at the model's own temperature.
 
     Args:
@@ -33,14 +63,14 @@ def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Float[
     return _losses(encoder, encoder.embed("image", images), encoder.embed("text", tokens))
 
 
-def _losses(encoder: DualEncoder, images: Float[Tensor, "N J"], texts: Float[Tensor, "N J"]) -> Float[Tensor, "N"]:
+def _losses(encoder: EncoderCore, images: Float[Tensor, "N J"], texts: Float[Tensor, "N J"]) -> Float[Tensor, "N"]:
     index = torch.arange(len(images), device=images.device)
     image, text = normalised(images, "image")[None], normalised(texts, "text")[None]
     return contrastive_losses(image, text, index, encoder.logit_scale)[0]
 
 
 def accumulate_gradients(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: Pairs,
     *,
     squared: bool,
@@ -91,7 +121,7 @@ def accumulate_gradients(
 
 def _add(
     sums: Sequence[Tensor],
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     parameters: Sequence[nn.Parameter],
     images: Tensor,
     tokens: Tensor,
@@ -108,14 +138,14 @@ def _add(
 
 
 def _batch_gradients(
-    encoder: DualEncoder, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
+    encoder: EncoderCore, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
 ) -> Iterator[Sequence[Tensor | None]]:
     """The gradient of the batch's summed loss."""
     yield torch.autograd.grad(batch_losses(encoder, images, tokens).sum(), parameters, allow_unused=True)
 
 
 def _pair_gradients(
-    encoder: DualEncoder, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
+    encoder: EncoderCore, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
 ) -> Iterator[Sequence[Tensor | None]]:
     """Each pair's part of that gradient: what reaches the weights through its own image and its own caption.
 

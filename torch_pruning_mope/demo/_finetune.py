@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from .._gradients import batch_losses
 from ..data import emoji_batches
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 
 MAX_LOGIT_SCALE = math.log(100)
 """CLIP's ceiling of the temperature (arXiv 2103.00020, section 2.5)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._ranks import Ranks
 from ..data import Pairs
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric
 from ._adaptive import AdaptiveScore, adaptive_scores
 from ._joint import freed_parameters
@@ -55,7 +55,7 @@ def check_cut(cut: Cut, kinds: Collection[str], interaction: str, confidence: fl
 def cut_scores(
     meter: Meter,
     ranks: Ranks,
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: Pairs,
     metric: Metric,
     units: Sequence[Unit],
@@ -124,7 +124,7 @@ def cut_scores(
     return list(ranks.first([scores[unit] for unit in units]))
 
 
-def _score(found: AdaptiveScore, unit: Unit, encoder: DualEncoder) -> Score:
+def _score(found: AdaptiveScore, unit: Unit, encoder: EncoderCore) -> Score:
     return Score(
         unit=unit,
         value=found.value,

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import MetricError
 from ..metrics import Metric
 from ..towers import Stream, Tower, first_tensor
@@ -31,7 +31,7 @@ _RIDGE = 0.03
 
 @torch.inference_mode()
 def ablation_features(
-    encoder: DualEncoder, tower: TowerName, inputs: Tensor, ablations: Sequence[Ablation], batch_size: int = 128
+    encoder: EncoderCore, tower: TowerName, inputs: Tensor, ablations: Sequence[Ablation], batch_size: int = 128
 ) -> dict[Ablation, tuple[Float[Tensor, "N F"], Float[Tensor, "N F"]]]:
     """What each ablation takes away, at the pooled token and on average over tokens, in one pass of the unpruned model.
 
@@ -63,7 +63,7 @@ def ablation_features(
 _Summaries = dict[tuple[int, Kind], tuple[Tensor, Tensor]]
 
 
-def _through_parts(encoder: DualEncoder, tower: TowerName, part: Tensor) -> _Summaries:
+def _through_parts(encoder: EncoderCore, tower: TowerName, part: Tensor) -> _Summaries:
     """Layer by layer, where the tower has parts: its pooled token is known then, and how long an input is."""
     view = cast("Tower", encoder.towers[tower])
     lengths = view.lengths(part)
@@ -81,7 +81,7 @@ def _through_parts(encoder: DualEncoder, tower: TowerName, part: Tensor) -> _Sum
     return summaries
 
 
-def _by_hooks(encoder: DualEncoder, tower: TowerName, part: Tensor) -> _Summaries:
+def _by_hooks(encoder: EncoderCore, tower: TowerName, part: Tensor) -> _Summaries:
     """From what enters the layers that take the units, and from what blocks make of their input."""
     seen: dict[tuple[int, Kind], Tensor] = {}
 

@@ -12,7 +12,7 @@ import torch
 
 from .._ranks import Ranks
 from ..data import Pairs
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
 from ._cut import Cut, check_cut, cut_scores
 from ._engine import PrefixEngine
@@ -29,7 +29,7 @@ Autocast = Literal["bfloat16", "float16"]
 
 
 def score(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: PairsLike,
     *,
     metric: MetricLike = "recall_mean",
@@ -178,7 +178,7 @@ def _plain_attributes(metric: Metric) -> dict[str, Any]:
 
 
 def _engine(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     engine: str,
     batch_size: int | None,
     memory: int | str | None,
@@ -192,7 +192,7 @@ def _engine(
     return PrefixEngine(encoder, batch_size=batch_size, memory=memory, dtype=dtype, keep=keep)
 
 
-def _orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring, journal: Journal, ranks: Ranks) -> Any:
+def _orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, journal: Journal, ranks: Ranks) -> Any:
     """The order of the neurons: the one that a run which goes on began with, and the same on all ranks."""
     name = rewiring_name(rewire)
     known = journal.orders(name)
@@ -223,7 +223,7 @@ def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> Score
     return table
 
 
-def _most(encoder: DualEncoder, towers: Collection[str], until: float | None) -> int | None:
+def _most(encoder: EncoderCore, towers: Collection[str], until: float | None) -> int | None:
     """How many parameters a joint path frees before it stops."""
     modules = [layer.block.module for layer in encoder.layers if layer.tower in towers]
     total = sum(parameter.numel() for module in modules for parameter in module.parameters())
