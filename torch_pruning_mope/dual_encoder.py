@@ -1,8 +1,8 @@
 """The one object a user holds: the core of a dual encoder with all that users expect of it as methods."""
 
-from ._gradients import GradientsMixin
 from .checkpoint import HubMixin
 from .pruning import PrunerMixin
+from .scoring import GradientsMixin
 
 
 class DualEncoder(PrunerMixin, GradientsMixin, HubMixin):
