@@ -60,11 +60,7 @@ class RunFolder:
             yield self
 
     def identity(self) -> dict[str, Any] | None:
-        """What the run is; None if nothing has begun here.
-
-        Raises:
-            ValueError: If the file is damaged.
-        """
+        """Model, data and split of the run; None if nothing has begun here. A damaged file raises ValueError."""
         file = self.path / IDENTITY
         if not file.is_file():
             return None

@@ -11,12 +11,7 @@ _PATTERN = re.compile(r"[*?\[{]")
 
 
 def beside(value: str, folder: Path) -> str:
-    """A name or a path as the files of a run hold it: ``./`` or ``../`` begins what is relative to the folder.
-
-    Args:
-        value: A model or data as a command takes it; what is no path stays as it is.
-        folder: The run's folder.
-    """
+    """A name or a path as the files of a run hold it: ``./`` or ``../`` begins one relative to the folder."""
     before, path = _split(value)
     if not path:
         return value
@@ -24,7 +19,7 @@ def beside(value: str, folder: Path) -> str:
     relative = os.path.relpath(target, base)
     if not relative.startswith(".."):
         return before + f"./{relative}"
-    return before + (relative if relative.split(os.sep).count("..") <= _UP else str(target))
+    return before + (relative if Path(relative).parts.count("..") <= _UP else str(target))
 
 
 def found_from(value: str, folder: Path) -> str:
