@@ -70,6 +70,7 @@ from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints,
 from .pruning import Counts
 from .pruning._prune import prune
 from .pruning._remove import remove_units
+from .reconstruction import ReconstructionReport, reconstruct
 from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
 from .stages import finetune_stage, pretrain_stage, run_stage
 from .surgery import PrunableAttention, register_attention
@@ -133,6 +134,7 @@ __all__ = [
     "PruningMismatchError",
     "Reason",
     "Recall",
+    "ReconstructionReport",
     "RetrievalResult",
     "Score",
     "ScoreTable",
@@ -186,6 +188,7 @@ __all__ = [
     "plan_range",
     "pretrain_stage",
     "prune",
+    "reconstruct",
     "register_attention",
     "register_towers",
     "register_units",
