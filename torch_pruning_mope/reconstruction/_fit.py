@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._ranks import Ranks
 from .._ridge import Gram
 from ..errors import NonFiniteError
+from ..scoring import Ranks
 from ._layers import Linear, Refit
 from ._report import LayerReport
 from ._site import Site

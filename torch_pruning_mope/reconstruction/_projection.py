@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._ranks import Ranks
+from ..scoring import Ranks
 from ._fit import Sums
 from ._report import LayerReport
 from ._steps import Steps, watched

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._ranks import Ranks
 from .._state import evaluation_mode
 from ..encoder import DualEncoder, TowerName
-from ..scoring import fingerprint
+from ..scoring import Ranks, fingerprint
 from ..scoring._memory import resolve_memory
 from ._fit import fit_group
 from ._layers import Refit, check_models, groups_of
