@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ._hub import HubMixin
 from .data import Pairs
 from .errors import NonFiniteError
-from .pruning import Counts, Layer, PruningRequest, Ratios
+from .pruning import Counts, Layer, PruningRequest, Ratios, note_round_to
 from .surgery import (
     PrunableAttention,
     all_groups,
@@ -306,11 +306,13 @@ class DualEncoder(HubMixin):
         firm = uncuttable(graph, groups)
         self._check_widths(graph, firm, request)
         asked = request.arguments()
+        pruners = customized_pruners(self.model)
+        note_round_to(pruners, round_to)
         return {
             **asked,
             "ignored_layers": [*asked["ignored_layers"], *firm],
             **self._graph_arguments(),
-            "customized_pruners": customized_pruners(self.model),
+            "customized_pruners": pruners,
         }
 
     def _check_widths(self, graph: tp.DependencyGraph, firm: Sequence[nn.Module], request: PruningRequest) -> None:
