@@ -1,7 +1,7 @@
 """What a pruner is asked to remove, and the Torch-Pruning arguments that make it remove exactly that."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ class _Kept:
         self._ratio = float(ratio)
 
     def __rmul__(self, total: Any) -> int:
-        return total - _share(self._ratio, total)
+        return int(total) - _share(self._ratio, total)
 
 
 class _HeadRatio(_Ratio):
@@ -77,7 +77,7 @@ class _HeadRatio(_Ratio):
         return self.of(float(self) * progress, self.heads)
 
     def __mul__(self, left: Any) -> int:
-        return max(0, _share(float(self), self.heads) - (self.heads - left))
+        return max(0, _share(float(self), self.heads) - (self.heads - int(left)))
 
 
 def _scheduler(ratio: float, steps: int) -> list[float]:
@@ -133,23 +133,26 @@ class PruningRequest:
             _check_modules("pruning_ratio_dict's keys", key if isinstance(key, tuple) else (key,))
         self._check_no_layer_empties()
 
-    def _free(self, modules: Iterable[nn.Module]) -> bool:
-        """Whether none of ``modules`` is ignored or has a ratio of its own."""
+    def _free(self, units: Prunable) -> bool:
+        """Whether none of the layers around some units is ignored, and those that make them have no ratio of their own."""
         own = [module for key in self.pruning_ratio_dict for module in (key if isinstance(key, tuple) else (key,))]
         taken = {inner for module in (*own, *self.ignored_layers) for inner in module.modules()}
-        return not any(inner in taken for module in modules for inner in module.modules())
+        ignored = {inner for module in self.ignored_layers for inner in module.modules()}
+        return units.output not in ignored and not any(
+            inner in taken for module in units.sources for inner in module.modules()
+        )
 
     @property
     def attentions(self) -> list[Prunable]:
         """Attention sub-layers that the head ratio is for."""
         found = [layer.block.attention for layer in self.layers]
-        return [units for units in found if units is not None and units.channels and self._free(units.sources)]
+        return [units for units in found if units is not None and units.channels and self._free(units)]
 
     @property
     def feed_forwards(self) -> list[Prunable]:
         """MLP sub-layers that the FFN ratio is for."""
         found = [layer.block.feed_forward for layer in self.layers]
-        return [units for units in found if units is not None and units.channels and self._free(units.sources)]
+        return [units for units in found if units is not None and units.channels and self._free(units)]
 
     @property
     def widths(self) -> list[tuple[nn.Module, int]]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from .encoder import DualEncoder
+from ..encoder import DualEncoder
 
 _PATIENCE = timedelta(days=7)
 """How long a rank waits for the others, whose share may take hours; a rank that dies is noticed at once."""
