@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
     from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
     from .pruning import Counts, prune, remove_units
+    from .reconstruction import ReconstructionReport, reconstruct
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
     from .runs import finetune_stage, pretrain_stage, run_stage
     from .scoring import (
@@ -146,6 +147,7 @@ __all__ = [
     "PruningMismatchError",
     "Reason",
     "Recall",
+    "ReconstructionReport",
     "RetrievalResult",
     "Score",
     "ScoreTable",
@@ -199,6 +201,7 @@ __all__ = [
     "plan_range",
     "pretrain_stage",
     "prune",
+    "reconstruct",
     "register_attention",
     "register_channels",
     "register_towers",
@@ -237,6 +240,7 @@ _HOMES = {
     "metrics": "ContrastiveLoss Metric Recall ZeroShotAccuracy",
     "planning": "Footprint LayerPlan Plan PlanRange Reason footprints make_plan plan_range",
     "pruning": "Counts prune remove_units",
+    "reconstruction": "ReconstructionReport reconstruct",
     "report": "ChangedExamples Example append_jsonl changed_examples write_report",
     "runs": "finetune_stage pretrain_stage run_stage",
     "scoring": "Score ScoreTable ScoringCost Separation Unit calibration_guidance estimate_cost score separation",

@@ -4,6 +4,17 @@ from ..towers import Counts
 from ._arguments import PrunerMixin
 from ._prune import prune
 from ._remove import Removable, cut, remove_units
-from ._request import PruningRequest, Ratios
+from ._request import PruningRequest, Ratios, note_round_to, round_to_of
 
-__all__ = ["Counts", "PrunerMixin", "PruningRequest", "Ratios", "Removable", "cut", "prune", "remove_units"]
+__all__ = [
+    "Counts",
+    "PrunerMixin",
+    "PruningRequest",
+    "Ratios",
+    "Removable",
+    "cut",
+    "note_round_to",
+    "prune",
+    "remove_units",
+    "round_to_of",
+]

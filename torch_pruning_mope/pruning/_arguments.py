@@ -9,7 +9,7 @@ from torch import nn
 
 from ..encoder import EncoderCore, TowerName
 from ..surgery import customized_pruners, kept_whole, uncuttable
-from ._request import PruningRequest, Ratios
+from ._request import PruningRequest, Ratios, note_round_to
 
 
 class PrunerMixin(EncoderCore):
@@ -94,11 +94,13 @@ class PrunerMixin(EncoderCore):
         self._check_widths(graph, firm, request)
         self._check_between(whole, request)
         asked = request.arguments()
+        pruners = customized_pruners(self.model)
+        note_round_to(pruners, round_to)
         return {
             **asked,
             "ignored_layers": [*asked["ignored_layers"], *firm],
             **self.graph_arguments(),
-            "customized_pruners": customized_pruners(self.model),
+            "customized_pruners": pruners,
         }
 
     def _check_widths(self, graph: tp.DependencyGraph, firm: Sequence[nn.Module], request: PruningRequest) -> None:

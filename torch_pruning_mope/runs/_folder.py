@@ -60,7 +60,14 @@ class RunFolder:
             yield self
 
     def identity(self) -> dict[str, Any] | None:
-        """Model, data and split of the run; None if nothing has begun here. A damaged file raises ValueError."""
+        """Reads what the run is of.
+
+        Returns:
+            The content of its file; None if nothing has begun here.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
         file = self.path / IDENTITY
         if not file.is_file():
             return None

@@ -21,7 +21,14 @@ _LONGEST = 1 << 20
 
 
 def read_settings(file: Path) -> dict[str, dict[str, Any]]:
-    """Reads settings by command; ``./`` and ``../`` begin paths relative to the file. Raises ValueError for other content."""
+    """Reads settings by command. Values that begin with ``./`` or ``../`` are paths relative to the file.
+
+    Returns:
+        Settings by command.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
     try:
         with file.open("rb") as opened:
             text = opened.read(_LONGEST + 1)
