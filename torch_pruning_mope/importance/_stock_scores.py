@@ -11,10 +11,6 @@ from torch import Tensor, nn
 from .._state import own_gradients
 from ..data import Pairs
 from ..encoder import EncoderCore
-<<<<<<< HEAD
-from ..errors import NonFiniteError
-=======
->>>>>>> main
 from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, fingerprint, freed_parameters
 from ..towers import Prunable
 from ._unit import Key, check_finite, unit_sublayers

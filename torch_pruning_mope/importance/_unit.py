@@ -130,8 +130,6 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
         return channels
 
 
-<<<<<<< HEAD
-=======
 def check_finite(raw: Mapping[Key, Tensor]) -> None:
     """Raises if a score is NaN or infinite."""
     bad = [" ".join(map(str, key)) for key, values in raw.items() if not torch.isfinite(values).all()]
@@ -149,7 +147,6 @@ def _in_chunks(values: Float[Tensor, "U"], size: int) -> Float[Tensor, "U"]:
     return torch.empty_like(values).scatter_(0, order, means)
 
 
->>>>>>> main
 def unit_sublayers(encoder: EncoderCore) -> list[tuple[Key, Prunable, nn.Module]]:
     """Everything that has heads or neurons, with its key and the layer that takes them."""
     return [
