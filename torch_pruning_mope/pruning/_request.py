@@ -8,6 +8,7 @@ from typing import Any
 import torch_pruning as tp
 from torch import nn
 
+from ..errors import WrongModelError
 from ..towers import Counts, Layer, Prunable
 
 Ratios = Mapping[nn.Module | tuple[nn.Module, ...], float]
@@ -54,6 +55,23 @@ class _HeadRatio(_Ratio):
 
     def __mul__(self, left: Any) -> int:
         return max(0, _share(float(self), self.heads) - (self.heads - int(left)))
+
+
+class _HeadCounts(dict[nn.Module, int]):
+    """Head counts by projection, which Torch-Pruning lowers before it cuts; refuses once others have cut the projections."""
+
+    def __init__(self, counts: Mapping[nn.Module, int]) -> None:
+        super().__init__(counts)
+        self._sizes = {projection: _width(projection) // count for projection, count in counts.items()}
+
+    def __getitem__(self, projection: nn.Module) -> int:
+        count = super().__getitem__(projection)
+        if count * self._sizes[projection] > _width(projection):
+            raise WrongModelError(
+                "model must be as it was when pruner_arguments was called, but for what the pruner itself removes; found "
+                "fewer heads. Call pruner_arguments anew and build another pruner."
+            )
+        return count
 
 
 def _scheduler(ratio: float, steps: int) -> list[float]:
@@ -197,7 +215,7 @@ class PruningRequest:
             },
             "prune_num_heads": True,
             "prune_head_dims": False,
-            "num_heads": heads,
+            "num_heads": _HeadCounts(heads),
             # Torch-Pruning's own defaults are shared between pruners and get written to.
             "in_channel_groups": {},
             "out_channel_groups": {},
