@@ -1,35 +1,44 @@
-"""The one object a user holds: a dual encoder made prunable."""
+"""The core of a dual encoder made prunable: towers, embeddings, counts, the dependency graph. Everything above uses it."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._hub import HubMixin
-from .data import Pairs
-from .errors import NonFiniteError
-from .pruning import Counts, Layer, PruningRequest, Ratios
+from ._state import exclusive
+from .errors import NonFiniteError, UnsupportedModelError
 from .surgery import (
     PrunableAttention,
     all_groups,
     build_graph,
     check_grouped,
-    customized_pruners,
+    check_untied,
     exchange,
     prunable_attention,
     tracing_forward,
     uncuttable,
 )
-from .towers import BlockTower, ChannelsTower, OpaqueTower, Prunable, Towers, towers_of
+from .towers import (
+    BlockTower,
+    ChannelsTower,
+    Counts,
+    Layer,
+    OpaqueTower,
+    Prunable,
+    TowerName,
+    Towers,
+    towers_of,
+)
 
-TowerName = Literal["image", "text", "decoder"]
+__all__ = ["EncoderCore", "TowerName"]
 
 
-class DualEncoder(HubMixin):
+class EncoderCore:
     """Mutates ``model``: swaps its attention for a prunable one in place, which has the same outputs and takes its state dicts.
 
     Wrapping a model twice is harmless. Optimizers made before hold the old attention weights; make them after.
@@ -44,18 +53,47 @@ class DualEncoder(HubMixin):
         NonFiniteError: If a weight is NaN or infinite. The model is then unchanged.
     """
 
+    origin: Any = None
+    """The base of the model before pruning, if it came from a checkpoint."""
+
     def __init__(self, model: nn.Module) -> None:
         towers_of(model)  # raises with what is known, before anything is touched
         _check_weights(model)
         self.model: Any = model
-        before = exchange(model, prunable_attention(model))
-        try:
-            self._towers = self._with_fallbacks(towers_of(model))
-            self._original = self._unit_counts()
-        except BaseException:
-            exchange(model, before)
-            raise
+        with exclusive(model):
+            before = exchange(model, prunable_attention(model))
+            try:
+                self._towers = self._with_fallbacks(towers_of(model))
+                self._check_apart()
+                self._original = self._unit_counts()
+            except BaseException:
+                exchange(model, before)
+                raise
         self.numbered = {name: [block.module for block in tower.blocks] for name, tower in self.towers.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the towers, whose functions may be closures over the model."""
+        return {name: value for name, value in vars(self).items() if name != "_towers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Towers are made anew for the model that came along, so that a copy computes with its own weights."""
+        vars(self).update(state)
+        with warnings.catch_warnings(action="ignore"):  # given when the model was wrapped
+            self._towers = self._with_fallbacks(towers_of(self.model))
+
+    def _check_apart(self) -> None:
+        """Raises if towers share layers whose units could go: each unit would be counted and scored once for either."""
+        owners: dict[nn.Module, set[str]] = {}
+        for layer in self.layers:
+            for units in layer.block.prunables:
+                for module in (*units.sources, units.output):
+                    owners.setdefault(module, set()).add(layer.tower)
+        names = [name for name, module in self.model.named_modules() if len(owners.get(module, ())) > 1]
+        if names:
+            raise UnsupportedModelError(
+                f"towers must have layers of their own; found {names[:5]} ({len(names)} in all) in several. Give each tower a "
+                "copy of them (copy.deepcopy)."
+            )
 
     def _with_fallbacks(self, towers: Towers) -> Towers:
         """Towers in which no layers were found, replaced by what the dependency graph knows of them."""
@@ -63,7 +101,7 @@ class DualEncoder(HubMixin):
         if not bare:
             return towers
         self._towers = towers
-        graph, groups = self._checked_graph()
+        graph, groups = self.checked_graph()
         firm = uncuttable(graph, groups)
 
         def known(tower: BlockTower) -> BlockTower:
@@ -116,15 +154,23 @@ class DualEncoder(HubMixin):
     def embed(self, tower: TowerName, inputs: Tensor) -> Float[Tensor, "N J"]:
         """The model's own embeddings, not normalised; gradients and training mode are as the caller has set them.
 
+        Waits for another thread that scores or prunes the model.
+
         Args:
             tower: ``image`` or ``text``.
             inputs: Images or token ids of that tower, on any device.
 
         Returns:
             The embeddings.
+
+        Raises:
+            ValueError: If ``tower`` is another, such as CoCa's decoder, which has no embeddings.
         """
-        encode = self._towers.encode_image if tower == "image" else self._towers.encode_text
-        return encode(inputs.to(self.device))
+        encoders = {"image": self._towers.encode_image, "text": self._towers.encode_text}
+        if tower not in encoders:
+            raise ValueError(f"tower must be 'image' or 'text', which have embeddings; found {tower!r}.")
+        with exclusive(self.model):
+            return encoders[tower](inputs.to(self.device))
 
     @property
     def removed(self) -> dict[str, list[int]]:
@@ -175,7 +221,13 @@ class DualEncoder(HubMixin):
 
     @property
     def example_inputs(self) -> dict[str, Tensor]:
-        """One image and one caption of the right shapes, as Torch-Pruning's tracer and counters want them."""
+        """One image and one caption of the right shapes, ``images`` and ``tokens``.
+
+        Torch-Pruning's own functions call the whole model, so they want the names that its ``forward`` has: for open_clip's
+        models ``tp.utils.count_ops_and_params(model, tuple(inputs.values()))``, for transformers' the dict
+        ``{"pixel_values": inputs["images"], "input_ids": inputs["tokens"]}``. With a ``forward_fn`` they take any:
+        ``build_dependency(model, inputs, forward_fn=lambda _, x: [encoder.embed("image", x["images"]), ...])``.
+        """
         weight = next(self.model.parameters())
         with torch.inference_mode(False):  # the tracer's autograd cannot use inference tensors
             return {
@@ -183,7 +235,8 @@ class DualEncoder(HubMixin):
                 "tokens": torch.ones(1, self._towers.context_length, dtype=torch.long, device=weight.device),
             }
 
-    def _graph_arguments(self) -> dict[str, Any]:
+    def graph_arguments(self) -> dict[str, Any]:
+        """Inputs, forward function and bare parameters, as Torch-Pruning's constructors take them."""
         unwrapped = [pair for tower in self.towers.values() for pair in tower.joint_parameters]
         # Torch-Pruning warns about every bare parameter it is not told of; these are in no graph.
         unwrapped += [(parameter, 0) for parameter in self._left_alone()]
@@ -200,7 +253,7 @@ class DualEncoder(HubMixin):
         found = [getattr(self.model, name, None) for name in ("logit_scale", "logit_bias")]
         own = [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
         attentions = (module for module in self.model.modules() if isinstance(module, PrunableAttention))
-        return own + [parameter for attention in attentions for parameter in attention.left_alone]
+        return own + [parameter for attention in attentions for parameter in attention.left_alone()]
 
     def dependency_graph(self, *, checked: bool = True) -> tp.DependencyGraph:
         """Torch-Pruning's dependency graph of both towers, checked to cover every parameter.
@@ -214,12 +267,13 @@ class DualEncoder(HubMixin):
         Raises:
             UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
         """
-        return self._checked_graph()[0] if checked else build_graph(self.model, **self._graph_arguments())
+        return self.checked_graph()[0] if checked else build_graph(self.model, **self.graph_arguments())
 
-    def _checked_graph(self) -> tuple[tp.DependencyGraph, list[Any]]:
-        """The graph and all its groups."""
-        arguments = self._graph_arguments()
+    def checked_graph(self) -> tuple[tp.DependencyGraph, list[Any]]:
+        """The graph and all its groups; see :meth:`dependency_graph`."""
+        arguments = self.graph_arguments()
         graph = build_graph(self.model, **arguments)
+        check_untied(graph, self.model)
         groups = all_groups(graph)
 
         def outputs() -> list[Tensor]:
@@ -229,137 +283,6 @@ class DualEncoder(HubMixin):
         joint = [parameter for parameter, _ in arguments["unwrapped_parameters"]]
         check_grouped(graph, groups, self.model, joint, self._left_alone(), outputs)
         return graph, groups
-
-    def request(self, *, towers: Sequence[TowerName] = ("image", "text"), **ratios: Any) -> PruningRequest:
-        """The checked form of :meth:`pruner_arguments`' arguments, which see.
-
-        Returns:
-            What is asked for, in ratios and in counts.
-
-        Raises:
-            ValueError: If ``towers`` names something that the model has not.
-        """
-        if not towers or set(towers) - self.towers.keys():
-            raise ValueError(f"towers must name some of {', '.join(self.towers)}; found {tuple(towers)!r}.")
-        layers = [layer for layer in self.layers if layer.tower in towers]
-        return PruningRequest(layers, {name: self.towers[name].streams for name in towers}, **ratios)
-
-    def pruner_arguments(
-        self,
-        *,
-        head_ratio: float = 0.0,
-        ffn_ratio: float = 0.0,
-        width_ratio: float = 0.0,
-        global_pruning: bool = False,
-        iterative_steps: int = 1,
-        round_to: int | None = None,
-        towers: Sequence[TowerName] = ("image", "text"),
-        ignored_layers: Sequence[nn.Module] = (),
-        pruning_ratio_dict: Ratios | None = None,
-    ) -> dict[str, Any]:
-        """Everything a ``tp.pruner.MetaPruner`` needs besides the model and the importance, fresh on every call.
-
-        Frozen parameters are traced and pruned like others; those that Torch-Pruning cuts come back with ``requires_grad``
-        on, which :func:`torch_pruning_mope.prune` undoes and a pruner of your own does not.
-
-        Heads, FFN neurons and residual channels are ranked in scopes of their own. Each ratio removes the ceiling of its
-        share: per layer, or with ``global_pruning`` over all layers of the named towers (the residual width always per
-        tower).
-
-        Args:
-            head_ratio: Share of attention heads to remove, in [0, 1).
-            ffn_ratio: Share of FFN neurons to remove, in [0, 1).
-            width_ratio: Share of the residual width to remove, in [0, 1). MoPE does not score it: give the importance a
-                fallback.
-            global_pruning: Rank over all layers, so that layers keep different widths, instead of within each.
-            iterative_steps: ``pruner.step()`` calls over which the removal is spread.
-            round_to: Round what is left of neurons and residual channels down to a multiple of this.
-            towers: Which towers the ratios are for.
-            ignored_layers: Modules that Torch-Pruning must leave alone; the ratios do not count them.
-            pruning_ratio_dict: Ratios of their own for some modules, as in Torch-Pruning; the others do not count them.
-
-        Returns:
-            Keyword arguments for ``tp.pruner.MetaPruner``.
-
-        Raises:
-            ValueError: If a ratio is outside [0, 1) or would empty a layer.
-            RuntimeError: If autograd is off.
-            UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
-        """
-        request = self.request(
-            head_ratio=head_ratio,
-            ffn_ratio=ffn_ratio,
-            width_ratio=width_ratio,
-            global_pruning=global_pruning,
-            iterative_steps=iterative_steps,
-            round_to=round_to,
-            towers=towers,
-            ignored_layers=ignored_layers,
-            pruning_ratio_dict=pruning_ratio_dict or {},
-        )
-        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "pruner_arguments must be called with autograd on, because Torch-Pruning traces the model through it; found "
-                "torch.no_grad or inference_mode. Build the pruner outside of it."
-            )
-        graph, groups = self._checked_graph()
-        firm = uncuttable(graph, groups)
-        self._check_widths(graph, firm, request)
-        asked = request.arguments()
-        return {
-            **asked,
-            "ignored_layers": [*asked["ignored_layers"], *firm],
-            **self._graph_arguments(),
-            "customized_pruners": customized_pruners(self.model),
-        }
-
-    def _check_widths(self, graph: tp.DependencyGraph, firm: Sequence[nn.Module], request: PruningRequest) -> None:
-        """Raises if a residual width is to be cut that cannot.
-
-        Raises:
-            ValueError: Then.
-        """
-        names = {module: name for name, module in self.model.named_modules()}
-        bad = (
-            [output for output, _ in request.widths if _group_of(graph, output) & set(firm)]
-            if request.width_ratio
-            else []
-        )
-        if bad:
-            raise ValueError(
-                f"width_ratio must be 0 for towers whose residual width cannot be cut; found {request.width_ratio}, and the "
-                f"widths at {[names[output] for output in bad]} are the joint embedding, or reach layers that Torch-Pruning "
-                "cannot follow channels through. Give towers that can, or ratios of some layers in pruning_ratio_dict."
-            )
-
-    def accumulate_gradients(
-        self,
-        pairs: "Pairs | Iterable[tuple[Tensor, Tensor]]",
-        *,
-        squared: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> None:
-        """Mutates the model's ``.grad``: gradients of the contrastive loss over ``pairs``, for criteria that read them.
-
-        Args:
-            pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches.
-            squared: The mean square of each pair's part of the gradient (what reaches a weight through the pair's own
-                image and caption), instead of the mean gradient. It is what Torch-Pruning's Hessian importance reads from
-                ``.grad``; its own ``accumulate_grad`` (1.6.1) keeps only the last sample, because it looks parameters up
-                by name and stores them by object, so use this instead.
-            batch_size: Pairs that contrast with each other in one loss.
-            progress: Whether to show a progress bar.
-
-        Raises:
-            NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
-            ValueError: If the weights are on the ``meta`` device.
-        """
-        from ._gradients import accumulate_gradients  # it works on encoders: a cycle
-
-        self.check_has_weights()
-
-        accumulate_gradients(self, Pairs.coerce(pairs), squared=squared, batch_size=batch_size, progress=progress)
 
     def remove_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
         """Mutates the model: deletes whole Transformer layers of one tower.
@@ -385,13 +308,6 @@ class DualEncoder(HubMixin):
         for kind in ("heads", "neurons"):  # what went is counted last
             counts = self._original[f"{tower}.{kind}"]
             counts[:count] = [counts[index] for index in order]
-
-
-def _group_of(graph: tp.DependencyGraph, output: nn.Module) -> set[Any]:
-    """The layers that make the same channels as ``output``."""
-    makes = graph.get_pruner_of_module(output).prune_out_channels
-    group = graph.get_pruning_group(output, makes, [0])
-    return {dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}
 
 
 def _units(units: Prunable | None) -> int:

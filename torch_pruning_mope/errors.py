@@ -43,3 +43,7 @@ class DataError(MopeError, ValueError):
 
 class ExportError(MopeError, RuntimeError):
     """A model cannot be written in the form that was asked for."""
+
+
+class FolderInUseError(MopeError, RuntimeError):
+    """Another process or thread works in the folder."""

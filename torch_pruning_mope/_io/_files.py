@@ -8,8 +8,6 @@ from pathlib import Path
 
 MOST_TEXT = 2**20
 """Bytes of a text that belongs to one sample."""
-MOST_PICTURE = 2**28
-"""Bytes of a picture's file."""
 
 
 class OutsideError(OSError):

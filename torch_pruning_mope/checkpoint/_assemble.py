@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .._io._tensors import read_tensors, tensor_shapes
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import ModelLoadError
 from ..surgery import HeadProjection
 from . import _base
@@ -18,10 +18,10 @@ from ._meta import Buffers, build, wrap
 from ._shrink import Shapes, shrink
 from ._spec import Spec, counts, note, spec_of
 
-Wrapper = Callable[[nn.Module], DualEncoder]
+Wrapper = Callable[[nn.Module], EncoderCore]
 
 
-def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None) -> DualEncoder:
+def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None) -> EncoderCore:
     """The encoder that was saved.
 
     Args:
@@ -60,7 +60,7 @@ def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None =
     return encoder
 
 
-def cut(encoder: DualEncoder, spec: Spec, shapes: Shapes) -> None:
+def cut(encoder: EncoderCore, spec: Spec, shapes: Shapes) -> None:
     """Mutates an encoder of the base: removes layers, and gives the others their shapes.
 
     Args:
@@ -95,7 +95,7 @@ def _set_heads(model: nn.Module, heads_left: Mapping[str, tuple[int, ...]]) -> N
         projection.heads = torch.tensor(heads, dtype=torch.long)
 
 
-def _fill(encoder: DualEncoder, checkpoint: Checkpoint) -> None:
+def _fill(encoder: EncoderCore, checkpoint: Checkpoint) -> None:
     """Mutates the encoder's model: gives it the checkpoint's weights."""
     model: nn.Module = encoder.model
     state: dict[str, Tensor] = read_tensors(check_digest(checkpoint.folder, WEIGHTS, checkpoint.sha256))
@@ -117,7 +117,7 @@ def _fill(encoder: DualEncoder, checkpoint: Checkpoint) -> None:
     _run(encoder)
 
 
-def _run(encoder: DualEncoder) -> None:
+def _run(encoder: EncoderCore) -> None:
     """Runs both towers once, which raises where layers do not fit each other."""
     inputs = encoder.example_inputs
     try:

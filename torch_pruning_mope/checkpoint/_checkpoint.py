@@ -7,8 +7,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from .._io._files import open_regular
-from .._io._json import read_json
+from .._io import open_regular, read_json
 from ..errors import ModelLoadError
 from . import _base
 from ._base import Base

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as short
 
-from .._io import located
-from .._io._files import OutsideError, open_regular, resolve_inside
+from .._io import OutsideError, located, open_regular, resolve_inside
 from ..errors import ModelLoadError
 
 CONFIG, WEIGHTS, CARD, BASE = "config.json", "model.safetensors", "README.md", "base"

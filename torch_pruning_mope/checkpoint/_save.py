@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._io import write_folder
-from .._io._files import open_regular
+from .._io import open_regular, write_folder
 from .._io._tensors import write_tensors
 from .._version import __version__
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import ModelLoadError
 from ..surgery import HeadProjection
 from . import _base
@@ -30,7 +29,7 @@ _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "torch-pruning
 
 
 def save(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     folder: Path,
     *,
     base: str | Path | None,
@@ -80,7 +79,7 @@ def _is_ours(card: Path) -> bool:
         return False
 
 
-def _content(encoder: DualEncoder, origin: Base, spec: Spec, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _content(encoder: EncoderCore, origin: Base, spec: Spec, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The configuration, less the digests."""
     model: nn.Module = encoder.model
     return {
@@ -112,7 +111,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _origin(encoder: DualEncoder, base: str | None, cache: str | None) -> tuple[Base, Spec]:
+def _origin(encoder: EncoderCore, base: str | None, cache: str | None) -> tuple[Base, Spec]:
     """The encoder's model before pruning, and what is left of it."""
     own = spec_of(encoder)
     if base is None:
@@ -126,13 +125,13 @@ def _origin(encoder: DualEncoder, base: str | None, cache: str | None) -> tuple[
     return checkpoint.base, compose(own, checkpoint.spec)
 
 
-def _check_base(encoder: DualEncoder, origin: Base, spec: Spec) -> Sizes:
+def _check_base(encoder: EncoderCore, origin: Base, spec: Spec) -> Sizes:
     """Builds the base as loading will, checks that cutting it gives the encoder's model, and returns how large it was."""
     model: nn.Module = encoder.model
     with tempfile.TemporaryDirectory() as folder:
         _write_base(Path(folder), origin)
         whole = build(lambda: _base.build(origin.description, Path(folder)))
-    twin, _ = wrap(whole, DualEncoder)
+    twin, _ = wrap(whole, EncoderCore)
     before = Sizes.of(twin)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     differing: list[str] = []

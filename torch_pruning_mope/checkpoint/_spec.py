@@ -7,7 +7,7 @@ from itertools import groupby
 from reprlib import repr as short
 from typing import Any
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import ModelLoadError, WrongModelError
 from ..surgery import noted_channels, record
 from ..towers import Prunable
@@ -51,7 +51,7 @@ class TowerSpec:
 Spec = dict[TowerName, TowerSpec]
 
 
-def spec_of(encoder: DualEncoder) -> Spec:
+def spec_of(encoder: EncoderCore) -> Spec:
     """The spec of an encoder's model."""
     removed = encoder.removed
     found: Spec = {}
@@ -104,7 +104,7 @@ def counts(spec: Spec) -> dict[str, Any]:
     }
 
 
-def note(encoder: DualEncoder, spec: Spec) -> None:
+def note(encoder: EncoderCore, spec: Spec) -> None:
     """Mutates a model: its layers record their channels' numbers in the base, for the next pruning.
 
     Args:

@@ -1,7 +1,6 @@
 """Module-wise Pruning Error as an importance."""
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import WrongModelError
 from ..metrics import MetricLike
-from ..scoring import Autocast, Interaction, PairsLike, Rewiring, Score, ScoreTable
+from ..scoring import Autocast, Interaction, PairsLike, Rewiring, ScoreTable, fingerprint
 from ..scoring import score as score_units
-from ._unit import Key, UnitImportance, unit_sublayers, weights_signature
+from ._unit import Key, UnitImportance, unit_sublayers
 
 
 class MoPEImportance(UnitImportance):
@@ -49,7 +48,7 @@ class MoPEImportance(UnitImportance):
 
     def __init__(
         self,
-        encoder: DualEncoder,
+        encoder: EncoderCore,
         pairs: PairsLike | None = None,
         *,
         table: ScoreTable | None = None,
@@ -83,11 +82,9 @@ class MoPEImportance(UnitImportance):
             "autocast": autocast,
             "progress": progress,
         }
-        self._table: ScoreTable | None = None
-        self._table_signature: object = None
+        self._table = table
         if table is not None:
             table.check_weights(encoder.model)
-            self._table, self._table_signature = table, weights_signature(encoder.model)
 
     @property
     def table(self) -> ScoreTable:
@@ -96,27 +93,25 @@ class MoPEImportance(UnitImportance):
         Raises:
             WrongModelError: If the model has changed since the table was made, and there are no pairs to score it on.
         """
-        signature = weights_signature(self.encoder.model)
-        if self._table is None or signature != self._table_signature:
+        if self._table is None or self._table.weights != fingerprint(self.encoder.model):
             if self.pairs is None:
                 raise WrongModelError(
                     "table must be of the model as it is now; found one from before its weights changed. Pass pairs as well, "
                     "so that the model can be scored again."
                 )
             self._table = score_units(self.encoder, self.pairs, **self._arguments)
-            self._table_signature = signature
         return self._table
 
     def _raw(self, graph: tp.DependencyGraph) -> dict[Key, Float[Tensor, "U"]]:  # noqa: ARG002
         channels: dict[Key, Tensor] = {}
         sublayers = {key: sublayer for key, sublayer, _ in unit_sublayers(self.encoder)}
+        table = self.table
         for kind in ("head", "neurons"):
-            scores = self.table.of(kind)
+            scores = table.of(kind)
             # Neurons of a group tie, as do pooled units: the table's order decides, by less than scores show in print.
-            scores = _in_order_of_the_cut(scores)
             step = 1e-9 * max((abs(score.value) for score in scores), default=0.0) or 1e-12
             # On a joint path, a head of one tower may lose less than one of the other and still go later, being smaller.
-            joint = self.table.settings.get("interaction") == "joint"
+            joint = table.settings.get("interaction") == "joint"
             for position, score in enumerate(scores):
                 key = (kind, score.unit.tower, score.unit.layer)
                 own = channels.setdefault(key, torch.full((sublayers[key].channels,), torch.nan, dtype=torch.double))
@@ -125,16 +120,3 @@ class MoPEImportance(UnitImportance):
                 value = position if joint else score.value
                 own[owned] = value + (1e-3 if joint else step) * (position + within) / len(scores)
         return {key: own.view(-1, sublayers[key].unit_size)[:, 0] for key, own in channels.items()}
-
-
-def _in_order_of_the_cut(scores: list[Score]) -> list[Score]:
-    """Scores for a cut, so that what it removes has the lowest: of a unit whose side was certain early, the value is rough."""
-    gone = [score.value for score in scores if score.removed is True]
-    kept = [score.value for score in scores if score.removed is False]
-    if not gone or not kept or max(gone) < min(kept):
-        return scores
-    middle = (max(gone) + min(kept)) / 2
-    return [
-        replace(score, value=min(score.value, middle) if score.removed else max(score.value, middle))
-        for score in sorted(scores, key=lambda score: not score.removed)
-    ]

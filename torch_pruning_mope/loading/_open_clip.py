@@ -17,7 +17,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import HFTokenizer
 from torch import nn
 
-from .._io._json import read_json
+from .._io import read_json
 from ..errors import ModelLoadError, MopeError
 from ._failures import NETWORK, failure, holds
 from ._limits import check_limits

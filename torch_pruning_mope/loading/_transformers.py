@@ -16,8 +16,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
-from .._io._files import printable
-from .._io._json import read_json
+from .._io import printable, read_json
 from ..errors import ModelLoadError, UnsupportedModelError
 
 ATTENTION = ("sdpa", "eager")

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .._state import kept_modules
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..surgery import masking_is_removal
 from ..towers import Prunable, first_tensor
-from ._units import Ablation, Kind
+from ._units import Ablation, Part
 
-Place = tuple[TowerName, int, Kind]
+Place = tuple[TowerName, int, Part]
 
 
 class Ablator:
@@ -30,9 +30,9 @@ class Ablator:
         encoder: The dual encoder; left as it is.
     """
 
-    def __init__(self, encoder: DualEncoder) -> None:
+    def __init__(self, encoder: EncoderCore) -> None:
         self._encoder = encoder
-        self._copy: DualEncoder | None = None
+        self._copy: EncoderCore | None = None
         self._graph: tp.DependencyGraph | None = None
         self.physical: frozenset[Place] = self._find()
 
@@ -41,7 +41,7 @@ class Ablator:
         return not any(place[0] == tower for place in self.physical)
 
     @contextmanager
-    def without(self, tower: TowerName, ablations: Collection[Ablation]) -> Iterator[DualEncoder]:
+    def without(self, tower: TowerName, ablations: Collection[Ablation]) -> Iterator[EncoderCore]:
         """The encoder, or a copy of it, in which some units of a tower contribute nothing; restored afterwards.
 
         Args:
@@ -54,35 +54,35 @@ class Ablator:
         Raises:
             ValueError: If the model has no such units.
         """
-        gone: dict[tuple[int, Kind], set[int]] = {}
+        gone: dict[tuple[int, Part], set[int]] = {}
         for ablation in ablations:
-            gone.setdefault((ablation.layer, ablation.kind), set()).update(ablation.channels)
+            gone.setdefault((ablation.layer, ablation.part), set()).update(ablation.channels)
         encoder = self._encoder
         if any((tower, *key) in self.physical for key in gone):
             if self._copy is None:
                 with warnings.catch_warnings(action="ignore"):  # whatever there was to say of the model has been said
-                    self._copy = DualEncoder(copy.deepcopy(encoder.model))
+                    self._copy = EncoderCore(copy.deepcopy(encoder.model))
             encoder = self._copy
         with ExitStack() as stack:
             blocks = encoder.towers[tower].blocks
             # Masks first: they are as wide as the layers are before any is cut.
-            for (layer, kind), channels in sorted(gone.items(), key=lambda item: (tower, *item[0]) in self.physical):
+            for (layer, part), channels in sorted(gone.items(), key=lambda item: (tower, *item[0]) in self.physical):
                 block = blocks[layer]
-                if kind == "block":
+                if part == "block":
                     handle = block.module.register_forward_hook(_skip, with_kwargs=True)
                     stack.callback(handle.remove)
                     continue
-                units = block.attention if kind == "head" else block.feed_forward
+                units = block.attention if part == "head" else block.feed_forward
                 if units is None:
-                    raise ValueError(f"ablations must be of units that the model has; found {kind} of layer {layer}.")
-                if (tower, layer, kind) in self.physical and len(channels) < units.channels:
+                    raise ValueError(f"ablations must be of units that the model has; found {part} of layer {layer}.")
+                if (tower, layer, part) in self.physical and len(channels) < units.channels:
                     stack.enter_context(self._cut(encoder, units, sorted(channels)))
                 else:
                     stack.enter_context(_masked(units, sorted(channels)))
             yield encoder
 
     @contextmanager
-    def _cut(self, copied: DualEncoder, units: Prunable, channels: list[int]) -> Iterator[None]:
+    def _cut(self, copied: EncoderCore, units: Prunable, channels: list[int]) -> Iterator[None]:
         """The copy without some channels; physically."""
         if self._graph is None:
             self._graph = copied.dependency_graph()

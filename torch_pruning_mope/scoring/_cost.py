@@ -15,7 +15,7 @@ from torch import Tensor
 from .._flops import count_multiply_adds
 from .._state import evaluation_mode, synchronise
 from ..data import Pairs
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..metrics import MetricLike, normalised, resolve_metric
 from ._engine import PrefixEngine, default_batch_size
 from ._meter import PairsLike
@@ -25,7 +25,7 @@ from ._walk import StreamWalk, Walk
 
 
 @dataclass(frozen=True)
-class Cost:
+class ScoringCost:
     """What scoring one model costs.
 
     Attributes:
@@ -56,7 +56,7 @@ class _Tower:
 
 
 def estimate_cost(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: PairsLike,
     *,
     num_images: int | None = None,
@@ -69,7 +69,7 @@ def estimate_cost(
     autocast: str | None = None,
     devices: int = 1,
     repeats: int = 3,
-) -> Cost:
+) -> ScoringCost:
     """What :func:`score` would cost with single or nested units, from timing one batch of each tower.
 
     Args:
@@ -122,7 +122,7 @@ def estimate_cost(
             gradients = timer.once(partial(encoder.embed, name, full), _seconds)
             shared += 3 * pairs.num_images / len(full) * scale * gradients  # forward, backward; one caption per image
     own += len(units) * scale**2 * _metric_seconds(encoder, pairs, metric, timer)
-    return Cost(shared + own / devices, round(counted), whole_plain * len(units), len(units))
+    return ScoringCost(shared + own / devices, round(counted), whole_plain * len(units), len(units))
 
 
 def _ablations(walk: Walk, cost: _Tower, units: "Counter[int]", blocks: "Counter[int]") -> float:
@@ -144,7 +144,7 @@ def _typical(walk: Walk, inputs: Tensor, size: int) -> Tensor:
     return inputs[order[best]][:, : cut[best]]
 
 
-def _metric_seconds(encoder: DualEncoder, pairs: Pairs, metric: MetricLike, timer: "_Timer") -> float:
+def _metric_seconds(encoder: EncoderCore, pairs: Pairs, metric: MetricLike, timer: "_Timer") -> float:
     measure = resolve_metric(metric, float(torch.as_tensor(encoder.logit_scale).detach()))
     width = timer.embed(lambda: encoder.embed("image", pairs.images[:2].to(encoder.device))).shape[1]
     generator = torch.Generator().manual_seed(0)
@@ -161,7 +161,7 @@ _Measure = Callable[["_Timer", Callable[[], Any]], float]
 
 @dataclass(frozen=True)
 class _Timer:
-    encoder: DualEncoder
+    encoder: EncoderCore
     dtype: torch.dtype | None
     repeats: int
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ._meter import PairsLike
 from ._score import score
 from ._table import ScoreTable
@@ -76,10 +76,6 @@ def separation(
         )
     if not 0.5 < confidence < 1:
         raise ValueError(f"confidence must be between 0.5 and 1; found {confidence}.")
-    if any(score.side is not None for score in scores):
-        raise ValueError(
-            "table must be scored without a cut, whose errors are against the exact table; found one with."
-        )
     values = torch.tensor([score.value for score in scores], dtype=torch.double)
     errors = torch.tensor([score.stderr for score in scores], dtype=torch.double)
     seen = scores[0].images
@@ -113,7 +109,7 @@ def _expected(gaps: Float[Tensor, "U"], errors: Float[Tensor, "U"], z: float, ra
 
 
 def calibration_guidance(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: PairsLike,
     kind: str,
     remove: int,

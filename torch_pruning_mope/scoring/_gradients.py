@@ -8,18 +8,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._state import evaluation_mode, own_gradients, trainable
+from ..data import Pairs
+from ..encoder import EncoderCore
+from ..errors import NonFiniteError
+from ..metrics import contrastive_losses, normalised
+from ._meter import PairsLike
 from ._ranks import Ranks
-from ._state import evaluation_mode, own_gradients, trainable
-from .data import Pairs
-from .encoder import DualEncoder
-from .errors import NonFiniteError
-from .metrics import contrastive_losses, normalised
 
 _PARTS = 8
 """Batches are summed in so many parts, whoever computes them: the same order of summation, so the same bits."""
 
 
-def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Float[Tensor, "N"]:
+def batch_losses(encoder: EncoderCore, images: Tensor, tokens: Tensor) -> Float[Tensor, "N"]:
     """Contrastive loss of each of a batch of pairs, differentiable, at the model's own temperature.
 
     Args:
@@ -33,14 +34,38 @@ def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Float[
     return _losses(encoder, encoder.embed("image", images), encoder.embed("text", tokens))
 
 
-def _losses(encoder: DualEncoder, images: Float[Tensor, "N J"], texts: Float[Tensor, "N J"]) -> Float[Tensor, "N"]:
+def _losses(encoder: EncoderCore, images: Float[Tensor, "N J"], texts: Float[Tensor, "N J"]) -> Float[Tensor, "N"]:
     index = torch.arange(len(images), device=images.device)
     image, text = normalised(images, "image")[None], normalised(texts, "text")[None]
     return contrastive_losses(image, text, index, encoder.logit_scale)[0]
 
 
+class GradientsMixin(EncoderCore):
+    """Adds :meth:`accumulate_gradients` to a dual encoder."""
+
+    def accumulate_gradients(
+        self, pairs: PairsLike, *, squared: bool = False, batch_size: int = 64, progress: bool = False
+    ) -> None:
+        """Mutates the model's ``.grad``: gradients of the contrastive loss over ``pairs``, for criteria that read them.
+
+        Args:
+            pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches.
+            squared: The mean square of each pair's part of the gradient (what reaches a weight through the pair's own
+                image and caption), instead of the mean gradient, as Torch-Pruning's Hessian importance reads it from
+                ``.grad``. Its own ``accumulate_grad`` (1.6.1) keeps only the last sample.
+            batch_size: Pairs that contrast with each other in one loss.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
+            ValueError: If the weights are on the ``meta`` device, or ``batch_size`` is below 2.
+        """
+        self.check_has_weights()
+        accumulate_gradients(self, Pairs.coerce(pairs), squared=squared, batch_size=batch_size, progress=progress)
+
+
 def accumulate_gradients(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: Pairs,
     *,
     squared: bool,
@@ -48,20 +73,7 @@ def accumulate_gradients(
     progress: bool = False,
     ranks: Ranks | None = None,
 ) -> None:
-    """See :meth:`torch_pruning_mope.DualEncoder.accumulate_gradients`.
-
-    Args:
-        encoder: The dual encoder; its parameters' ``.grad`` is replaced.
-        pairs: Calibration pairs.
-        squared: Mean squared gradient per pair, instead of the mean gradient.
-        batch_size: Pairs per loss.
-        progress: Whether to show a progress bar.
-        ranks: Who shares the batches: all of them make this call; the result is the same as of one.
-
-    Raises:
-        NonFiniteError: If a gradient is NaN or infinite.
-        ValueError: If ``batch_size`` is below 2.
-    """
+    """Mutates ``.grad``; see :meth:`GradientsMixin.accumulate_gradients`. ``ranks`` share the batches, with equal results."""
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, because the loss contrasts pairs; found {batch_size}.")
     parameters = list(encoder.model.parameters())
@@ -91,7 +103,7 @@ def accumulate_gradients(
 
 def _add(
     sums: Sequence[Tensor],
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     parameters: Sequence[nn.Parameter],
     images: Tensor,
     tokens: Tensor,
@@ -108,14 +120,14 @@ def _add(
 
 
 def _batch_gradients(
-    encoder: DualEncoder, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
+    encoder: EncoderCore, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
 ) -> Iterator[Sequence[Tensor | None]]:
     """The gradient of the batch's summed loss."""
     yield torch.autograd.grad(batch_losses(encoder, images, tokens).sum(), parameters, allow_unused=True)
 
 
 def _pair_gradients(
-    encoder: DualEncoder, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
+    encoder: EncoderCore, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
 ) -> Iterator[Sequence[Tensor | None]]:
     """Each pair's part of that gradient: what reaches the weights through its own image and its own caption.
 

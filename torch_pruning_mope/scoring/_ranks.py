@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from .encoder import DualEncoder
+from ..encoder import EncoderCore
 
 _PATIENCE = timedelta(days=7)
 """How long a rank waits for the others, whose share may take hours; a rank that dies is noticed at once."""
@@ -79,6 +79,13 @@ class Ranks:
             if self.rank != source:
                 tensor.detach().copy_(copy_of_it)
 
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrites tensors, on any device, with their sums over all ranks, to the same bits on each."""
+        for tensor in tensors if self.world > 1 else ():
+            own = tensor.detach().cpu().contiguous()
+            dist.all_reduce(own, group=self._group)
+            tensor.detach().copy_(own)
+
     def first(self, mine: Any) -> Any:
         """Rank 0's object, on every rank."""
         return self.gather(mine if self.rank == 0 else None)[0]
@@ -101,7 +108,7 @@ class Ranks:
                     "weights and draw the same pairs in the same order on each (seed them)."
                 )
 
-    def placed(self, encoder: DualEncoder) -> DualEncoder:
+    def placed(self, encoder: EncoderCore) -> EncoderCore:
         """The encoder, or a copy on this rank's own GPU where all ranks have put theirs on the first one.
 
         Args:
@@ -115,4 +122,4 @@ class Ranks:
             return encoder
         if local >= torch.cuda.device_count():
             return encoder
-        return DualEncoder(copy.deepcopy(encoder.model).to(f"cuda:{local}"))
+        return EncoderCore(copy.deepcopy(encoder.model).to(f"cuda:{local}"))
