@@ -37,6 +37,7 @@ def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None =
     """
     shapes = tensor_shapes(inside(checkpoint.folder, WEIGHTS))
     buffers: Buffers | None = None
+    encoder: EncoderCore
     if model is None:
 
         def base() -> nn.Module:

@@ -207,7 +207,7 @@ def _own(value: Any) -> Any:
 
 def _check_shards(source: str, cache: str | None) -> None:
     """Refuses an index of weights that names files elsewhere."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     for index in _INDICES:
         path = cached_file(source, index, cache_dir=cache, _raise_exceptions_for_missing_entries=False)
