@@ -34,10 +34,10 @@ from .distillation import (
     SigmoidLoss,
     SimilarityLoss,
     TeacherCache,
-    TeacherEmbeddings,
     TrainingStep,
     chunked_backward,
     distil,
+    distill,
 )
 from .encoder import DualEncoder
 from .errors import (
@@ -144,7 +144,6 @@ __all__ = [
     "Stream",
     "Sublayer",
     "TeacherCache",
-    "TeacherEmbeddings",
     "Tower",
     "Towers",
     "TrainingStep",
@@ -165,6 +164,7 @@ __all__ = [
     "check_models",
     "chunked_backward",
     "distil",
+    "distill",
     "emoji_batches",
     "emoji_pairs",
     "emoji_scenes",

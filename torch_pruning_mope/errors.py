@@ -37,6 +37,10 @@ class ModelLoadError(MopeError, ValueError):
     """A name stands for no model that can be loaded."""
 
 
+class FolderInUseError(MopeError, RuntimeError):
+    """Another process, or another run of this one, writes to the folder."""
+
+
 class DataError(MopeError, ValueError):
     """A source of pairs is of no known form, or too much of it cannot be read."""
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data import Pairs
-from ..distillation import DistillationLoss, TeacherCache, TrainingStep, distil
+from ..distillation import DistillationLoss, TeacherCache, TrainingStep, distill
 from ..encoder import DualEncoder
 from ..metrics import MetricLike
 from ..planning import Budget, Plan, make_plan, plan_range
@@ -29,7 +29,7 @@ class Run:
         metric: What units are scored by.
         groups: Neuron groups per MLP.
         progress: Whether to show progress bars.
-        training: Arguments of :func:`torch_pruning_mope.distil`.
+        training: Arguments of :func:`torch_pruning_mope.distill`.
         cache_teacher: Whether what the teacher makes of the pairs is kept in the folder.
         teacher: The whole model, or what is kept of it; None before it is there.
     """
@@ -61,7 +61,7 @@ class Run:
             teacher,
             self.train_on,
             path=path,
-            hidden=loss is None or "hidden" in loss.weights,
+            hidden=loss is not None and "hidden" in loss.weights,
             precision=None if precision == "no" else precision,
         )
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
@@ -107,7 +107,7 @@ class Run:
 
         Args:
             step: Its name.
-            **other: Arguments of :func:`torch_pruning_mope.distil`, before those of the run.
+            **other: Arguments of :func:`torch_pruning_mope.distill`, before those of the run.
         """
         log = self.folder.training_log(step)
         arguments = {**self.training, **other}
@@ -120,7 +120,7 @@ class Run:
             log.add(entry)
             told(entry)
 
-        history = distil(
+        history = distill(
             self.encoder,
             self.train_on,
             teacher=self.teacher,
