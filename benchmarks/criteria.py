@@ -25,8 +25,7 @@ from tqdm import tqdm
 import torch_pruning_mope as mope
 from torch_pruning_mope.scoring import PrefixEngine
 
-HEAD_RATIOS = (0.3, 0.5)
-FFN_RATIOS = (0.3, 0.5, 0.7)
+RATIOS = {"head": (0.3, 0.5), "ffn": (0.3, 0.5, 0.7)}
 
 
 class Stored:
@@ -51,14 +50,14 @@ def recall(encoder: mope.DualEncoder, test: mope.Pairs) -> float:
 class Bench:
     """The dense model, its test pairs, and the rows found so far."""
 
-    def __init__(self, test: mope.Pairs) -> None:
+    def __init__(self, test: mope.Pairs, ratios: dict[str, tuple[float, ...]]) -> None:
         self.model = mope.DualEncoder(mope.load_tiny_clip()).model
-        self.test = test
+        self.test, self.ratios = test, ratios
         self.rows: list[dict[str, Any]] = []
 
-    def run(self, seed: int, criterion: str, kind: str, ratios: tuple[float, ...], make: Callable[[Any], Any]) -> None:
+    def run(self, seed: int, criterion: str, kind: str, make: Callable[[Any], Any]) -> None:
         """Prunes a copy per ratio with the importance that ``make`` gives for it."""
-        for ratio in ratios:
+        for ratio in self.ratios[kind]:
             encoder = mope.DualEncoder(copy.deepcopy(self.model))
             mope.prune(encoder, make(encoder), **{f"{kind}_ratio": ratio}, global_pruning=True)
             row = {"seed": seed, "criterion": criterion, "units": kind, "ratio": ratio}
@@ -109,20 +108,20 @@ class Bench:
         stock = self.stock(seed, pairs)
         scored = mope.DualEncoder(self.model)
         for name, build in stock.items():
-            self.run(seed, name, "head", HEAD_RATIOS, build)
-            self.run(seed, name, "ffn", FFN_RATIOS, build)
+            self.run(seed, name, "head", build)
+            self.run(seed, name, "ffn", build)
         for metric in ("recall_mean", "contrastive_loss"):
             table = mope.score(scored, pairs, metric=metric, kinds=("head",))
-            self.run(seed, f"MoPE ({metric})", "head", HEAD_RATIOS, _from(table))
+            self.run(seed, f"MoPE ({metric})", "head", _from(table))
         table = mope.score(scored, pairs, metric="contrastive_loss", kinds=("head",), interaction="greedy")
-        self.run(seed, "MoPE greedy", "head", HEAD_RATIOS, _from(table))
+        self.run(seed, "MoPE greedy", "head", _from(table))
         for name in ("L1", "Taylor", "Fisher"):
             order = self.ordering(stock[name])
             for interaction in ("nested", "single") if name == "Fisher" else ("nested",):
                 table = mope.score(
                     scored, pairs, metric="contrastive_loss", kinds=("neurons",), rewire=order, interaction=interaction
                 )
-                self.run(seed, f"MoPE {interaction}, {name} order", "ffn", FFN_RATIOS, _from(table))
+                self.run(seed, f"MoPE {interaction}, {name} order", "ffn", _from(table))
 
 
 def _from(table: mope.ScoreTable) -> Callable[[Any], Any]:
@@ -137,10 +136,16 @@ def summary(rows: list[dict[str, Any]]) -> dict[tuple[str, float, str], list[flo
     return cells
 
 
+def ratios_of(rows: list[dict[str, Any]], units: str) -> list[float]:
+    """The shares removed, ascending."""
+    return sorted({row["ratio"] for row in rows if row["units"] == units})
+
+
 def print_table(rows: list[dict[str, Any]], dense: float) -> None:
     """Mean and spread per cell, a line per criterion."""
     cells = summary(rows)
-    for units, ratios in (("head", HEAD_RATIOS), ("ffn", FFN_RATIOS)):
+    for units in RATIOS:
+        ratios = ratios_of(rows, units)
         print(f"\nmean R@1 after removing {units}s (dense {dense:.1f}), mean ± standard deviation over seeds")
         names = dict.fromkeys(name for kind, _, name in cells if kind == units)
         for name in names:
@@ -165,9 +170,9 @@ def plot(rows: list[dict[str, Any]], dense: float, path: Path) -> None:
     }
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for axis, (units, title) in zip(axes, (("head", "attention heads"), ("ffn", "FFN neurons")), strict=True):
-        ratios = HEAD_RATIOS if units == "head" else FFN_RATIOS
+        ratios = ratios_of(rows, units)
 
-        def curve(name: str, units: str = units, ratios: tuple[float, ...] = ratios) -> list[list[float]]:
+        def curve(name: str, units: str = units, ratios: list[float] = ratios) -> list[list[float]]:
             return [cells[units, ratio, name] for ratio in ratios]
 
         for (name, colour), marker in zip((stock | mope_names[units]).items(), "osv^D*", strict=False):
@@ -195,10 +200,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--ratios", type=float, nargs="+", help="shares to remove, in place of the study's")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
-    bench = Bench(mope.emoji_pairs("test", args.test, seed=0))
+    ratios = dict.fromkeys(RATIOS, tuple(args.ratios)) if args.ratios else RATIOS
+    bench = Bench(mope.emoji_pairs("test", args.test, seed=0), ratios)
     dense = recall(mope.DualEncoder(copy.deepcopy(bench.model)), bench.test)
     for seed in tqdm(range(args.seeds), desc="calibration draws"):
         bench.seed(seed, mope.emoji_pairs("calibration", args.pairs, seed=seed))

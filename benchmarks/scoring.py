@@ -7,8 +7,7 @@ to 16 tokens). All heads and 16 neuron groups per MLP of both towers are scored 
 for one evaluation of the plain loop (mask one unit, encode all images and captions in full, compute the metric, unmask) and
 for matrix products of the engine's shapes. The plain loop's time per unit does not depend on the unit, so its median is
 multiplied by the number of units. ``--budgets`` runs scoring again in fresh processes, each within a stated memory budget;
-``--ranks 2`` compares two processes under torchrun with one; ``--effect bfloat16`` tells what autocast does to scores;
-``--adaptive`` compares scoring for a cut with the exact engine.
+``--ranks 2`` compares two processes under torchrun with one; ``--effect bfloat16`` tells what autocast does to scores.
 
 JSON keys: ``plain_over_engine`` and ``theory`` (ratio of counted multiply-adds), ``fraction_of_peak`` (of the median product
 of the engine's shapes), ``peak_bytes`` (engine, over model and pairs), ``predicted_over_measured`` (the cost model), and more.
@@ -124,14 +123,13 @@ class Products:
 
     def __init__(self, encoder: mope.DualEncoder, pairs: mope.Pairs, dtype: torch.dtype) -> None:
         self.calls: list[tuple[float, Callable[[], Tensor]]] = []
-        device = encoder.device
+        device, engine = encoder.device, PrefixEngine(encoder)
         for name, inputs in (("image", pairs.images), ("text", pairs.tokens)):
-            tower = encoder.towers[name]  # type: ignore[index]
-            lengths = tower.lengths(inputs)
-            tokens = tower.stem(inputs[:1].to(device)).x.shape[1] if lengths is None else int(lengths.float().mean())
-            count = default_batch_size(tower, inputs, device)
-            first = tower.blocks[0]
-            d = first.feed_forward.output.out_features
+            walk = engine.walk(name)  # type: ignore[arg-type]
+            lengths = walk.lengths(inputs)
+            tokens = walk.tokens(walk.stem(inputs[:1].to(device))) if lengths is None else int(lengths.float().mean())
+            count = default_batch_size(walk, inputs, device)
+            d = encoder.towers[name].blocks[0].feed_forward.output.out_features  # type: ignore[index]
             for m, k, n in ((4, d, d), (1, d, 4 * d), (1, 4 * d, d)):  # q, k, v, out; MLP
                 x = torch.randn(count * tokens, k, device=device, dtype=dtype)
                 w = torch.randn(n, k, device=device, dtype=dtype)
@@ -226,31 +224,6 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def adaptive(options: argparse.Namespace) -> dict[str, Any]:
-    """Heads by the exact engine against heads for a cut at 30 %, alternately; decided at 99 % or guessed at a quarter."""
-    encoder = build(options.model, options.layers)
-    pairs = draw(options.model, encoder, options.images, options.captions)
-    arguments: dict[str, Any] = {"kinds": ("head",), "metric": "contrastive_loss", "progress": False}
-    cases: dict[str, dict[str, Any]] = {
-        "exact": {},
-        "decided": {"cut": {"head": 0.3}},
-        "a_quarter": {"cut": {"head": 0.3}, "budget": 0.25},
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    tables = {}
-    for _ in range(options.repeats):
-        for name, more in cases.items():
-            began = time.perf_counter()
-            tables[name] = mope.score(encoder, pairs, **arguments, **more)
-            seconds[name].append(time.perf_counter() - began)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    return {
-        "seconds": median,
-        "engine_over_adaptive": {name: median["exact"] / median[name] for name in cases},
-        "evaluations": {name: table.settings["evaluations"] for name, table in tables.items()},
-    }
-
-
 def within(options: argparse.Namespace, budget: str | None) -> dict[str, Any]:
     """Peak memory and scores under one budget; run in a process of its own."""
     encoder = build(options.model, options.layers)
@@ -302,6 +275,7 @@ def shared_out(options: argparse.Namespace) -> dict[str, Any]:
                 ]
                 command += [__file__, "--model", options.model, "--images", str(options.images), "--into", folder]
                 command += ["--captions", str(options.captions)]
+                command += ["--layers", str(options.layers)] if options.layers else []
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
                 subprocess.run(command, check=True, capture_output=True, env=environment)  # noqa: S603
                 times.append(max(float(file.read_text()) for file in Path(folder).glob("*.seconds")))
@@ -389,11 +363,8 @@ def main() -> None:
     parser.add_argument("--effect", choices=["bfloat16", "float16"], help="what autocast does to the scores")
     parser.add_argument("--budgets", nargs="*", default=[], help="memory budgets to try, such as 512MiB")
     parser.add_argument("--towers", nargs="*", default=["image", "text"], help="for the budgets")
-    parser.add_argument(
-        "--adaptive", action="store_true", help="compare scoring for a cut with exact scoring, on heads"
-    )
     parser.add_argument("--ranks", type=int, help="compare so many processes with one")
-    parser.add_argument("--repeats", type=int, default=3, help="for --ranks and --adaptive")
+    parser.add_argument("--repeats", type=int, default=3, help="for --ranks")
     parser.add_argument("--into", help=argparse.SUPPRESS)
     parser.add_argument("--within", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
@@ -409,9 +380,6 @@ def main() -> None:
     case = {"model": options.model, "layers": options.layers, "images": options.images, "captions": options.captions}
     if options.ranks:
         row = {"what": "ranks", **case, **shared_out(options)}
-        print(json.dumps(row, indent=1))
-    elif options.adaptive:
-        row = {"what": "adaptive", **case, **adaptive(options)}
         print(json.dumps(row, indent=1))
     elif options.effect:
         row = {"what": "autocast", **case, **effect(options)}

@@ -115,10 +115,10 @@ def convert(module: OwnAttention) -> PrunableOwnAttention:
 # Second: which neurons a layer has: made by two linear layers, taken by a third.
 
 
-@mope.register_units(OwnLayer)
-def units(layer: OwnLayer) -> list[tuple[str, mope.Units]]:
+@mope.register_channels(OwnLayer)
+def units(layer: OwnLayer) -> list[tuple[str, mope.Channels]]:
     """The neurons; the heads are known by the attention."""
-    return [("neurons", mope.Units((layer.gate, layer.up), layer.down))]
+    return [("neurons", mope.Channels((layer.gate, layer.up), layer.down))]
 
 
 # Third: where the encoders are, and what they take.

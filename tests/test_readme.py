@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import torch_pruning_mope as mope
 from tests.unit import zoo
 from torch_pruning_mope.cli import app
-from torch_pruning_mope.models import families_markdown, load_families
+from torch_pruning_mope.evaluation import families_markdown, load_families
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

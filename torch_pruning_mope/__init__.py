@@ -1,103 +1,118 @@
 """MoPE for Torch-Pruning: prune CLIP-like dual encoders by what a zero-shot metric loses.
 
-See https://arxiv.org/abs/2403.07839 for the method, and ``README.md`` for how to use this package.
+See https://arxiv.org/abs/2403.07839 for the method, and ``README.md`` for how to use this package. Every name is imported when
+it is first asked for: ``mope --help`` needs no torch, and scoring no matplotlib.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .checkpoint import load
-from .data import (
-    EmojiTokenizer,
-    ImagePairs,
-    LabelledImages,
-    PairLoader,
-    Pairs,
-    ShardedPairs,
-    Skipped,
-    emoji_batches,
-    emoji_pairs,
-    emoji_scenes,
-    gather_pairs,
-    load_tiny_clip,
-    open_labelled,
-    open_pairs,
-    split_pairs,
-)
-from .deploy import export, fold
-from .distillation import (
-    DistillationLoss,
-    Encoded,
-    FeatureLoss,
-    HiddenLoss,
-    InfoNCELoss,
-    SigmoidLoss,
-    SimilarityLoss,
-    TeacherCache,
-    TrainingStep,
-    chunked_backward,
-    distil,
-    distill,
-)
-from .encoder import DualEncoder
-from .errors import (
-    DataError,
-    ExportError,
-    MetricError,
-    MissingGradientsError,
-    ModelLoadError,
-    MopeError,
-    NonFiniteError,
-    PruningMismatchError,
-    UngroupedParametersError,
-    UnsupportedModelError,
-    WrongModelError,
-)
-from .evaluation import (
-    OpenClipModel,
-    RetrievalResult,
-    ZeroShotResult,
-    evaluate,
-    evaluate_retrieval,
-    evaluate_zero_shot,
-    save_evaluation,
-)
-from .importance import MoPEImportance, UnitImportance, WeightedImportance, stock_scores
-from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
-from .models import ModelCheck, check_model, check_models
-from .names import LoadedModel, load_model
-from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
-from .pruning import Counts
-from .pruning._prune import prune
-from .pruning._remove import remove_units
-from .scoring import Cost, Score, ScoreTable, Separation, Unit, calibration_guidance, estimate_cost, score, separation
-from .stages import finetune_stage, pretrain_stage, run_stage
-from .surgery import PrunableAttention, register_attention
-from .towers import (
-    AttentionSublayer,
-    Block,
-    BlockTower,
-    FeedForwardSublayer,
-    OpaqueTower,
-    Stream,
-    Sublayer,
-    Tower,
-    Towers,
-    Units,
-    register_towers,
-    register_units,
-)
 
 if TYPE_CHECKING:
+    from .checkpoint import load, load_model
+    from .data import (
+        EmojiTokenizer,
+        ImagePairs,
+        LabelledImages,
+        PairLoader,
+        Pairs,
+        ShardedPairs,
+        Skipped,
+        emoji_batches,
+        emoji_pairs,
+        emoji_scenes,
+        gather_pairs,
+        load_tiny_clip,
+        open_labelled,
+        open_pairs,
+        split_pairs,
+    )
+    from .deploy import export, fold
+    from .distillation import (
+        DistillationLoss,
+        Encoded,
+        FeatureLoss,
+        HiddenLoss,
+        InfoNCELoss,
+        SigmoidLoss,
+        SimilarityLoss,
+        TeacherCache,
+        TrainingStep,
+        chunked_backward,
+        distil,
+        distill,
+    )
+    from .encoder import DualEncoder
+    from .errors import (
+        DataError,
+        ExportError,
+        MetricError,
+        MissingGradientsError,
+        ModelLoadError,
+        MopeError,
+        NonFiniteError,
+        PruningMismatchError,
+        UngroupedParametersError,
+        UnsupportedModelError,
+        WrongModelError,
+    )
+    from .evaluation import (
+        ModelCheck,
+        OpenClipModel,
+        RetrievalResult,
+        ZeroShotResult,
+        check_model,
+        check_models,
+        evaluate,
+        evaluate_retrieval,
+        evaluate_zero_shot,
+        save_evaluation,
+    )
+    from .importance import MoPEImportance, UnitImportance, WeightedImportance, stock_scores
+    from .loading import LoadedModel
+    from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
+    from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
+    from .pruning import Counts
+    from .pruning._prune import prune
+    from .pruning._remove import remove_units
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
+    from .runs import finetune_stage, pretrain_stage, run_stage
+    from .scoring import (
+        Score,
+        ScoreTable,
+        ScoringCost,
+        Separation,
+        Unit,
+        calibration_guidance,
+        estimate_cost,
+        score,
+        separation,
+    )
+    from .surgery import PrunableAttention, register_attention
+    from .towers import (
+        AttentionSublayer,
+        Block,
+        BlockTower,
+        Channels,
+        FeedForwardSublayer,
+        OpaqueTower,
+        Stream,
+        Sublayer,
+        Tower,
+        Towers,
+        register_channels,
+        register_towers,
+    )
 
 __all__ = [
     "AttentionSublayer",
     "Block",
     "BlockTower",
     "ChangedExamples",
+    "Channels",
     "ContrastiveLoss",
-    "Cost",
     "Counts",
     "DataError",
     "DistillationLoss",
@@ -136,6 +151,7 @@ __all__ = [
     "RetrievalResult",
     "Score",
     "ScoreTable",
+    "ScoringCost",
     "Separation",
     "ShardedPairs",
     "SigmoidLoss",
@@ -150,7 +166,6 @@ __all__ = [
     "UngroupedParametersError",
     "Unit",
     "UnitImportance",
-    "Units",
     "UnsupportedModelError",
     "WeightedImportance",
     "WrongModelError",
@@ -187,8 +202,8 @@ __all__ = [
     "pretrain_stage",
     "prune",
     "register_attention",
+    "register_channels",
     "register_towers",
-    "register_units",
     "remove_units",
     "run_stage",
     "save_evaluation",
@@ -199,13 +214,56 @@ __all__ = [
     "write_report",
 ]
 
-_IN_REPORT = frozenset({"ChangedExamples", "Example", "append_jsonl", "changed_examples", "write_report"})
+_HOMES = {
+    "checkpoint": "load load_model",
+    "data": (
+        "EmojiTokenizer ImagePairs LabelledImages PairLoader Pairs ShardedPairs Skipped emoji_batches emoji_pairs "
+        "emoji_scenes gather_pairs load_tiny_clip open_labelled open_pairs split_pairs"
+    ),
+    "deploy": "export fold",
+    "distillation": (
+        "DistillationLoss Encoded FeatureLoss HiddenLoss InfoNCELoss SigmoidLoss SimilarityLoss TeacherCache "
+        "TrainingStep chunked_backward distil distill"
+    ),
+    "encoder": "DualEncoder",
+    "errors": (
+        "DataError ExportError MetricError MissingGradientsError ModelLoadError MopeError NonFiniteError "
+        "PruningMismatchError UngroupedParametersError UnsupportedModelError WrongModelError"
+    ),
+    "evaluation": (
+        "ModelCheck OpenClipModel RetrievalResult ZeroShotResult check_model check_models evaluate "
+        "evaluate_retrieval evaluate_zero_shot save_evaluation"
+    ),
+    "importance": "MoPEImportance UnitImportance WeightedImportance stock_scores",
+    "loading": "LoadedModel",
+    "metrics": "ContrastiveLoss Metric Recall ZeroShotAccuracy",
+    "planning": "Footprint LayerPlan Plan PlanRange Reason footprints make_plan plan_range",
+    "pruning": "Counts",
+    "pruning._prune": "prune",
+    "pruning._remove": "remove_units",
+    "report": "ChangedExamples Example append_jsonl changed_examples write_report",
+    "runs": "finetune_stage pretrain_stage run_stage",
+    "scoring": "Score ScoreTable ScoringCost Separation Unit calibration_guidance estimate_cost score separation",
+    "surgery": "PrunableAttention register_attention",
+    "towers": (
+        "AttentionSublayer Block BlockTower Channels FeedForwardSublayer OpaqueTower Stream Sublayer Tower Towers "
+        "register_channels register_towers"
+    ),
+}
+"""The module of each name: a new one goes here, into the imports above and into ``__all__``; a test compares them."""
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    """What draws is imported when it is asked for: matplotlib takes a while, and scoring and pruning do without."""
-    if name in _IN_REPORT:
-        from . import report
-
-        return getattr(report, name)
+    """Imports what is asked for: a name of the table, or a public subpackage."""
+    if name in _HOME_OF:
+        value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

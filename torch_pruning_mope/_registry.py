@@ -6,13 +6,18 @@ from typing import Generic, TypeVar
 from torch import nn
 
 HandlerT = TypeVar("HandlerT")
-Kind = type[nn.Module] | str
+TypeKey = type[nn.Module] | str
 """A module type, or its full name (``timm.layers.attention.Attention``), which spares importing it."""
 
 
-def full_name(kind: Kind) -> str:
+def full_name(kind: TypeKey) -> str:
     """Module and qualified name of a type."""
     return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_of(module: object, *names: str) -> bool:
+    """Whether a module is of exactly one of some types, by their full names, which spares importing their library."""
+    return full_name(type(module)) in names  # type: ignore[arg-type]
 
 
 class Registry(Generic[HandlerT]):
@@ -26,7 +31,7 @@ class Registry(Generic[HandlerT]):
         self._what = what
         self._handlers: dict[str, HandlerT] = {}
 
-    def register(self, *kinds: Kind) -> Callable[[HandlerT], HandlerT]:
+    def register(self, *kinds: TypeKey) -> Callable[[HandlerT], HandlerT]:
         """A decorator that registers a handler.
 
         Args:

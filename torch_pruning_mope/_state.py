@@ -1,105 +1,98 @@
-"""Leaving the user's model exactly as it was, whatever happens."""
+"""Temporary changes of a user's model, undone on every path, by one thread at a time."""
 
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_GUARD = threading.Lock()
+
+
+@contextmanager
+def exclusive(model: nn.Module) -> Iterator[None]:
+    """One thread at a time inside, for each model; the others wait. A thread may enter again.
+
+    Everything that changes a model for a while holds this: hooks, flags and cuts of one thread would be in the results of
+    another. Under ``torch.compile`` and ``torch.export`` nothing is locked.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    with _GUARD:
+        lock = _LOCKS.setdefault(model, threading.RLock())
+    with lock:
+        yield
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own training flag again afterwards.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
+    """Eval mode inside; every module's own training flag again afterwards."""
+    with exclusive(model):
+        flags = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, flag in flags.items():
+                module.training = flag
 
 
 @contextmanager
 def trainable(model: nn.Module) -> Iterator[None]:
-    """``requires_grad`` on for all parameters and autograd on inside; the flags as they were afterwards.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            for parameter in flags:
-                parameter.requires_grad_(True)
-            yield
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
+    """``requires_grad`` on for all parameters and autograd on inside; the flags as they were afterwards."""
+    with exclusive(model):
+        flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                for parameter in flags:
+                    parameter.requires_grad_(True)
+                yield
+        finally:
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
 
 
 @contextmanager
 def own_gradients(model: nn.Module) -> Iterator[None]:
-    """No gradients at first inside; the user's ``.grad`` tensors again afterwards.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    try:
-        for parameter in gradients:
-            parameter.grad = None
-        yield
-    finally:
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
+    """No gradients at first inside; the user's ``.grad`` tensors again afterwards."""
+    with exclusive(model):
+        gradients = {parameter: parameter.grad for parameter in model.parameters()}
+        try:
+            for parameter in gradients:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
 
 
 @contextmanager
 def kept_modules(model: nn.Module) -> Iterator[None]:
-    """Every module's own attributes, parameters and buffers again afterwards, whatever was cut inside.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
+    """Every module's own attributes, parameters and buffers again afterwards, whatever was cut inside."""
     tables = ("_parameters", "_buffers", "_modules")
-    saved = [
-        (module, dict(vars(module)), {table: dict(vars(module)[table]) for table in tables})
-        for module in model.modules()
-    ]
-    try:
-        yield
-    finally:
-        for module, attributes, contents in saved:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for table, content in contents.items():
-                own = vars(module)[table]
-                own.clear()
-                own.update(content)
+    with exclusive(model):
+        saved = [
+            (module, dict(vars(module)), {table: dict(vars(module)[table]) for table in tables})
+            for module in model.modules()
+        ]
+        try:
+            yield
+        finally:
+            for module, attributes, contents in saved:
+                vars(module).clear()
+                vars(module).update(attributes)
+                for table, content in contents.items():
+                    own = vars(module)[table]
+                    own.clear()
+                    own.update(content)
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits for what a device has been given to do, so that a clock sees it.
-
-    Args:
-        device: The device.
-    """
+    """Waits until a device has done its work, for timing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,5 +1,6 @@
 """The one object a user holds: a dual encoder made prunable."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -10,16 +11,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._hub import HubMixin
+from ._state import exclusive
 from .data import Pairs
-from .errors import NonFiniteError
+from .errors import NonFiniteError, UnsupportedModelError
 from .pruning import Counts, Layer, PruningRequest, Ratios
 from .surgery import (
     PrunableAttention,
     all_groups,
     build_graph,
     check_grouped,
+    check_untied,
     customized_pruners,
     exchange,
+    kept_whole,
     prunable_attention,
     tracing_forward,
     uncuttable,
@@ -48,14 +52,40 @@ class DualEncoder(HubMixin):
         towers_of(model)  # raises with what is known, before anything is touched
         _check_weights(model)
         self.model: Any = model
-        before = exchange(model, prunable_attention(model))
-        try:
-            self._towers = self._with_fallbacks(towers_of(model))
-            self._original = self._unit_counts()
-        except BaseException:
-            exchange(model, before)
-            raise
+        with exclusive(model):
+            before = exchange(model, prunable_attention(model))
+            try:
+                self._towers = self._with_fallbacks(towers_of(model))
+                self._check_apart()
+                self._original = self._unit_counts()
+            except BaseException:
+                exchange(model, before)
+                raise
         self.numbered = {name: [block.module for block in tower.blocks] for name, tower in self.towers.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the towers, whose functions may be closures over the model."""
+        return {name: value for name, value in vars(self).items() if name != "_towers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Towers are made anew for the model that came along, so that a copy computes with its own weights."""
+        vars(self).update(state)
+        with warnings.catch_warnings(action="ignore"):  # given when the model was wrapped
+            self._towers = self._with_fallbacks(towers_of(self.model))
+
+    def _check_apart(self) -> None:
+        """Raises if towers share layers whose units could go: each unit would be counted and scored once for either."""
+        owners: dict[nn.Module, set[str]] = {}
+        for layer in self.layers:
+            for units in layer.block.prunables:
+                for module in (*units.sources, units.output):
+                    owners.setdefault(module, set()).add(layer.tower)
+        names = [name for name, module in self.model.named_modules() if len(owners.get(module, ())) > 1]
+        if names:
+            raise UnsupportedModelError(
+                f"towers must have layers of their own; found {names[:5]} ({len(names)} in all) in several. Give each tower a "
+                "copy of them (copy.deepcopy)."
+            )
 
     def _with_fallbacks(self, towers: Towers) -> Towers:
         """Towers in which no layers were found, replaced by what the dependency graph knows of them."""
@@ -116,15 +146,23 @@ class DualEncoder(HubMixin):
     def embed(self, tower: TowerName, inputs: Tensor) -> Float[Tensor, "N J"]:
         """The model's own embeddings, not normalised; gradients and training mode are as the caller has set them.
 
+        Waits for another thread that scores or prunes the model.
+
         Args:
             tower: ``image`` or ``text``.
             inputs: Images or token ids of that tower, on any device.
 
         Returns:
             The embeddings.
+
+        Raises:
+            ValueError: If ``tower`` is another, such as CoCa's decoder, which has no embeddings.
         """
-        encode = self._towers.encode_image if tower == "image" else self._towers.encode_text
-        return encode(inputs.to(self.device))
+        encoders = {"image": self._towers.encode_image, "text": self._towers.encode_text}
+        if tower not in encoders:
+            raise ValueError(f"tower must be 'image' or 'text', which have embeddings; found {tower!r}.")
+        with exclusive(self.model):
+            return encoders[tower](inputs.to(self.device))
 
     @property
     def removed(self) -> dict[str, list[int]]:
@@ -175,7 +213,13 @@ class DualEncoder(HubMixin):
 
     @property
     def example_inputs(self) -> dict[str, Tensor]:
-        """One image and one caption of the right shapes, as Torch-Pruning's tracer and counters want them."""
+        """One image and one caption of the right shapes, ``images`` and ``tokens``.
+
+        Torch-Pruning's own functions call the whole model, so they want the names that its ``forward`` has: for open_clip's
+        models ``tp.utils.count_ops_and_params(model, tuple(inputs.values()))``, for transformers' the dict
+        ``{"pixel_values": inputs["images"], "input_ids": inputs["tokens"]}``. With a ``forward_fn`` they take any:
+        ``build_dependency(model, inputs, forward_fn=lambda _, x: [encoder.embed("image", x["images"]), ...])``.
+        """
         weight = next(self.model.parameters())
         with torch.inference_mode(False):  # the tracer's autograd cannot use inference tensors
             return {
@@ -200,7 +244,7 @@ class DualEncoder(HubMixin):
         found = [getattr(self.model, name, None) for name in ("logit_scale", "logit_bias")]
         own = [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
         attentions = (module for module in self.model.modules() if isinstance(module, PrunableAttention))
-        return own + [parameter for attention in attentions for parameter in attention.left_alone]
+        return own + [parameter for attention in attentions for parameter in attention.left_alone()]
 
     def dependency_graph(self, *, checked: bool = True) -> tp.DependencyGraph:
         """Torch-Pruning's dependency graph of both towers, checked to cover every parameter.
@@ -220,6 +264,7 @@ class DualEncoder(HubMixin):
         """The graph and all its groups."""
         arguments = self._graph_arguments()
         graph = build_graph(self.model, **arguments)
+        check_untied(graph, self.model)
         groups = all_groups(graph)
 
         def outputs() -> list[Tensor]:
@@ -275,7 +320,8 @@ class DualEncoder(HubMixin):
             iterative_steps: ``pruner.step()`` calls over which the removal is spread.
             round_to: Round what is left of neurons and residual channels down to a multiple of this.
             towers: Which towers the ratios are for.
-            ignored_layers: Modules that Torch-Pruning must leave alone; the ratios do not count them.
+            ignored_layers: Modules that Torch-Pruning must leave alone; the ratios do not count them. Channels that one of
+                them makes or takes stay whole, so that neither side is cut.
             pruning_ratio_dict: Ratios of their own for some modules, as in Torch-Pruning; the others do not count them.
 
         Returns:
@@ -303,8 +349,10 @@ class DualEncoder(HubMixin):
                 "torch.no_grad or inference_mode. Build the pruner outside of it."
             )
         graph, groups = self._checked_graph()
-        firm = uncuttable(graph, groups)
+        whole = kept_whole(groups, request.ignored_layers)
+        firm = [*uncuttable(graph, groups), *whole]
         self._check_widths(graph, firm, request)
+        self._check_between(whole, request)
         asked = request.arguments()
         return {
             **asked,
@@ -328,8 +376,20 @@ class DualEncoder(HubMixin):
         if bad:
             raise ValueError(
                 f"width_ratio must be 0 for towers whose residual width cannot be cut; found {request.width_ratio}, and the "
-                f"widths at {[names[output] for output in bad]} are the joint embedding, or reach layers that Torch-Pruning "
-                "cannot follow channels through. Give towers that can, or ratios of some layers in pruning_ratio_dict."
+                f"widths at {[names[output] for output in bad]} are the joint embedding, or reach layers that are ignored or "
+                "that Torch-Pruning cannot follow channels through. Give towers that can, or ratios of some layers in "
+                "pruning_ratio_dict."
+            )
+
+    def _check_between(self, whole: Sequence[nn.Module], request: PruningRequest) -> None:
+        """Raises if something is ignored that lies between the layers around some units, whose ratio then fails."""
+        counted = [*request.attentions, *request.feed_forwards]
+        held = {source for units in counted for source in units.sources} & set(whole)
+        if held:
+            names = sorted(name for name, module in self.model.named_modules() if module in held)
+            raise ValueError(
+                "ignored_layers must hold the layers that make or take channels, not what lies between them; the channels of "
+                f"{names} would stay whole. Ignore these too."
             )
 
     def accumulate_gradients(
@@ -355,7 +415,7 @@ class DualEncoder(HubMixin):
             NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
             ValueError: If the weights are on the ``meta`` device.
         """
-        from ._gradients import accumulate_gradients  # it works on encoders: a cycle
+        from .scoring import accumulate_gradients  # it works on encoders: a cycle
 
         self.check_has_weights()
 

@@ -37,13 +37,13 @@ class ModelLoadError(MopeError, ValueError):
     """A name stands for no model that can be loaded."""
 
 
-class FolderInUseError(MopeError, RuntimeError):
-    """Another process, or another run of this one, writes to the folder."""
-
-
 class DataError(MopeError, ValueError):
     """A source of pairs is of no known form, or too much of it cannot be read."""
 
 
 class ExportError(MopeError, RuntimeError):
     """A model cannot be written in the form that was asked for."""
+
+
+class FolderInUseError(MopeError, RuntimeError):
+    """Another process or thread works in the folder."""

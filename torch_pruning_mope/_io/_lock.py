@@ -1,38 +1,128 @@
-"""One writer per folder."""
+"""A lock on a folder that goes with the process that holds it, however that ends."""
 
+import json
 import os
 import socket
-import time
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from ..errors import FolderInUseError
 
-LOCK, _HOLDER = ".mope-lock", ".mope-lock-holder"
+LOCK = ".lock"
+_guard = threading.RLock()
+_held: dict[Path, tuple[int, int, int]] = {}
+"""Folders that this process holds: the thread, how often it has entered, the open lock file."""
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Holds a folder, which is made if need be, for this process; FolderInUseError names the process that holds it already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(folder / LOCK), folder / _HOLDER
+def hold(folder: Path, what: str = "work") -> Iterator[None]:
+    """Holds a folder for this thread, which may enter again; nobody else can hold it meanwhile.
+
+    The folder is made if it does not exist, and removed again if nothing was put into it. The file ``.lock`` in it names the
+    holder. Where there are no locks (Windows, some network file systems) nobody is kept out.
+
+    Args:
+        folder: The folder.
+        what: What the holder does, for the message to others.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        FolderInUseError: If another process or thread holds it. Nothing is changed.
+        NotADirectoryError: If it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"folder must be a folder, or nothing yet; found a file at {folder}. Name another.")
+    place, thread = folder.resolve(), threading.get_ident()
+    with _guard:
+        owner, depth, handle = _held.get(place, (thread, 0, -1))
+        if owner != thread:
+            raise FolderInUseError(_refusal(folder, "another thread of this process"))
+        missing = [] if depth else [parent for parent in (place, *place.parents) if not parent.exists()]
+        if not depth:
+            handle = _locked(folder, place / LOCK, what)
+        _held[place] = thread, depth + 1, handle
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = "another process"
-        with suppress(OSError):
-            who = holder.read_text("utf-8")
-        raise FolderInUseError(
-            f"path must be a folder that nobody writes to; {folder} is held by {who}. Wait for it, or choose another path."
-        ) from None
-    try:
-        holder.write_text(
-            f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", "utf-8"
-        )
         yield
     finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+        with _guard:
+            _held[place] = thread, depth, handle
+            if not depth:
+                del _held[place]
+                _unlock(place / LOCK, handle)
+                for made in missing:
+                    with suppress(OSError):  # something is in it
+                        made.rmdir()
+
+
+def _locked(folder: Path, file: Path, what: str) -> int:
+    """Opens a lock file, and locks it where there are locks."""
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        except FileNotFoundError:  # its holder has removed the folder since
+            continue
+        if sys.platform == "win32":
+            return handle
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(handle)
+            os.close(handle)
+            raise FolderInUseError(_refusal(folder, holder)) from None
+        except OSError:  # a file system without locks
+            return handle
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), file.stat()):
+                _sign(handle, what)
+                return handle
+        os.close(handle)  # its holder has removed it since it was opened
+
+
+def _close_in_child() -> None:
+    """A worker that outlives its killed parent must not hold what the parent held."""
+    global _guard
+    _guard = threading.RLock()
+    for _, _, handle in _held.values():
+        os.close(handle)
+    _held.clear()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _sign(handle: int, what: str) -> None:
+    since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    os.truncate(handle, 0)
+    os.write(
+        handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "for": what, "since": since}).encode()
+    )
+
+
+def _unlock(file: Path, handle: int) -> None:
+    with suppress(OSError):  # the folder may have been moved or removed
+        if os.path.samestat(os.fstat(handle), file.stat()):
+            file.unlink()
+    os.close(handle)
+
+
+def _holder(handle: int) -> str:
+    """The holder in words; the file may be half written."""
+    try:
+        found = json.loads(os.read(handle, 1000))
+        return f"process {int(found['pid'])} on {found['host']} ({found['for']}, since {found['since']})"
+    except (ValueError, KeyError, TypeError, OSError):
+        return "another process"
+
+
+def _refusal(folder: Path, holder: str) -> str:
+    return f"folder must be in use by nobody else; {folder} is held by {holder}. Wait, or name another."

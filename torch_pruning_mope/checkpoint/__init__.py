@@ -2,5 +2,6 @@
 
 from ._checkpoint import is_checkpoint
 from ._load import load
+from ._names import load_model
 
-__all__ = ["is_checkpoint", "load"]
+__all__ = ["is_checkpoint", "load", "load_model"]

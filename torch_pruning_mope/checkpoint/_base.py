@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from .._io import located
 from ..errors import ModelLoadError
-from ..names import LoadedModel
+from ..loading import LoadedModel
 from . import _open_clip, _transformers
-from ._files import BASE, located
+from ._files import BASE
 from ._spec import Spec
 
 _KINDS: Mapping[str, Any] = {"open_clip": _open_clip, "transformers": _transformers}

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._io import located
 from ..errors import ModelLoadError
 from . import _base
 from ._base import Base
-from ._files import BASE, CONFIG, WEIGHTS, checked, inside, located
+from ._files import BASE, CONFIG, WEIGHTS, checked, inside
 from ._json import MOST_BYTES, parse, unseal
 from ._manifest import Tensors, read_files, read_heads, read_tensors
 from ._shrink import Shapes

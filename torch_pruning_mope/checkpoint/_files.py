@@ -1,35 +1,19 @@
 """Files of a checkpoint, read from nowhere else than its folder."""
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
+from .._io import located
 from ..errors import ModelLoadError
 
 CONFIG, WEIGHTS, CARD, BASE = "config.json", "model.safetensors", "README.md", "base"
-SAVING = ".mope-saving"
-"""Folder in a checkpoint's, of what has been saved and not moved to its place yet: there after a kill, else for an instant."""
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 
 
 def is_plain(name: str) -> bool:
     """Whether a name can only be of a file in the folder that it is joined to."""
     return _PLAIN.fullmatch(name) is not None
-
-
-def located(folder: Path, name: str) -> Path:
-    """Where a file or folder of a checkpoint is, or would be: after an interrupted save, some are not in their places yet.
-
-    Args:
-        folder: The checkpoint.
-        name: Path in it.
-
-    Returns:
-        The path.
-    """
-    waits = os.path.lexists(folder / SAVING / name.partition("/")[0])
-    return folder / SAVING / name if waits else folder / name
 
 
 def inside(folder: Path, name: str) -> Path:

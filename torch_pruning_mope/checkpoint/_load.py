@@ -9,7 +9,7 @@ from torch import nn
 
 from ..encoder import DualEncoder
 from ..errors import ModelLoadError
-from ..names import LoadedModel
+from ..loading import LoadedModel
 from . import _base
 from ._assemble import Wrapper, assemble, fill
 from ._checkpoint import Checkpoint, open_checkpoint

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..data import EmojiTokenizer, tiny_clip_config
 from ..errors import ModelLoadError
-from ..names import OPEN_CLIP_CONFIG, emoji_image
+from ..loading import OPEN_CLIP_CONFIG, emoji_image
 from ._limits import check_limits
 
 _OPTIONS = {"clean", "strip_sep_token", "reduction_mask", "additional_special_tokens", "language"}

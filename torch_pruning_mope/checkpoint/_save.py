@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .._io import write_folder
 from .._version import __version__
 from ..encoder import DualEncoder
 from ..errors import ModelLoadError
@@ -25,7 +26,6 @@ from ._manifest import write_tensor
 from ._meta import build, wrap
 from ._spec import Spec, compose, sizes, spec_of
 from ._spec_json import to_json
-from ._written import written
 
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "torch-pruning", "safetensors")
 
@@ -53,7 +53,7 @@ def save(
     state = {name: tensor.detach() for name, tensor in encoder.model.state_dict().items()}
     content = _content(encoder, origin, spec, state)
     card = model_card(spec, origin.description, before, Sizes.of(encoder), dict(metrics or {}))
-    with written(folder, [BASE, WEIGHTS, CARD, CONFIG]) as new:
+    with write_folder(folder, [BASE, WEIGHTS, CARD, CONFIG]) as new:
         _write_base(new, origin)
         save_file(_apart(state), new / WEIGHTS, metadata={"format": "pt"})
         listed = {path.relative_to(new).as_posix(): path for path in (*new.glob(f"{BASE}/*"), new / WEIGHTS)}

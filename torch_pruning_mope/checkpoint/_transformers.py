@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from .._transformers import ImageProcessor, TextTokenizer, check_words, text_tokenizer
 from ..errors import ModelLoadError
+from ..loading._transformers import ImageProcessor, TextTokenizer, check_words, text_tokenizer
 from ._json import parse
 from ._limits import check_limits
 from ._open_clip import saved

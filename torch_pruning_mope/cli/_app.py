@@ -9,8 +9,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from .._io import write_whole
 from .._version import __version__
-from .._whole import write_whole
 from ..errors import MopeError
 
 app = typer.Typer(

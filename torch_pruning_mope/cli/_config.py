@@ -10,8 +10,8 @@ from typing import Any
 import typer
 import yaml
 
+from .._io import write_whole
 from .._version import __version__
-from .._whole import write_whole
 
 FILE = "config.yaml"
 NOT_SETTINGS = frozenset({"run", "config", "json", "quiet", "estimate", "help"})

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DistributedSampler
 
 from ..data import ImagePairs, PairLoader, Pairs, ShardedPairs, emoji_scenes, gather_pairs, open_pairs, split_pairs
-from ..names import LoadedModel
+from ..loading import LoadedModel
 
 EMOJI = "emoji"
 SIZES = {"calibration": 1000, "train": 10_000, "test": 3000}

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..checkpoint import load
+from ..checkpoint import load, load_model
 from ..evaluation import evaluate, save_evaluation
-from ..names import LoadedModel, load_model
+from ..loading import LoadedModel
 from ._app import app, console, one_line_errors, write_json
 from ._config import record
 from ._data import EMOJI, DataSettings, Part

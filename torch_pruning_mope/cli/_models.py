@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..models import check_models, families_table
+from ..evaluation import check_models, families_table
 from ._app import app, check_folder, console, one_line_errors, write_json
 
 

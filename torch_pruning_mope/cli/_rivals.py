@@ -7,7 +7,7 @@ from typing import Any
 from ..checkpoint import load
 from ..encoder import DualEncoder
 from ..importance import stock_scores
-from ..names import LoadedModel
+from ..loading import LoadedModel
 from ..planning import Plan, footprints, make_plan
 from ._run import Run, wrapped
 

@@ -7,9 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import load_model
 from ..data import Pairs
 from ..encoder import DualEncoder
-from ..names import LoadedModel, load_model
+from ..loading import LoadedModel
 from ._config import read_config
 from ._data import DataSettings, Part
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..encoder import DualEncoder
-from ..stages import finetune_stage, pretrain_stage
+from ..runs import finetune_stage, pretrain_stage
 from ._app import app, one_line_errors, write_json
 from ._config import record
 from ._data import Part

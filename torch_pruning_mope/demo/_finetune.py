@@ -5,9 +5,9 @@ import math
 import torch
 from tqdm import tqdm
 
-from .._gradients import batch_losses
 from ..data import emoji_batches
 from ..encoder import DualEncoder
+from ..scoring import batch_losses
 
 MAX_LOGIT_SCALE = math.log(100)
 """CLIP's ceiling of the temperature (arXiv 2103.00020, section 2.5)."""

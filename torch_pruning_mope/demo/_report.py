@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from .._whole import write_whole
+from .._io import write_whole
 from ._criteria import CRITERIA
 from ._row import Row
 

@@ -22,9 +22,7 @@ class _OneProjection(PrunableAttention):
     qkv_proj: nn.Linear
     kept_heads: Tensor | None
 
-    @property
-    def num_heads(self) -> int:
-        """Number of heads."""
+    def _count_heads(self) -> int:
         return self.out_proj.in_features // self.head_dim
 
     def extra_repr(self) -> str:

@@ -17,12 +17,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .._io._tensors import save_tensors
-from .._ranks import Ranks
 from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
 from ..errors import WrongModelError
-from ..scoring import fingerprint
+from ..scoring import Ranks, fingerprint
 from ._loss import Encoded
 from ._student import TOWERS, numbered_blocks, watched
 

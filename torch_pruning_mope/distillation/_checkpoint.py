@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .._io._tensors import save_tensors, sync
-from .._ranks import Ranks
+from .._io import sync
+from .._io._tensors import save_tensors
+from ..scoring import Ranks
 from ._shard import placed, whole
 
 _STATE, _TENSORS = "training.json", "training.safetensors"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from .._ranks import Ranks
 from ..errors import NonFiniteError
+from ..scoring import Ranks
 from ._batches import Batch
 from ._cache import TeacherPrecision
 from ._checkpoint import load_training, save_training, training_tensors

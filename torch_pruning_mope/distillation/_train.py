@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 import torch
 
-from .._io._lock import folder_lock
-from .._ranks import Ranks
+from .._io import hold
 from ..data import Pairs
 from ..encoder import DualEncoder
-from ..scoring import fingerprint
+from ..scoring import Ranks, fingerprint
 from ._accelerator import accelerator_for
 from ._batches import Batches, check_aligned, drawn, given
 from ._cache import TeacherPrecision
@@ -197,7 +196,7 @@ def _together(settings: dict[str, Any], folder: Path | None) -> Iterator[Ranks]:
         if differing:
             raise ValueError(f"arguments must be the same on all ranks; found other {', '.join(differing)}.")
         if folder is not None:
-            ranks.from_first(lambda: held.enter_context(folder_lock(folder)))
+            ranks.from_first(lambda: held.enter_context(hold(folder, "distill")))
         yield ranks
     finally:
         held.close()

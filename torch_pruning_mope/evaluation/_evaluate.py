@@ -8,11 +8,11 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from .._whole import write_whole
+from .._io import write_whole
 from ..data import ImagePairs, LabelledImages, Pairs, ShardedPairs, open_labelled, open_pairs
 from ..deploy import fold
 from ..errors import UnsupportedModelError
-from ..names import LoadedModel
+from ..loading import LoadedModel
 from ._cost import latency, multiply_adds, parameters
 from ._retrieval import evaluate_retrieval
 from ._zero_shot import Templates, evaluate_zero_shot

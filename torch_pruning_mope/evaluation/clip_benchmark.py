@@ -37,7 +37,7 @@ def load_mope(
     Raises:
         ValueError: If ``pretrained`` names something.
     """
-    from ..names import load_model
+    from ..checkpoint import load_model
 
     if pretrained not in {"", MODEL_TYPE}:
         raise ValueError(f"pretrained must be empty, because the model's name says it all; found {pretrained!r}.")

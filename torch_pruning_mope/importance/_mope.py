@@ -1,7 +1,6 @@
 """Module-wise Pruning Error as an importance."""
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from ..data import Pairs
 from ..encoder import DualEncoder
 from ..errors import WrongModelError
 from ..metrics import MetricLike
-from ..scoring import Autocast, Interaction, PairsLike, Rewiring, Score, ScoreTable
+from ..scoring import Autocast, Interaction, PairsLike, Rewiring, ScoreTable
 from ..scoring import score as score_units
 from ._unit import Key, UnitImportance, unit_sublayers, weights_signature
 
@@ -113,7 +112,6 @@ class MoPEImportance(UnitImportance):
         for kind in ("head", "neurons"):
             scores = self.table.of(kind)
             # Neurons of a group tie, as do pooled units: the table's order decides, by less than scores show in print.
-            scores = _in_order_of_the_cut(scores)
             step = 1e-9 * max((abs(score.value) for score in scores), default=0.0) or 1e-12
             # On a joint path, a head of one tower may lose less than one of the other and still go later, being smaller.
             joint = self.table.settings.get("interaction") == "joint"
@@ -125,16 +123,3 @@ class MoPEImportance(UnitImportance):
                 value = position if joint else score.value
                 own[owned] = value + (1e-3 if joint else step) * (position + within) / len(scores)
         return {key: own.view(-1, sublayers[key].unit_size)[:, 0] for key, own in channels.items()}
-
-
-def _in_order_of_the_cut(scores: list[Score]) -> list[Score]:
-    """Scores for a cut, so that what it removes has the lowest: of a unit whose side was certain early, the value is rough."""
-    gone = [score.value for score in scores if score.removed is True]
-    kept = [score.value for score in scores if score.removed is False]
-    if not gone or not kept or max(gone) < min(kept):
-        return scores
-    middle = (max(gone) + min(kept)) / 2
-    return [
-        replace(score, value=min(score.value, middle) if score.removed else max(score.value, middle))
-        for score in sorted(scores, key=lambda score: not score.removed)
-    ]

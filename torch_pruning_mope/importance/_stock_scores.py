@@ -8,12 +8,11 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from .._gradients import accumulate_gradients
 from .._state import own_gradients
 from ..data import Pairs
 from ..encoder import DualEncoder
 from ..errors import NonFiniteError
-from ..scoring import Score, ScoreTable, Unit, fingerprint, freed_parameters
+from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, fingerprint, freed_parameters
 from ..towers import Prunable
 from ._unit import Key, unit_sublayers
 

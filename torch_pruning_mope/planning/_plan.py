@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .._whole import write_whole
+from .._io import write_whole
 from ..encoder import DualEncoder, TowerName
 from ..errors import PruningMismatchError, WrongModelError
 from ..pruning._remove import cut, remove_units

@@ -1,7 +1,7 @@
 """What a pruner is asked to remove, and the Torch-Pruning arguments that make it remove exactly that."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -107,23 +107,26 @@ class PruningRequest:
             raise ValueError(f"round_to must be at least 1, or None; found {self.round_to}.")
         self._check_no_layer_empties()
 
-    def _free(self, modules: Iterable[nn.Module]) -> bool:
-        """Whether none of ``modules`` is ignored or has a ratio of its own."""
+    def _free(self, units: Prunable) -> bool:
+        """Whether none of the layers around some units is ignored, and those that make them have no ratio of their own."""
         own = [module for key in self.pruning_ratio_dict for module in (key if isinstance(key, tuple) else (key,))]
         taken = {inner for module in (*own, *self.ignored_layers) for inner in module.modules()}
-        return not any(inner in taken for module in modules for inner in module.modules())
+        ignored = {inner for module in self.ignored_layers for inner in module.modules()}
+        return units.output not in ignored and not any(
+            inner in taken for module in units.sources for inner in module.modules()
+        )
 
     @property
     def attentions(self) -> list[Prunable]:
         """Attention sub-layers that the head ratio is for."""
         found = [layer.block.attention for layer in self.layers]
-        return [units for units in found if units is not None and units.channels and self._free(units.sources)]
+        return [units for units in found if units is not None and units.channels and self._free(units)]
 
     @property
     def feed_forwards(self) -> list[Prunable]:
         """MLP sub-layers that the FFN ratio is for."""
         found = [layer.block.feed_forward for layer in self.layers]
-        return [units for units in found if units is not None and units.channels and self._free(units.sources)]
+        return [units for units in found if units is not None and units.channels and self._free(units)]
 
     @property
     def widths(self) -> list[tuple[nn.Module, int]]:

@@ -1,8 +1,8 @@
 """What a run did, as one HTML page and figures."""
 
+from .._io import append_jsonl
 from ._changed import changed_examples
 from ._examples import Candidate, ChangedExamples, Example
-from ._files import append_jsonl
 from ._heat_maps import heat_maps
 from ._write import write_report
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .._whole import write_whole
+from .._io import write_whole
 from ._text import clean
 
 Direction = Literal["i2t", "t2i"]

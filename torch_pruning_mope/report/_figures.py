@@ -8,7 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from .._whole import write_whole
+from .._io import write_whole
 from ._svg import inline_svg, svg_of
 from ._theme import drawing
 

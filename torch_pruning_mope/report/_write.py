@@ -6,8 +6,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from .._io import write_whole
 from .._version import __version__
-from .._whole import write_whole
 from ..planning import Plan
 from ._examples import OUTCOMES, ChangedExamples
 from ._figures import Gallery

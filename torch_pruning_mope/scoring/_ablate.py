@@ -14,9 +14,9 @@ from .._state import kept_modules
 from ..encoder import DualEncoder, TowerName
 from ..surgery import masking_is_removal
 from ..towers import Prunable, first_tensor
-from ._units import Ablation, Kind
+from ._units import Ablation, Part
 
-Place = tuple[TowerName, int, Kind]
+Place = tuple[TowerName, int, Part]
 
 
 class Ablator:
@@ -54,9 +54,9 @@ class Ablator:
         Raises:
             ValueError: If the model has no such units.
         """
-        gone: dict[tuple[int, Kind], set[int]] = {}
+        gone: dict[tuple[int, Part], set[int]] = {}
         for ablation in ablations:
-            gone.setdefault((ablation.layer, ablation.kind), set()).update(ablation.channels)
+            gone.setdefault((ablation.layer, ablation.part), set()).update(ablation.channels)
         encoder = self._encoder
         if any((tower, *key) in self.physical for key in gone):
             if self._copy is None:
@@ -66,16 +66,16 @@ class Ablator:
         with ExitStack() as stack:
             blocks = encoder.towers[tower].blocks
             # Masks first: they are as wide as the layers are before any is cut.
-            for (layer, kind), channels in sorted(gone.items(), key=lambda item: (tower, *item[0]) in self.physical):
+            for (layer, part), channels in sorted(gone.items(), key=lambda item: (tower, *item[0]) in self.physical):
                 block = blocks[layer]
-                if kind == "block":
+                if part == "block":
                     handle = block.module.register_forward_hook(_skip, with_kwargs=True)
                     stack.callback(handle.remove)
                     continue
-                units = block.attention if kind == "head" else block.feed_forward
+                units = block.attention if part == "head" else block.feed_forward
                 if units is None:
-                    raise ValueError(f"ablations must be of units that the model has; found {kind} of layer {layer}.")
-                if (tower, layer, kind) in self.physical and len(channels) < units.channels:
+                    raise ValueError(f"ablations must be of units that the model has; found {part} of layer {layer}.")
+                if (tower, layer, part) in self.physical and len(channels) < units.channels:
                     stack.enter_context(self._cut(encoder, units, sorted(channels)))
                 else:
                     stack.enter_context(_masked(units, sorted(channels)))

@@ -25,7 +25,7 @@ from ._walk import StreamWalk, Walk
 
 
 @dataclass(frozen=True)
-class Cost:
+class ScoringCost:
     """What scoring one model costs.
 
     Attributes:
@@ -69,7 +69,7 @@ def estimate_cost(
     autocast: str | None = None,
     devices: int = 1,
     repeats: int = 3,
-) -> Cost:
+) -> ScoringCost:
     """What :func:`score` would cost with single or nested units, from timing one batch of each tower.
 
     Args:
@@ -122,7 +122,7 @@ def estimate_cost(
             gradients = timer.once(partial(encoder.embed, name, full), _seconds)
             shared += 3 * pairs.num_images / len(full) * scale * gradients  # forward, backward; one caption per image
     own += len(units) * scale**2 * _metric_seconds(encoder, pairs, metric, timer)
-    return Cost(shared + own / devices, round(counted), whole_plain * len(units), len(units))
+    return ScoringCost(shared + own / devices, round(counted), whole_plain * len(units), len(units))
 
 
 def _ablations(walk: Walk, cost: _Tower, units: "Counter[int]", blocks: "Counter[int]") -> float:

@@ -20,7 +20,7 @@ from ..encoder import DualEncoder, TowerName
 from ..towers import Tower
 from ._ablate import Ablator
 from ._memory import peak_bytes, resolve_memory
-from ._recording import Budget, Recording
+from ._recording import MemoryBudget, Recording
 from ._replay import ReplayWalk
 from ._units import Ablation
 from ._walk import StreamWalk, Walk
@@ -86,7 +86,7 @@ class PrefixEngine:
         self._keep = keep
         self._batch_sizes: dict[TowerName, int] = {}
         self._kept: dict[TowerName, tuple[frozenset[Ablation], Recording]] = {}
-        self._budget = Budget(self._memory)
+        self._budget = MemoryBudget(self._memory)
         self._workspace = 0
 
     def reserve(self, held: int, needed: int) -> None:
@@ -206,7 +206,7 @@ class PrefixEngine:
         """The batch size, once what a batch needs has been measured and set aside."""
         size = self._asked or default_batch_size(walk, inputs, self._device)
         while True:
-            recording = Recording(walk, inputs, size, self._device, Budget(0), keep=False)
+            recording = Recording(walk, inputs, size, self._device, MemoryBudget(0), keep=False)
             together = self._together(walk, size, len(inputs))
             most = max(len(recording.rows[-1]), together * len(inputs) if size > len(inputs) else 0)
             needed = self._needed(recording) * most // len(recording.rows[-1])
@@ -245,10 +245,10 @@ def _batches(walk: Walk, ablations: Sequence[Ablation], together: int) -> Iterat
     depths = [walk.depth(ablation) for ablation in ablations]
     for depth in sorted(set(depths)):
         here = [position for position, own in enumerate(depths) if own == depth]
-        blocks = [position for position in here if ablations[position].kind == "block"]
+        blocks = [position for position in here if ablations[position].part == "block"]
         for position in blocks:
             yield depth, [position]
-        rest = [position for position in here if ablations[position].kind != "block"]
+        rest = [position for position in here if ablations[position].part != "block"]
         for start in range(0, len(rest), together):
             yield depth, rest[start : start + together]
 
@@ -256,6 +256,6 @@ def _batches(walk: Walk, ablations: Sequence[Ablation], together: int) -> Iterat
 def _ablate(recording: Recording, chunk: int, depth: int, batch: Sequence[Ablation]) -> Float[Tensor, "K n J"]:
     """One chunk's embeddings under each ablation of a batch."""
     walk = recording.walk
-    if batch[0].kind == "block":
+    if batch[0].part == "block":
         return walk.run_past(depth, recording.stream(chunk, depth), batch[0])[None]
     return walk.run_without(depth, recording.point(chunk, depth), batch)

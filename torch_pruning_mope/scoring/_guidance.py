@@ -76,10 +76,6 @@ def separation(
         )
     if not 0.5 < confidence < 1:
         raise ValueError(f"confidence must be between 0.5 and 1; found {confidence}.")
-    if any(score.side is not None for score in scores):
-        raise ValueError(
-            "table must be scored without a cut, whose errors are against the exact table; found one with."
-        )
     values = torch.tensor([score.value for score in scores], dtype=torch.double)
     errors = torch.tensor([score.stderr for score in scores], dtype=torch.double)
     seen = scores[0].images

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._ranks import Ranks
 from ..errors import WrongModelError
 from ._loss import Loss
+from ._ranks import Ranks
 from ._units import Ablation, Orders
 
 
@@ -49,7 +49,6 @@ class Journal:
     def __init__(self, path: Path | None, of: dict[str, Any], ranks: Ranks) -> None:
         self._known: dict[str, Loss] = {}
         self._orders: dict[str, Orders] = {}
-        self._arrays: dict[str, Tensor] = {}
         self._path = path
         self._of = of
         self._file: Any = None
@@ -90,22 +89,6 @@ class Journal:
         if loss.shares is not None:
             line["shares"] = _encoded(loss.shares)
         self._write(line)
-
-    def array(self, key: str) -> Tensor | None:
-        """Embeddings measured already."""
-        return self._arrays.get(key)
-
-    def add_array(self, key: str, array: Tensor, *, write: bool = True) -> None:
-        """Keeps embeddings.
-
-        Args:
-            key: A name for them.
-            array: Of float32, on the CPU.
-            write: Whether this rank writes them down.
-        """
-        self._arrays[key] = array
-        if write:
-            self._write({"array": key, "shape": list(array.shape), "data": _encoded(array)})
 
     def share(self, key: str, loss: Loss) -> None:
         """Keeps a measurement that another rank has written down."""
@@ -160,9 +143,7 @@ class Journal:
     def _learn(self, line: dict[str, Any]) -> None:
         if "key" in line:
             shares = line.get("shares")
-            self._known[line["key"]] = Loss(line["value"], None if shares is None else _decoded(shares, torch.double))
-        elif "array" in line:
-            self._arrays[line["array"]] = _decoded(line["data"], torch.float32).view(line["shape"])
+            self._known[line["key"]] = Loss(line["value"], None if shares is None else _decoded(shares))
         elif "orders" in line:
             self._orders[line["rewire"]] = {(tower, layer): order for tower, layer, order in line["orders"]}
 
@@ -177,5 +158,5 @@ def _encoded(array: Tensor) -> str:
     return base64.b64encode(array.contiguous().numpy().tobytes()).decode()
 
 
-def _decoded(text: str, dtype: torch.dtype) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=dtype)
+def _decoded(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.double)

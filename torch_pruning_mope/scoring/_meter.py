@@ -1,6 +1,5 @@
 """Measuring what a metric loses under an ablation, on top of ablations that hold already."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -8,7 +7,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .._ranks import Ranks
 from ..data import Pairs
 from ..encoder import TowerName
 from ..errors import WrongModelError
@@ -18,6 +16,7 @@ from ._journal import Journal, measurement_keys
 from ._loss import Loss
 from ._memory import nbytes, peak_bytes
 from ._plain import PlainEngine
+from ._ranks import Ranks
 from ._units import Ablation
 
 PairsLike = Pairs | Iterable[tuple[Tensor, Tensor]]
@@ -90,42 +89,6 @@ class Meter:
                 continue
             for position in self._measure(tower, mine, keys, held, new):
                 yield mine[position], self._journal[keys[position]]
-
-    @property
-    def whole(self) -> dict[TowerName, Tensor]:
-        """The normalised embeddings of the whole model."""
-        return {tower: embeddings[0] for tower, embeddings in self._whole.items()}
-
-    def sampled(self, ablations: Sequence[Ablation], rows: Tensor) -> Iterator[tuple[Ablation, Tensor]]:
-        """Normalised embeddings of some inputs under ablations of one tower; nothing else may be held removed.
-
-        Args:
-            ablations: Ablations of the same tower, to be tried one at a time.
-            rows: Which of that tower's inputs.
-
-        Yields:
-            Each ablation once, with the embeddings of these rows in their order.
-        """
-        tower = ablations[0].tower
-        sample = hashlib.sha256(rows.cpu().numpy().tobytes()).hexdigest()[:16]
-        keys = [f"{key} {sample}" for key in measurement_keys((), ablations)]
-        new = {position for position, key in enumerate(keys) if self._journal.array(key) is None}
-        if new:
-            inputs = self._inputs[tower][rows.to(self._inputs[tower].device)]
-            done: dict[str, Tensor] = {}
-            for positions, found in self._engine.ablations(tower, inputs, ablations, (), self._share_of(new)):
-                for position, embeddings in zip(positions, normalised(found, tower), strict=True):
-                    if position in new:
-                        done[keys[position]] = embeddings.float().cpu()
-                        self._journal.add_array(keys[position], done[keys[position]])
-                        self.computed += 1
-            for share in self._ranks.gather(done) if self._ranks.world > 1 else []:
-                for key, embeddings in share.items():
-                    self._journal.add_array(key, embeddings, write=False)
-        for ablation, key in zip(ablations, keys, strict=True):
-            embeddings = self._journal.array(key)
-            if embeddings is not None:
-                yield ablation, embeddings.to(self._index.device)
 
     def _share_of(self, new: set[int]) -> Callable[[Sequence[int]], bool]:
         """Whether this rank is to run a batch, batches that hold something new being dealt out in turn."""

@@ -47,9 +47,9 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def evaluated(self, unit: Unit, queries: int | None = None) -> None:
-        """One evaluation has been run, on all inputs of its tower or on some."""
-        self._run += self._queries[unit.tower] if queries is None else queries
+    def evaluated(self, unit: Unit) -> None:
+        """Counts one evaluation of a unit."""
+        self._run += self._queries[unit.tower]
 
     def scored(self, unit: Unit, loss: float) -> None:
         """A unit is done.

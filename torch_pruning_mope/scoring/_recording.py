@@ -10,7 +10,7 @@ from ._memory import nbytes
 from ._walk import Point, Walk
 
 
-class Budget:
+class MemoryBudget:
     """Bytes that recordings may take."""
 
     def __init__(self, total: int) -> None:
@@ -43,7 +43,7 @@ class Recording:
     """
 
     def __init__(
-        self, walk: Walk, inputs: Tensor, batch_size: int, device: torch.device, budget: Budget, *, keep: bool
+        self, walk: Walk, inputs: Tensor, batch_size: int, device: torch.device, budget: MemoryBudget, *, keep: bool
     ) -> None:
         self.walk = walk
         self.inputs = inputs

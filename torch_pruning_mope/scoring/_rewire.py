@@ -7,12 +7,12 @@ import torch
 import torch_pruning as tp
 from torch import Tensor
 
-from .._gradients import accumulate_gradients
-from .._ranks import Ranks
 from .._state import own_gradients
 from ..data import Pairs
 from ..encoder import DualEncoder
 from ..errors import NonFiniteError
+from ._gradients import accumulate_gradients
+from ._ranks import Ranks
 from ._units import Orders
 
 Rewiring = Literal["taylor", "none"] | Callable[[Any], Tensor | None]

@@ -10,17 +10,16 @@ from typing import Any, Literal
 
 import torch
 
-from .._ranks import Ranks
 from ..data import Pairs
 from ..encoder import DualEncoder, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
-from ._cut import Cut, check_cut, cut_scores
 from ._engine import PrefixEngine
 from ._families import Interaction, families, scores_of
 from ._journal import Journal
 from ._meter import Meter, PairsLike
 from ._plain import PlainEngine
 from ._progress import Progress
+from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders, rewiring_name
 from ._table import ScoreTable, fingerprint
 from ._units import KINDS, enumerate_units
@@ -42,9 +41,6 @@ def score(
     batch_size: int | None = None,
     memory: int | str | None = None,
     autocast: Autocast | None = None,
-    cut: Cut | None = None,
-    confidence: float = 0.99,
-    budget: float | None = None,
     until: float | None = None,
     path: str | Path | None = None,
     progress: bool = True,
@@ -73,11 +69,6 @@ def score(
         memory: What the prefix engine may use besides the model and the pairs: bytes, a text like ``"4GiB"``, or None for
             half of what is free. With less, more is computed again; the scores are the same.
         autocast: Compute in this type under ``torch.autocast``; None for the model's own.
-        cut: How many units will go, as counts or shares below 1 by kind, over all layers of the towers: ``{"head": 0.3}``.
-            Units are then evaluated on no more images than it takes to tell which go (adaptive scoring); the table says of
-            each how many these were, and whether its side of the cut is certain. For units that are scored one at a time.
-        confidence: Of each claim that the exact table puts a unit on this side of the cut.
-        budget: Share of the exact evaluations at which to stop; the rest is guessed, and marked ``undecided``.
         until: Share of the parameters of the towers' blocks at which a joint path stops; None for all units. The table then
             holds what went, and serves budgets up to there: what is left is best scored again once that is removed.
         path: Where the table is written once it is complete. Until then, measurements are written beside it as they come, and
@@ -91,12 +82,10 @@ def score(
         ValueError: If an argument is not one of the above, the weights are on the ``meta`` device, the captions do not fit
             the model, ``path`` holds another table, or ranks hold different weights or pairs.
         WrongModelError: If ``path`` holds measurements of other weights, pairs or metric.
-        MetricError: If the metric cannot be used; for a cut, if it has no per-image shares.
+        MetricError: If the metric cannot be used.
         NonFiniteError: If an embedding is NaN or infinite.
     """
     _check(kinds, groups, interaction, towers, engine, batch_size, autocast, until)
-    if cut is not None:
-        check_cut(cut, kinds, interaction, confidence, budget)
     encoder.check_has_weights()
     measure = resolve_metric(metric, float(torch.as_tensor(encoder.logit_scale).detach()))
     pairs = Pairs.coerce(pairs)
@@ -120,9 +109,6 @@ def score(
         "rewire": rewiring_name(rewire),
         "engine": engine,
         "autocast": autocast,
-        "cut": None if cut is None else dict(cut),
-        "confidence": None if cut is None else confidence,
-        "budget": None if cut is None else budget,
         "until": until,
     }
     if target is not None and target.exists():
@@ -146,19 +132,15 @@ def score(
         queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
         layers = {name: len(tower.blocks) for name, tower in own.towers.items()}
         with Progress(units, queries, layers, show=progress and ranks.rank == 0) as bar:
-            if cut is None:
-                measured = families(meter, own, units, interaction, _most(own, towers, until), bar)
-                scores = [s for f in measured for s in scores_of(f, own, pairs.num_images, interaction == "joint")]
-            else:
-                scores = cut_scores(meter, ranks, own, pairs, measure, units, cut, confidence, budget, bar)
-        evaluations = meter.evaluations + sum(s.images or 0 for s in scores if s.side) / pairs.num_images
+            measured = families(meter, own, units, interaction, _most(own, towers, until), bar)
+            scores = [s for f in measured for s in scores_of(f, own, pairs.num_images, interaction == "joint")]
         table = ScoreTable(
             scores=tuple(scores),
             dense=meter.dense,
             metric=measure.name,
             weights=str(of["weights"]),
             pairs=str(of["pairs"]),
-            settings=settings | {"evaluations": evaluations, "images": pairs.num_images},
+            settings=settings | {"evaluations": meter.evaluations, "images": pairs.num_images},
         )
         if target is not None and ranks.rank == 0:
             table.save(target)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._whole import write_whole
+from .._io import write_whole
 from ..errors import WrongModelError
 from ._units import Unit
 
-_FORMAT = 2
+_FORMAT = 3
 _COLUMNS = (
     ("kind", "string"),
     ("tower", "string"),
@@ -30,8 +30,6 @@ _COLUMNS = (
     ("loss", "number"),
     ("parameters", "any"),
     ("images", "any"),
-    ("side", "string"),
-    ("removed", "any"),
 )
 
 
@@ -46,9 +44,6 @@ class Score:
         loss: What the metric loses without it, and, on a path, without the units that go before it.
         parameters: How many it frees when it is cut out of the whole model.
         images: Calibration images that it was evaluated on.
-        side: Which side of the cut it is certain to be on in the exact table, ``removed`` or ``kept``, or ``undecided``; None
-            if it was scored without a cut. Of a unit scored for a cut, ``stderr`` is against the exact table.
-        removed: Whether the cut removes it, certainly or by the best guess; None if it was scored without a cut.
     """
 
     unit: Unit
@@ -57,8 +52,6 @@ class Score:
     loss: float
     parameters: int | None = None
     images: int | None = None
-    side: str | None = None
-    removed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -216,8 +209,6 @@ class ScoreTable:
                     loss=float(row["loss"]),
                     parameters=row["parameters"],
                     images=row["images"],
-                    side=row["side"],
-                    removed=row["removed"],
                 )
                 for row in content.pop("data")
             )

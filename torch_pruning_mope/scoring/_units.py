@@ -10,10 +10,10 @@ from typing import Literal
 
 from ..encoder import DualEncoder, TowerName
 
-Kind = Literal["head", "neurons", "block"]
+Part = Literal["head", "neurons", "block"]
 UnitKind = Literal["head", "neurons", "block", "attention", "mlp"]
 KINDS: tuple[UnitKind, ...] = ("head", "neurons", "block", "attention", "mlp")
-_PARTS: dict[UnitKind, Kind] = {
+_PARTS: dict[UnitKind, Part] = {
     "head": "head",
     "attention": "head",
     "neurons": "neurons",
@@ -44,7 +44,7 @@ class Unit:
     channels: tuple[int, ...] = ()
 
     @property
-    def part(self) -> Kind:
+    def part(self) -> Part:
         """Which part of its block loses channels: ``head`` for the attention, ``neurons`` for the MLP, ``block`` for both."""
         return _PARTS[self.kind]
 
@@ -59,17 +59,17 @@ class Ablation:
     Attributes:
         tower: ``image`` or ``text``.
         layer: Position of the block.
-        kind: Which sub-layer: the attention for ``head``, the MLP for ``neurons``, both for ``block``.
+        part: Which sub-layer: the attention for ``head``, the MLP for ``neurons``, both for ``block``.
         channels: Input channels of its output linear; empty for a block.
     """
 
     tower: TowerName
     layer: int
-    kind: Kind
+    part: Part
     channels: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.tower} layer {self.layer} {self.kind} ({len(self.channels)} channels)"
+        return f"{self.tower} layer {self.layer} {self.part} ({len(self.channels)} channels)"
 
 
 def enumerate_units(

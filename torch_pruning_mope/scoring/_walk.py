@@ -105,7 +105,7 @@ class StreamWalk(Walk):
             depth = self.depth(ablation)
             if depth == self.depths:
                 self._at_end.append(ablation)
-            elif ablation.kind == "block":
+            elif ablation.part == "block":
                 self._skipped.update(range(depth, depth + self.per_block))
             else:
                 weight = self.sublayers[depth].output.weight
@@ -114,7 +114,7 @@ class StreamWalk(Walk):
 
     def depth(self, ablation: Ablation) -> int:
         """Position of the (first) sub-layer that an ablation is in; the end for what runs with the readout, such as a pool."""
-        return min(ablation.layer * self.per_block + (ablation.kind == "neurons"), self.depths)
+        return min(ablation.layer * self.per_block + (ablation.part == "neurons"), self.depths)
 
     def lengths(self, inputs: Tensor) -> Tensor | None:
         """The tower's."""

@@ -5,7 +5,16 @@ from . import _timm as _timm
 from . import _transformers as _transformers
 from ._attention import HeadProjection, PrunableAttention
 from ._check import check_grouped, reached_leaves
-from ._graph import UnwrappedParameters, all_groups, build_graph, masking_is_removal, tracing_forward, uncuttable
+from ._graph import (
+    UnwrappedParameters,
+    all_groups,
+    build_graph,
+    check_untied,
+    kept_whole,
+    masking_is_removal,
+    tracing_forward,
+    uncuttable,
+)
 from ._pruners import customized_pruners
 from ._record import noted_channels, record
 from ._swap import exchange, prunable_attention, register_attention, swap_attention
@@ -17,8 +26,10 @@ __all__ = [
     "all_groups",
     "build_graph",
     "check_grouped",
+    "check_untied",
     "customized_pruners",
     "exchange",
+    "kept_whole",
     "masking_is_removal",
     "noted_channels",
     "prunable_attention",

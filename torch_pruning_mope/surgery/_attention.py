@@ -10,23 +10,24 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_TRACING = False
-"""Not a context variable, which torch.compile could not read."""
+from .._state import exclusive
 
 
 @contextmanager
-def tracing() -> Iterator[None]:
-    """Inside, attention shows Torch-Pruning's tracer its projections and nothing that has other channels than they.
+def tracing(model: nn.Module) -> Iterator[None]:
+    """Inside, the attentions of a model show Torch-Pruning's tracer their projections alone.
 
-    Yields:
-        Nothing.
+    A plain attribute of the modules traced, which torch.compile guards.
     """
-    global _TRACING
-    before, _TRACING = _TRACING, True
-    try:
-        yield
-    finally:
-        _TRACING = before
+    with exclusive(model):
+        before = {module: module.is_traced for module in model.modules() if isinstance(module, PrunableAttention)}
+        try:
+            for module in before:
+                module.is_traced = True
+            yield
+        finally:
+            for module, flag in before.items():
+                module.is_traced = flag
 
 
 class HeadProjection(nn.Linear):
@@ -113,6 +114,7 @@ class PrunableAttention(nn.Module):
         self.scale = self.head_dim**-0.5
         self.dropout = dropout
         self.batch_first = batch_first
+        self.is_traced = False
         self.q_proj = nn.Linear(query_dim, inner_dim, bias=bias)
         self.k_proj = nn.Linear(key_dim, inner_dim, bias=bias)
         self.v_proj: nn.Linear = (
@@ -137,6 +139,15 @@ class PrunableAttention(nn.Module):
         Raises:
             RuntimeError: If head dimensions were cut instead of whole heads.
         """
+        return self._count_heads()
+
+    @num_heads.setter
+    def num_heads(self, heads: int) -> None:
+        # tp.load_state_dict sets every public attribute, this one after the projections it follows from.
+        if heads != self._count_heads():
+            raise AttributeError(f"num_heads must be what the projections have, {self._count_heads()}; found {heads}.")
+
+    def _count_heads(self) -> int:
         heads, rest = divmod(self.v_proj.out_features, self.head_dim)
         if rest or self.q_proj.out_features != self.v_proj.out_features:
             raise RuntimeError(
@@ -150,7 +161,6 @@ class PrunableAttention(nn.Module):
         """Head count and dimension for printing."""
         return f"heads={self.v_proj.out_features // self.head_dim}, head_dim={self.head_dim}"
 
-    @property
     def left_alone(self) -> list[nn.Parameter]:
         """Parameters that pruning does not touch: of the norms that all heads share, and what is per head besides."""
         shared = [*self.q_norm.parameters(), *self.k_norm.parameters()]
@@ -199,7 +209,7 @@ class PrunableAttention(nn.Module):
         """
         if not self.out_proj.in_features:
             return query.new_empty(*query.shape[:-1], 0)
-        if _TRACING:
+        if self.is_traced:
             # Only that the channels of the projections go together: what is per head, or the same for all, would enter the
             # graph with channels it does not have (trap O), and each operation more slows every group that is asked for.
             keys = (self.k_proj(key) + self.v_proj(value)).mean(1, keepdim=True)

@@ -3,14 +3,15 @@
 Torch-Pruning 1.6.1 is used unmodified; every correction travels in the arguments of its own constructors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from .._state import trainable
+from .._state import exclusive, trainable
+from ..errors import UnsupportedModelError
 from ._attention import tracing
 from ._pruners import customized_pruners
 
@@ -49,7 +50,7 @@ def tracing_forward(
 
     def forward(traced: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
         try:
-            with trainable(traced), tracing():
+            with trainable(traced), tracing(traced):
                 outputs = [encode_image(inputs["images"]), encode_text(inputs["tokens"])]
                 return outputs if decode is None else [*outputs, decode(inputs["images"], inputs["tokens"])]
         except BaseException:
@@ -71,18 +72,8 @@ def build_graph(
     forward_fn: Callable[[nn.Module, dict[str, Tensor]], list[Tensor]],
     unwrapped_parameters: UnwrappedParameters,
 ) -> tp.DependencyGraph:
-    """The dependency graph, corrected.
-
-    Args:
-        model: The swapped model.
-        example_inputs: ``images`` and ``tokens``.
-        forward_fn: From :func:`tracing_forward`.
-        unwrapped_parameters: Bare parameters and their residual dimension.
-
-    Returns:
-        The graph.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
+    """The dependency graph, corrected."""
+    with exclusive(model), torch.inference_mode(False), torch.enable_grad():
         return tp.DependencyGraph().build_dependency(
             model,
             example_inputs=example_inputs,
@@ -127,6 +118,37 @@ def all_groups(graph: tp.DependencyGraph) -> list[Any]:
         The groups, found by the layers that make their channels.
     """
     return list(graph.get_all_groups(root_module_types=[tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, nn.Embedding]))
+
+
+def check_untied(graph: tp.DependencyGraph, model: nn.Module) -> None:
+    """Raises where layers of the graph share a parameter, which a cut of one of them would part.
+
+    Raises:
+        UnsupportedModelError: Then.
+    """
+    owners: dict[nn.Parameter, list[str]] = {}
+    for prefix, module in model.named_modules():
+        if module in graph.module2node:
+            for name, parameter in module.named_parameters(prefix, recurse=False):
+                owners.setdefault(parameter, []).append(name)
+    tied = [names for names in owners.values() if len(names) > 1]
+    if tied:
+        raise UnsupportedModelError(
+            f"layers that are cut must have parameters of their own; found tied ones: {tied}. Give each layer a copy "
+            "(layer.weight = nn.Parameter(layer.weight.detach().clone())), or prune before tying them."
+        )
+
+
+def kept_whole(groups: Sequence[Any], ignored: Iterable[nn.Module]) -> list[nn.Module]:
+    """Layers that make the channels of groups with an ignored member, one per group.
+
+    Torch-Pruning leaves a group alone only if an ignored layer *makes* its channels; one that takes them is cut.
+
+    Returns:
+        The layers; given to a pruner as ``ignored_layers``, the groups stay whole.
+    """
+    inside = {module for layer in ignored for module in layer.modules()}
+    return [group[0].dep.target.module for group in groups if any(item.dep.target.module in inside for item in group)]
 
 
 def uncuttable(graph: tp.DependencyGraph, groups: Sequence[Any]) -> list[nn.Module]:

@@ -3,8 +3,6 @@
 from typing import Any
 
 import torch
-from open_clip.modified_resnet import AttentionPool2d
-from open_clip.transformer import Attention as OpenClipAttention
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
@@ -60,7 +58,7 @@ class _SelfAttention(PrunableAttention):
         return dropped
 
 
-@register_attention(OpenClipAttention)
+@register_attention("open_clip.transformer.Attention")
 def _from_open_clip(module: Any) -> _SelfAttention:
     per_head = module.head_scale is not None or module.logit_scale is not None
     attention = build(
@@ -100,7 +98,7 @@ class _MeanQueryPool(PrunableAttention):
         return pooled[:, 0]
 
 
-@register_attention(AttentionPool2d)
+@register_attention("open_clip.modified_resnet.AttentionPool2d")
 def _from_resnet(module: Any) -> _MeanQueryPool:
     projections = {
         name: (getattr(module, f"{name}_proj").weight, getattr(module, f"{name}_proj").bias) for name in "qkv"

@@ -3,7 +3,6 @@
 from typing import Any, TypeVar
 
 import torch
-from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
@@ -45,6 +44,8 @@ class _SelfAttention(PrunableAttention):
         """Queries or keys with their positions turned in, where there are any."""
         if rope is None:
             return x
+        from timm.layers.pos_embed_sincos import apply_rot_embed_cat  # loaded: the attention was timm's
+
         prefix, rest = x[:, :, : self.prefix_tokens], x[:, :, self.prefix_tokens :]
         return torch.cat([prefix, apply_rot_embed_cat(rest, rope, half=self.rotate_half)], 2)
 
@@ -181,10 +182,9 @@ class _WindowAttention(PrunableAttention):
     relative_position_bias_table: nn.Parameter
     relative_position_index: Tensor
 
-    @property
     def left_alone(self) -> list[nn.Parameter]:
         """The table as well."""
-        return [*super().left_alone, self.relative_position_bias_table]
+        return [*super().left_alone(), self.relative_position_bias_table]
 
     def bias(self) -> Tensor:
         """What is added to the scores, ``[1, H, T, T]`` for the heads that are left."""
@@ -226,10 +226,9 @@ class _RelPosAttention(PrunableAttention):
     proj_drop: nn.Module
     rel_pos: Any
 
-    @property
     def left_alone(self) -> list[nn.Parameter]:
         """What makes the bias as well."""
-        return [*super().left_alone, *([] if self.rel_pos is None else self.rel_pos.parameters())]
+        return [*super().left_alone(), *([] if self.rel_pos is None else self.rel_pos.parameters())]
 
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Self-attention.

@@ -16,11 +16,10 @@ class _T5Attention(PrunableAttention):
     relative_attention_bias: nn.Embedding | None
     compute_bias: Any
 
-    @property
     def left_alone(self) -> list[nn.Parameter]:
         """The positions as well."""
         positions = self.relative_attention_bias
-        return [*super().left_alone, *([] if positions is None else positions.parameters())]
+        return [*super().left_alone(), *([] if positions is None else positions.parameters())]
 
     def forward(  # type: ignore[override]
         self,

@@ -3,10 +3,10 @@
 from . import _open_clip as _open_clip  # these register themselves
 from . import _timm as _timm
 from . import _transformers as _transformers
-from ._discover import register_units
+from ._discover import register_channels
 from ._fallback import ChannelsTower
 from ._opaque import OpaqueTower, first_tensor
-from ._prunable import Prunable, Units
+from ._prunable import Channels, Prunable
 from ._registry import Towers, is_known, register_towers, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
 from ._tower import Block, BlockTower, Tower
@@ -15,6 +15,7 @@ __all__ = [
     "AttentionSublayer",
     "Block",
     "BlockTower",
+    "Channels",
     "ChannelsTower",
     "FeedForwardSublayer",
     "OpaqueTower",
@@ -23,10 +24,9 @@ __all__ = [
     "Sublayer",
     "Tower",
     "Towers",
-    "Units",
     "first_tensor",
     "is_known",
+    "register_channels",
     "register_towers",
-    "register_units",
     "towers_of",
 ]

@@ -6,19 +6,19 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .._registry import Kind, Registry
+from .._registry import Registry, TypeKey
 from ..surgery import PrunableAttention
-from ._prunable import Prunable, Units
+from ._prunable import Channels, Prunable
 
 Found = Sequence[tuple[Literal["head", "neurons"], Prunable]]
 _UNITS: Registry[Callable[[Any], Found]] = Registry("a handler of their units")
 
 
-def register_units(*kinds: Kind) -> Callable[..., Any]:
+def register_channels(*kinds: TypeKey) -> Callable[..., Any]:
     """Registers what can be removed of modules of exactly these types.
 
     The handler takes a module and returns pairs of ``"head"`` or ``"neurons"`` and a
-    :class:`torch_pruning_mope.Units`, in the order in which they run.
+    :class:`torch_pruning_mope.Channels`, in the order in which they run.
 
     Args:
         *kinds: Module types, or their full names (``"timm.layers.mlp.Mlp"``), which spares importing them.
@@ -33,7 +33,7 @@ def register_units(*kinds: Kind) -> Callable[..., Any]:
 
 
 @dataclass
-class Layer:
+class FoundLayer:
     """A module of an encoder and what can be removed of it.
 
     Attributes:
@@ -47,7 +47,7 @@ class Layer:
     found: list[tuple[Literal["head", "neurons"], Prunable]] = field(default_factory=list)
 
 
-def discover(root: nn.Module) -> list[Layer]:
+def discover(root: nn.Module) -> list[FoundLayer]:
     """The layers of an encoder whose attention has been swapped.
 
     Args:
@@ -65,7 +65,7 @@ def discover(root: nn.Module) -> list[Layer]:
             continue
         if isinstance(module, PrunableAttention):
             sources = (module.q_proj, module.k_proj, module.v_proj)
-            units[name] = [("head", Units(sources, module.out_proj, module.head_dim))]
+            units[name] = [("head", Channels(sources, module.out_proj, module.head_dim))]
             hidden += [f"{name}.{part}." for part in module.unlisted]
         elif (handler := handlers[type(module)]) is not None:
             units[name] = handler(module)
@@ -74,13 +74,13 @@ def discover(root: nn.Module) -> list[Layer]:
         around = next((outer for outer in inside if name.startswith(f"{outer}.")), None)
         inside[name] = _element(name, modules) if around is None else inside[around]
     lists = {element for element in inside.values() if element}
-    layers: dict[str, Layer] = {}
+    layers: dict[str, FoundLayer] = {}
     for name, found in units.items():
         element = inside[name]
         owner = element or _alone(name, lists)
         if owner not in layers:
             siblings: Any = modules[element.rpartition(".")[0]] if element else None
-            layers[owner] = Layer(modules[owner], siblings)
+            layers[owner] = FoundLayer(modules[owner], siblings)
         layers[owner].found.extend(found)
     return list(layers.values())
 

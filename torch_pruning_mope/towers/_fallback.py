@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from ._opaque import OpaqueTower
-from ._prunable import Units
+from ._prunable import Channels
 from ._tower import Block
 
 
@@ -35,12 +35,12 @@ class ChannelsTower(OpaqueTower):
         if not found:
             raise UnsupportedModelError(
                 f"an encoder must have layers of known types, or channels that can be cut; found neither in "
-                f"{type(self.root).__qualname__}. Register its layers with torch_pruning_mope.register_units."
+                f"{type(self.root).__qualname__}. Register its layers with torch_pruning_mope.register_channels."
             )
         self._units = found
         warnings.warn(
             f"No layer of {type(self.root).__qualname__} is of a known type. Its channels are taken as neurons, and scored "
-            "by whole forward passes, which is exact and slow. torch_pruning_mope.register_units makes layers known.",
+            "by whole forward passes, which is exact and slow. torch_pruning_mope.register_channels makes layers known.",
             stacklevel=5,
         )
 
@@ -60,7 +60,7 @@ class ChannelsTower(OpaqueTower):
         return ()
 
 
-def _units(group: Any, inside: set[nn.Module], firm: set[nn.Module]) -> Units | None:
+def _units(group: Any, inside: set[nn.Module], firm: set[nn.Module]) -> Channels | None:
     """The channels of a group, if all of it lies inside an encoder and can be cut."""
     makers: list[Any] = []
     takers: list[Any] = []
@@ -73,7 +73,7 @@ def _units(group: Any, inside: set[nn.Module], firm: set[nn.Module]) -> Units | 
         (makers if dep.handler in _MAKES else takers).append(module)
     count = makers[0].weight.shape[0] if makers else 0
     fitting = [taker for taker in takers if taker.weight.shape[1] == count]
-    return Units(makers, fitting[0], can_be_empty=False) if fitting else None
+    return Channels(makers, fitting[0], can_be_empty=False) if fitting else None
 
 
 _MAKES = {tp.prune_linear_out_channels, tp.prune_conv_out_channels, tp.prune_depthwise_conv_out_channels}

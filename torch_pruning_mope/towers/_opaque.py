@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .._state import evaluation_mode
 from ..errors import UnsupportedModelError
 from ..surgery import PrunableAttention
-from ._discover import Layer, discover
+from ._discover import FoundLayer, discover
 from ._tower import Block, BlockTower
 
 
@@ -107,14 +107,14 @@ class OpaqueTower(BlockTower):
     def joint_parameters(self) -> Sequence[tuple[nn.Parameter, int]]:
         """All parameters of no layer that Torch-Pruning knows, unless they are left alone."""
         attentions = (module for module in self.root.modules() if isinstance(module, PrunableAttention))
-        alone = {id(parameter) for attention in attentions for parameter in attention.left_alone}
+        alone = {id(parameter) for attention in attentions for parameter in attention.left_alone()}
         return [
             (parameter, self._dimensions.get(name, _last(parameter)))
             for name, parameter in _bare_parameters(self.root)
             if id(parameter) not in alone
         ] + list(self._more_parameters())
 
-    def _blocks(self, layer: Layer, call: _Call) -> Iterator[Block]:
+    def _blocks(self, layer: FoundLayer, call: _Call) -> Iterator[Block]:
         siblings = layer.siblings if call.residual and not self._fixed(layer.module) else None
         heads = [units for kind, units in layer.found if kind == "head"]
         neurons = [units for kind, units in layer.found if kind == "neurons"]
@@ -126,7 +126,7 @@ class OpaqueTower(BlockTower):
                 siblings,
             )
 
-    def _layers(self) -> list[tuple[Layer, _Call]]:
+    def _layers(self) -> list[tuple[FoundLayer, _Call]]:
         """The layers that run, in order."""
         found = discover(self.root)
         key = tuple(id(layer.module) for layer in found)

@@ -7,49 +7,37 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from open_clip.coca_model import CoCa
-from open_clip.hf_model import HFTextEncoder
-from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.modified_resnet import Bottleneck
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import (
-    CustomResidualAttentionBlock,
-    LayerScale,
-    ResidualAttentionBlock,
-    TextTransformer,
-    Transformer,
-    VisionTransformer,
-    text_global_pool,
-)
 from torch import Tensor, nn
 
+from .._registry import is_of
 from ._checks import check_tokens
-from ._discover import Found, register_units
+from ._discover import Found, register_channels
 from ._opaque import OpaqueTower
-from ._prunable import Units
+from ._prunable import Channels
 from ._registry import Towers, register_towers
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream
 from ._timm import TimmVit
 from ._tower import Block, BlockTower, Tower, remove_element
 from ._transformers import holds_positions
 
-_BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
+_TRANSFORMER = "open_clip.transformer."
+_BLOCKS = (f"{_TRANSFORMER}ResidualAttentionBlock", f"{_TRANSFORMER}CustomResidualAttentionBlock")
 
 
-@register_units(*_BLOCKS)
+@register_channels(*_BLOCKS)
 def _units_of_block(module: Any) -> Found:
-    return [("neurons", Units((module.mlp[0],), module.mlp[-1]))]
+    return [("neurons", Channels((module.mlp[0],), module.mlp[-1]))]
 
 
-@register_units(Bottleneck)
+@register_channels("open_clip.modified_resnet.Bottleneck")
 def _units_of_bottleneck(module: Any) -> Found:
-    return [("neurons", Units((module.conv1,), module.conv2)), ("neurons", Units((module.conv2,), module.conv3))]
+    return [("neurons", Channels((module.conv1,), module.conv2)), ("neurons", Channels((module.conv2,), module.conv3))]
 
 
 def _is_plain(transformer: Any) -> bool:
     """Whether nothing but units stands between the layers that make units and those that take them."""
-    return type(transformer) is Transformer and all(
-        type(block) in _BLOCKS
+    return is_of(transformer, f"{_TRANSFORMER}Transformer") and all(
+        is_of(block, *_BLOCKS)
         and isinstance(getattr(block.attn, "norm", None) or nn.Identity(), nn.Identity)
         and not any(isinstance(part, nn.LayerNorm) for part in block.mlp)
         for block in transformer.resblocks
@@ -69,12 +57,12 @@ def _block(module: Any, siblings: nn.ModuleList) -> Block:
     )
 
 
-def _blocks(transformer: Transformer) -> list[Block]:
+def _blocks(transformer: Any) -> list[Block]:
     return [_block(module, transformer.resblocks) for module in transformer.resblocks]
 
 
-def _gammas(transformer: Transformer) -> list[tuple[nn.Parameter, int]]:
-    return [(module.gamma, 0) for module in transformer.modules() if isinstance(module, LayerScale)]
+def _gammas(transformer: Any) -> list[tuple[nn.Parameter, int]]:
+    return [(module.gamma, 0) for module in transformer.modules() if is_of(module, f"{_TRANSFORMER}LayerScale")]
 
 
 class OpenClipVision(Tower):
@@ -134,6 +122,8 @@ class OpenClipText(Tower):
 
     def _pooled(self, inputs: Tensor) -> Int[Tensor, "N"]:
         """Asks open_clip's own pooling which token it takes, by pooling the positions."""
+        from open_clip.transformer import text_global_pool  # loaded: the model is open_clip's
+
         positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
         pooled: Tensor = text_global_pool(positions[..., None], inputs, self._pool_type, eos_token_id=self._eos_id)
         return pooled[:, 0]
@@ -189,7 +179,7 @@ def _check_end(tokens: Tensor, pool_type: str, eos_id: int | None) -> None:
         )
 
 
-@register_towers(CLIP)
+@register_towers("open_clip.model.CLIP")
 def _clip(model: Any) -> Towers:
     pool_type, eos_id = model.text_pool_type, getattr(model, "text_eos_id", None)
     text: BlockTower = OpenClipText(model, pool_type, eos_id)
@@ -205,14 +195,14 @@ def _clip(model: Any) -> Towers:
     return _towers(model, text, model.encode_image, model.encode_text, model.context_length)
 
 
-@register_towers(CustomTextCLIP)
+@register_towers("open_clip.model.CustomTextCLIP")
 def _custom_text_clip(model: Any) -> Towers:
     length = _context(model.text)
     text = _text_tower(model.text, model.encode_text, length)
     return _towers(model, text, model.encode_image, model.encode_text, length)
 
 
-@register_towers(CoCa)
+@register_towers("open_clip.coca_model.CoCa")
 def _coca(model: Any) -> Towers:
     length = min(_context(model.text), int(model.context_length))
     encode_image, encode_text = (
@@ -261,13 +251,14 @@ class _CoCaDecoder(OpaqueTower):
             remove_element(decoder.cross_attn, cross)
 
 
+_TIMM = "open_clip.timm_model.TimmModel"
 _USUAL = 77
 _POOLS = {"argmax", "eos", "first", "last"}
 
 
 def _text_tower(text: Any, encode: Callable[[Tensor], Tensor], length: int) -> BlockTower:
     """The tower of a text encoder of its own."""
-    if type(text) is not TextTransformer:
+    if not is_of(text, f"{_TRANSFORMER}TextTransformer"):
         return OpaqueTower(text, encode, lambda: _tokens(text, length), fixed=holds_positions)
     native = OpenClipText(text, text.pool_type, getattr(text, "eos_id", None))
     simple = text.cls_emb is None and not text.use_pad_mask and not text.output_tokens
@@ -290,7 +281,7 @@ def _checks(text: Any) -> Callable[[Tensor], None]:
 def _context(text: Any) -> int:
     """Tokens of a caption; Hugging Face's encoders say how many places they have, of which RoBERTa's begin after padding."""
     length = int(text.context_length or _USUAL)
-    if type(text) is HFTextEncoder:
+    if is_of(text, "open_clip.hf_model.HFTextEncoder"):
         length = min(length - 1 - int(text.config.pad_token_id or 0), _USUAL) if text.context_length else _USUAL
     return length
 
@@ -316,14 +307,14 @@ def _projection(projection: Any) -> list[tuple[nn.Parameter, int]]:
 
 def _image_tower(model: Any, encode: Callable[[Tensor], Tensor]) -> BlockTower:
     visual = model.visual
-    if type(visual) is VisionTransformer:
+    if is_of(visual, f"{_TRANSFORMER}VisionTransformer"):
         simple = visual.attn_pool is None and visual.pool_type in {"tok", "avg"} and not visual.output_tokens
         if simple and _is_plain(visual.transformer):
             return OpenClipVision(visual)
-    if type(visual) is TimmModel and TimmVit.fits(visual):
+    if is_of(visual, _TIMM) and TimmVit.fits(visual):
         return TimmVit(visual, encode, lambda: _image(model))
     # A head after the trunk of a timm model projects into the joint embedding, which stays as it is.
-    root = visual.trunk if type(visual) is TimmModel else visual
+    root = visual.trunk if is_of(visual, _TIMM) else visual
     return OpaqueTower(root, encode, lambda: _image(model), dimensions={"proj": 0})
 
 

@@ -52,7 +52,7 @@ class Prunable(ABC):
         return keep[:, None, None] if isinstance(self.output, nn.Conv2d) else keep
 
 
-class Units(Prunable):
+class Channels(Prunable):
     """Heads or neurons, named by the layers around them.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._registry import Kind, Registry
+from .._registry import Registry, TypeKey
 from ..errors import UnsupportedModelError
 from ._tower import BlockTower
 
@@ -54,7 +54,7 @@ class Towers:
 _FACTORIES: Registry[Callable[[Any], Towers]] = Registry("a factory of their towers")
 
 
-def register_towers(*kinds: Kind) -> Callable[..., Any]:
+def register_towers(*kinds: TypeKey) -> Callable[..., Any]:
     """Registers a factory of :class:`Towers` for models of exactly these types.
 
     Args:

@@ -5,41 +5,39 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import Block as TransformerBlock
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ._discover import Found, register_units
+from .._registry import is_of
+from ._discover import Found, register_channels
 from ._opaque import OpaqueTower
-from ._prunable import Units
+from ._prunable import Channels
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream
 from ._tower import Block, Tower
 
 
-@register_units(
+@register_channels(
     "timm.layers.mlp.Mlp",
     "timm.layers.mlp.ConvMlp",
     "timm.layers.mlp.GlobalResponseNormMlp",
     "timm.models.fastvit.ConvMlp",
 )
 def _units_of_mlp(module: Any) -> Found:
-    return [("neurons", Units((module.fc1,), module.fc2))]
+    return [("neurons", Channels((module.fc1,), module.fc2))]
 
 
-@register_units("timm.layers.mlp.SwiGLU")
+@register_channels("timm.layers.mlp.SwiGLU")
 def _units_of_swiglu(module: Any) -> Found:
-    return [("neurons", Units((module.fc1_g, module.fc1_x), module.fc2))]
+    return [("neurons", Channels((module.fc1_g, module.fc1_x), module.fc2))]
 
 
-@register_units("timm.models.vitamin.GeGluMlp")
+@register_channels("timm.models.vitamin.GeGluMlp")
 def _units_of_geglu(module: Any) -> Found:
-    return [("neurons", Units((module.w0, module.w1), module.w2))]
+    return [("neurons", Channels((module.w0, module.w1), module.w2))]
 
 
-@register_units("timm.models.vitamin.MbConvLNBlock")
+@register_channels("timm.models.vitamin.MbConvLNBlock")
 def _units_of_inverted_bottleneck(module: Any) -> Found:
-    return [("neurons", Units((module.conv1_1x1,), module.conv3_1x1))]
+    return [("neurons", Channels((module.conv1_1x1,), module.conv3_1x1))]
 
 
 class TimmVit(OpaqueTower, Tower):
@@ -59,8 +57,9 @@ class TimmVit(OpaqueTower, Tower):
     def fits(visual: Any) -> bool:
         """Whether a ``TimmModel`` holds such a trunk."""
         trunk = visual.trunk
-        return type(trunk) is VisionTransformer and all(
-            type(block) is TransformerBlock and type(block.mlp) is Mlp for block in trunk.blocks
+        return is_of(trunk, "timm.models.vision_transformer.VisionTransformer") and all(
+            is_of(block, "timm.models.vision_transformer.Block") and is_of(block.mlp, "timm.layers.mlp.Mlp")
+            for block in trunk.blocks
         )
 
     def stem(self, inputs: Tensor) -> Stream:

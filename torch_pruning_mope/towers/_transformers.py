@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import check_tokens
-from ._discover import Found, register_units
+from ._discover import Found, register_channels
 from ._opaque import OpaqueTower
-from ._prunable import Units
+from ._prunable import Channels
 from ._registry import Towers, register_towers
 
 _MODELS = "transformers.models."
 
 
-@register_units(
+@register_channels(
     *(
         f"{_MODELS}{name}"
         for name in (
@@ -29,10 +29,10 @@ _MODELS = "transformers.models."
     )
 )
 def _units_of_mlp(module: Any) -> Found:
-    return [("neurons", Units((module.fc1,), module.fc2))]
+    return [("neurons", Channels((module.fc1,), module.fc2))]
 
 
-@register_units(
+@register_channels(
     *(
         f"{_MODELS}{name}"
         for name in (
@@ -48,10 +48,10 @@ def _units_of_mlp(module: Any) -> Found:
 def _units_of_attention(module: Any) -> Found:
     # These count their heads by what is left of the projections, and keep their scale: nothing need be swapped.
     sources = (module.q_proj, module.k_proj, module.v_proj)
-    return [("head", Units(sources, module.out_proj, module.head_dim, can_be_empty=False))]
+    return [("head", Channels(sources, module.out_proj, module.head_dim, can_be_empty=False))]
 
 
-@register_units(
+@register_channels(
     *(
         f"{_MODELS}{name}"
         for name in (
@@ -66,24 +66,24 @@ def _units_of_attention(module: Any) -> Found:
 def _units_of_bert(module: Any) -> Found:
     own, output = module.attention.self, module.attention.output.dense
     return [
-        ("head", Units((own.query, own.key, own.value), output, own.attention_head_size, can_be_empty=False)),
-        ("neurons", Units((module.intermediate.dense,), module.output.dense)),
+        ("head", Channels((own.query, own.key, own.value), output, own.attention_head_size, can_be_empty=False)),
+        ("neurons", Channels((module.intermediate.dense,), module.output.dense)),
     ]
 
 
-@register_units(f"{_MODELS}t5.modeling_t5.T5Block", f"{_MODELS}mt5.modeling_mt5.MT5Block")
+@register_channels(f"{_MODELS}t5.modeling_t5.T5Block", f"{_MODELS}mt5.modeling_mt5.MT5Block")
 def _units_of_t5_block(module: Any) -> Found:  # noqa: ARG001
     return []  # the parts of one layer have theirs
 
 
-@register_units(f"{_MODELS}t5.modeling_t5.T5DenseGatedActDense", f"{_MODELS}mt5.modeling_mt5.MT5DenseGatedActDense")
+@register_channels(f"{_MODELS}t5.modeling_t5.T5DenseGatedActDense", f"{_MODELS}mt5.modeling_mt5.MT5DenseGatedActDense")
 def _units_of_gated(module: Any) -> Found:
-    return [("neurons", Units((module.wi_0, module.wi_1), module.wo))]
+    return [("neurons", Channels((module.wi_0, module.wi_1), module.wo))]
 
 
-@register_units(f"{_MODELS}t5.modeling_t5.T5DenseActDense", f"{_MODELS}mt5.modeling_mt5.MT5DenseActDense")
+@register_channels(f"{_MODELS}t5.modeling_t5.T5DenseActDense", f"{_MODELS}mt5.modeling_mt5.MT5DenseActDense")
 def _units_of_dense(module: Any) -> Found:
-    return [("neurons", Units((module.wi,), module.wo))]
+    return [("neurons", Channels((module.wi,), module.wo))]
 
 
 def holds_positions(module: nn.Module) -> bool:

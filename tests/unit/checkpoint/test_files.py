@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
 from torch_pruning_mope import DualEncoder, ModelLoadError
+from torch_pruning_mope._io import write_folder
 from torch_pruning_mope.checkpoint import _save, load
 from torch_pruning_mope.checkpoint._files import is_plain
 from torch_pruning_mope.checkpoint._json import parse, seal, unseal
-from torch_pruning_mope.checkpoint._written import written
 
 from .cases import prune
 
@@ -188,6 +188,6 @@ def test_plain_names_stay_in_their_folder(name: str) -> None:
 
 
 def test_what_is_not_written_is_skipped(tmp_path: Path) -> None:
-    with written(tmp_path / "folder", ["a", "b"]) as new:
+    with write_folder(tmp_path / "folder", ["a", "b"]) as new:
         (new / "b").write_text("b")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["b"]

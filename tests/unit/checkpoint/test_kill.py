@@ -16,7 +16,7 @@ import torch
 
 import torch_pruning_mope as mope
 from torch_pruning_mope import DualEncoder, ModelLoadError
-from torch_pruning_mope.checkpoint._files import SAVING
+from torch_pruning_mope._io import SAVING
 
 from .. import zoo
 from .cases import CONFIG, prune, register

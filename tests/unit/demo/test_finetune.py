@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from torch_pruning_mope import DualEncoder, emoji_pairs, load_tiny_clip
-from torch_pruning_mope._gradients import batch_losses
 from torch_pruning_mope.demo import fine_tune
 from torch_pruning_mope.demo._finetune import MAX_LOGIT_SCALE, schedule
+from torch_pruning_mope.scoring import batch_losses
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 100])

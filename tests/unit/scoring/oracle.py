@@ -13,11 +13,12 @@ from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
 def physically_without(encoder: DualEncoder, unit: Unit | Ablation) -> DualEncoder:
     """A copy of the encoder from which the unit is really gone."""
     smaller = DualEncoder(copy.deepcopy(encoder.model))
-    if unit.kind == "block":
+    part = unit.part
+    if part == "block":
         smaller.remove_blocks(unit.tower, [unit.layer])
         return smaller
     block = smaller.towers[unit.tower].blocks[unit.layer]
-    units = block.attention if unit.kind == "head" else block.feed_forward
+    units = block.attention if part == "head" else block.feed_forward
     assert units is not None
     output: Any = units.output
     if len(unit.channels) == _inputs(output):

@@ -30,7 +30,7 @@ def main(out: Path, interaction: str, rank_that_dies: int = -1, at: int = 0) -> 
     torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", "0"))
     encoder = mope.DualEncoder(clip())
-    pairs = pairs_for(encoder.model, 12 if interaction != "cut" else 90)
+    pairs = pairs_for(encoder.model, 12)
     metric = Deadly(at if rank == rank_that_dies else 0)
     table = mope.score(
         encoder,
@@ -38,8 +38,7 @@ def main(out: Path, interaction: str, rank_that_dies: int = -1, at: int = 0) -> 
         metric=metric,
         kinds=("head", "neurons", "block"),
         groups=3,
-        interaction="single" if interaction == "cut" else interaction,  # type: ignore[arg-type]
-        cut={"head": 0.4, "neurons": 0.4, "block": 0.4} if interaction == "cut" else None,
+        interaction=interaction,  # type: ignore[arg-type]
         batch_size=12,
         path=out / "table.json",
         progress=False,

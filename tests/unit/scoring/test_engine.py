@@ -116,8 +116,8 @@ def test_physical_removal_ends_with_its_context(case: str) -> None:
     images = pairs_for(encoder.model, 3).images
     dense = embeddings(encoder, "image", images)
     ablator = Ablator(encoder)
-    for ablation in [each for each in _ablations(encoder, "image") if each.kind != "block"][:8]:
-        physical = ("image", ablation.layer, ablation.kind) in ablator.physical
+    for ablation in [each for each in _ablations(encoder, "image") if each.part != "block"][:8]:
+        physical = ("image", ablation.layer, ablation.part) in ablator.physical
         removal = ablator.without("image", [ablation])
         with unchanged(encoder.model), pytest.raises(KeyError), removal as without:  # noqa: PT012
             assert (without is encoder) != physical
@@ -276,7 +276,7 @@ def test_kept_streams_follow_what_is_removed(encoder: mope.DualEncoder, tower: A
 
 def _inside(ablation: Ablation, held: list[Ablation]) -> bool:
     """Whether its block is gone already."""
-    return any(other.kind == "block" and other.layer == ablation.layer for other in held)
+    return any(other.part == "block" and other.layer == ablation.layer for other in held)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -68,10 +68,10 @@ class FakeMeter(Meter):
     def value(self, ablations: Sequence[Ablation]) -> float:
         def gone(unit: Unit) -> bool:
             return any(
-                (a.tower, a.layer, a.kind) == (unit.tower, unit.layer, unit.kind)
+                (a.tower, a.layer, a.part) == (unit.tower, unit.layer, unit.kind)
                 and set(unit.channels) <= set(a.channels)
                 for a in ablations
-            ) or any((a.tower, a.layer, a.kind) == (unit.tower, unit.layer, "block") for a in ablations)
+            ) or any((a.tower, a.layer, a.part) == (unit.tower, unit.layer, "block") for a in ablations)
 
         mask = torch.tensor([gone(unit) for unit in self.units]).double()
         return float(self.own @ mask + mask @ self.pairs @ mask)

@@ -32,7 +32,7 @@ def measured(out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interaction", ["nested", "greedy", "cut"])
+@pytest.mark.parametrize("interaction", ["nested", "greedy"])
 def test_ranks_end_with_the_table_of_one(tmp_path: Path, interaction: str) -> None:
     for world in (1, 3 if interaction == "greedy" else 2):
         out = tmp_path / str(world)

@@ -66,7 +66,7 @@ def test_a_half_written_file_is_never_seen(
         lambda text: "[]",
         lambda text: "null",
         lambda text: "{}",
-        lambda text: text.replace('"format": 2', '"format": 99'),
+        lambda text: text.replace('"format": 3', '"format": 99'),
         lambda text: text.replace('"stderr"', '"error"'),
         lambda text: text.replace('"dense"', '"sparse"'),
         lambda text: text.replace('"data": [', '"data": [3, '),

@@ -408,17 +408,17 @@ def _remove_own_heads(swapped: _SelfHolder, gone: list[int]) -> None:
     attention = swapped.attention
 
     def forward(model: nn.Module, x: Tensor) -> Any:
-        with tracing():
+        with tracing(model):
             return model(x)
 
     graph = tp.DependencyGraph().build_dependency(
         swapped,
         torch.randn(N, TQ, D),
         forward_fn=forward,
-        unwrapped_parameters=[(parameter, 0) for parameter in attention.left_alone],
+        unwrapped_parameters=[(parameter, 0) for parameter in attention.left_alone()],
         customized_pruners=customized_pruners(swapped),
     )
     channels = [channel for head in gone for channel in range(head * D // H, (head + 1) * D // H)]
     group = graph.get_pruning_group(attention.out_proj, tp.prune_linear_in_channels, channels)
-    assert all(dep.target.module not in set(attention.left_alone) for dep, _ in group)
+    assert all(dep.target.module not in set(attention.left_alone()) for dep, _ in group)
     group.prune()

@@ -4,6 +4,7 @@ What is expected comes from models that were never wrapped, run by their own pub
 """
 
 import copy
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,24 @@ def test_wrapped_equals_original(family: str) -> None:
     assert again.counts() == encoder.counts()
     exact = Pairs(pairs.images.double(), pairs.tokens)
     _assert_same(_embeddings(encoder.model.double(), exact), _embeddings(original.double(), exact), 1e-12)
+
+
+@each_family
+def test_copies_and_pickles_compute_with_their_own_weights(family: str) -> None:
+    encoder, pairs = _wrapped(family)
+    expected = {tower: encoder.embed(tower, inputs).detach() for tower, inputs in _inputs(pairs).items()}
+    file = io.BytesIO()
+    torch.save(encoder, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(encoder), torch.load(file, weights_only=False)):
+        _assert_same({tower: twin.embed(tower, inputs) for tower, inputs in _inputs(pairs).items()}, expected, 0)
+        assert (twin.counts(), twin.removed) == (encoder.counts(), encoder.removed)
+        with torch.no_grad():
+            for parameter in encoder.model.parameters():
+                parameter.zero_()
+        for tower, inputs in _inputs(pairs).items():
+            assert_close(twin.embed(tower, inputs), expected[tower], 0)
+        encoder = twin
 
 
 @each_family

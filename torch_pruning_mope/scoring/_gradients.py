@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._state import evaluation_mode, own_gradients, trainable
+from ..data import Pairs
+from ..encoder import DualEncoder
+from ..errors import NonFiniteError
+from ..metrics import contrastive_losses, normalised
+from ._meter import PairsLike
 from ._ranks import Ranks
-from ._state import evaluation_mode, own_gradients, trainable
-from .data import Pairs
-from .encoder import DualEncoder
-from .errors import NonFiniteError
-from .metrics import contrastive_losses, normalised
 
 _PARTS = 8
 """Batches are summed in so many parts, whoever computes them: the same order of summation, so the same bits."""
@@ -39,6 +41,32 @@ def _losses(encoder: DualEncoder, images: Float[Tensor, "N J"], texts: Float[Ten
     return contrastive_losses(image, text, index, encoder.logit_scale)[0]
 
 
+class GradientsMixin:
+    """Adds :meth:`accumulate_gradients` to a dual encoder."""
+
+    def accumulate_gradients(
+        self, pairs: PairsLike, *, squared: bool = False, batch_size: int = 64, progress: bool = False
+    ) -> None:
+        """Mutates the model's ``.grad``: gradients of the contrastive loss over ``pairs``, for criteria that read them.
+
+        Args:
+            pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches.
+            squared: The mean square of each pair's part of the gradient (what reaches a weight through the pair's own
+                image and caption), instead of the mean gradient, as Torch-Pruning's Hessian importance reads it from
+                ``.grad``. Its own ``accumulate_grad`` (1.6.1) keeps only the last sample.
+            batch_size: Pairs that contrast with each other in one loss.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
+            ValueError: If the weights are on the ``meta`` device, or ``batch_size`` is below 2.
+        """
+        encoder = cast("DualEncoder", self)
+        encoder.check_has_weights()
+        pairs = Pairs.coerce(pairs)
+        accumulate_gradients(encoder, pairs, squared=squared, batch_size=batch_size, progress=progress)
+
+
 def accumulate_gradients(
     encoder: DualEncoder,
     pairs: Pairs,
@@ -48,20 +76,7 @@ def accumulate_gradients(
     progress: bool = False,
     ranks: Ranks | None = None,
 ) -> None:
-    """See :meth:`torch_pruning_mope.DualEncoder.accumulate_gradients`.
-
-    Args:
-        encoder: The dual encoder; its parameters' ``.grad`` is replaced.
-        pairs: Calibration pairs.
-        squared: Mean squared gradient per pair, instead of the mean gradient.
-        batch_size: Pairs per loss.
-        progress: Whether to show a progress bar.
-        ranks: Who shares the batches: all of them make this call; the result is the same as of one.
-
-    Raises:
-        NonFiniteError: If a gradient is NaN or infinite.
-        ValueError: If ``batch_size`` is below 2.
-    """
+    """Mutates ``.grad``; see :meth:`GradientsMixin.accumulate_gradients`. ``ranks`` share the batches, with equal results."""
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, because the loss contrasts pairs; found {batch_size}.")
     parameters = list(encoder.model.parameters())

@@ -1,4 +1,4 @@
-"""The steps of a run: prune by a plan, train; or take up what is there."""
+"""The steps of a run: prune by a plan, train; or resume what is there."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from ..metrics import MetricLike
 from ..planning import Budget, Plan, make_plan, plan_range
 from ..scoring import score
 from ._folder import RunFolder
+from ._training_log import TrainingLog
 
 Batches = Pairs | Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass
-class Run:
-    """What the steps of a run share.
+class StageRun:
+    """What the steps of a stage share.
 
     Attributes:
         encoder: The model that becomes the student.
@@ -65,7 +66,7 @@ class Run:
             precision=None if precision == "no" else precision,
         )
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        self.folder.tell("teacher", f"kept what it makes of {self.train_on.num_images} images, {size / 1e6:.1f} MB")
+        self.folder.note("teacher", f"kept what it makes of {self.train_on.num_images} images, {size / 1e6:.1f} MB")
 
     def prune(self, step: str, budget: Budget | None, **settings: Any) -> None:
         """Mutates the model: applies a plan, the one that is there if the run got so far before.
@@ -78,9 +79,9 @@ class Run:
         file = self.folder.path / f"{step}-plan.json"
         if file.exists():
             plan = Plan.load(file)
-            self.folder.tell(step, f"took up the plan that was there: {_told(plan)}")
+            self.folder.note(step, f"resumed the plan that was there: {_told(plan)}")
         elif budget is None:
-            self.folder.tell(step, "left as it is: no more is left than the budget of this round")
+            self.folder.note(step, "left as it is: no more is left than the budget of this round")
             return
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ class Run:
             )
             plan = make_plan(self.encoder, table, parameters=budget, **settings)
             self.folder.write(f"{step}-plan.json", plan.to_json())
-            self.folder.tell(step, f"scored {len(table.scores)} units and planned: {_told(plan)}")
+            self.folder.note(step, f"scored {len(table.scores)} units and planned: {_told(plan)}")
         plan.apply(self.encoder)
 
     def train(self, step: str, **other: Any) -> None:
@@ -109,7 +110,7 @@ class Run:
             step: Its name.
             **other: Arguments of :func:`torch_pruning_mope.distill`, before those of the run.
         """
-        log = self.folder.training_log(step)
+        log = TrainingLog(self.folder, step)
         arguments = {**self.training, **other}
         told: Callable[[Any], object] = arguments.pop("on_step", lambda _: None)
         count = 0
@@ -130,7 +131,7 @@ class Run:
             **arguments,
         )
         log.finish(history)
-        self.folder.tell(step, f"trained {count} steps; {len(history) - count} were done before")
+        self.folder.note(step, f"trained {count} steps; {len(history) - count} were done before")
 
 
 def _told(plan: Plan) -> str:

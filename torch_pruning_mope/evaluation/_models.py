@@ -16,8 +16,8 @@ from open_clip.model import CLIPTextCfg, CustomTextCLIP
 from rich.table import Table
 from torch import nn
 
-from .encoder import DualEncoder, TowerName
-from .errors import MopeError
+from ..encoder import DualEncoder, TowerName
+from ..errors import MopeError
 
 _DEPTH = 2
 """Layers of each list that are traced: others are of the same types."""

@@ -1,8 +1,8 @@
-"""A checkpoint takes the place of another at one instant: whatever ends the process, the old or the new one is there, whole.
+"""Sets of files that take the place of others at one instant: after a kill the old or the new set is there, whole.
 
-What is saved is first written beside, in a folder of any name. That folder is then renamed to ``SAVING``: from this instant on
-:func:`located` finds the new files in it, wherever the old ones are. Then they move to their places, one by one, and the folder
-goes. A save that is killed before the instant is as if it had not begun; one that is killed after it is finished by the next.
+The new files are first written to a folder of a random name. Renaming that folder to ``SAVING`` is the instant: from then on
+:func:`located` finds the new files in it. Then they move to their places one by one, and the folder goes. A save that is killed
+before the instant leaves the old set; one that is killed after it is finished by the next save.
 """
 
 import os
@@ -12,23 +12,32 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from ._files import SAVING
+from ._whole import sync
 
+SAVING = ".mope-saving"
+"""Folder in the target of files that have been saved and not moved to their places yet."""
 _OLD = ".old"
-"""Folder in ``SAVING`` of what had to make room."""
+"""Folder in ``SAVING`` of the files that were replaced."""
 _PREFIX, _SUFFIX = ".mope-", ".part"
 
 
-@contextmanager
-def written(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A folder to write into; when all is well, what is in it takes its place in another, at one instant.
+def located(folder: Path, name: str) -> Path:
+    """Path of a file or folder in a target, which after an interrupted save may still be in ``SAVING``."""
+    waits = _is_folder(folder / SAVING) and os.path.lexists(folder / SAVING / name.partition("/")[0])
+    return folder / SAVING / name if waits else folder / name
 
-    Processes of one machine that write to the same folder wait for each other.
+
+@contextmanager
+def write_folder(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yields a folder to write into; without an error, its files then replace those of the target at one instant.
+
+    Processes of one machine that write to the same target wait for each other. Symbolic links under the names that this
+    function works with are removed, never followed.
 
     Args:
-        folder: Where things belong. It is made if need be, and what else is in it stays.
-        names: Files and folders to move there, in this order; those that were there go. Names of nothing are skipped, and an
-            empty folder only takes away what was there.
+        folder: The target. It is made if need be, and its other files stay.
+        names: Files and folders to move there, in this order. Names that were not written are skipped, and an empty folder
+            removes the old one.
 
     Yields:
         The folder to write into.
@@ -42,11 +51,14 @@ def written(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for parent in reversed(made):
-            stack.callback(_remove_empty, parent)  # only if nothing came of it
+            stack.callback(_remove_empty, parent)  # removes it only if nothing was written
         stack.enter_context(_locked(folder))
         for left in folder.glob(f"{_PREFIX}*{_SUFFIX}"):  # of a save that was killed
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(left, ignore_errors=True)  # (leaves links alone)
+        _remove_link(folder / SAVING)
         if (folder / SAVING).is_dir():
+            _remove_link(folder / SAVING / _OLD)
+            (folder / SAVING / _OLD).mkdir(exist_ok=True)
             _move(folder, names)
             _clear(folder, names)
         part = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=folder))
@@ -54,7 +66,7 @@ def written(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         yield part
         (part / _OLD).mkdir()
         for path in (*part.rglob("*"), part):
-            _sync(path)
+            sync(path)
         new = [name for name in names if os.path.lexists(part / name)]
         part.rename(folder / SAVING)
         try:
@@ -66,20 +78,30 @@ def written(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         _clear(folder, new)
 
 
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove_link(path: Path) -> None:
+    """Removes what stands under a working name and is no folder."""
+    if os.path.lexists(path) and not _is_folder(path):
+        path.unlink()
+
+
 def _move(folder: Path, names: Sequence[str]) -> None:
-    """Moves what has been saved to its place. It may be called again at whatever point it was interrupted."""
+    """Moves saved files to their places; may be called again after an interruption at any point."""
     saved, old = folder / SAVING, folder / SAVING / _OLD
-    _sync(folder)
+    sync(folder)
     for name in names:
         if os.path.lexists(saved / name):
             if os.path.lexists(folder / name):
                 (folder / name).replace(old / name)
             (saved / name).replace(folder / name)
-    _sync(folder)
+    sync(folder)
 
 
 def _move_back(folder: Path, names: Sequence[str]) -> None:
-    """The reverse; what has been saved stays the checkpoint until its folder has another name."""
+    """Reverses :func:`_move`; the saved files stay the current ones until their folder is renamed."""
     saved, old = folder / SAVING, folder / SAVING / _OLD
     for name in reversed(names):
         if os.path.lexists(folder / name) and not os.path.lexists(saved / name):
@@ -89,7 +111,7 @@ def _move_back(folder: Path, names: Sequence[str]) -> None:
 
 
 def _clear(folder: Path, names: Sequence[str]) -> None:
-    """Removes what made room, once all is in its place."""
+    """Removes the replaced files once all new ones are in their places."""
     for name in names:
         _remove_empty(folder / name)
     shutil.rmtree(folder / SAVING, ignore_errors=True)
@@ -100,19 +122,9 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _sync(path: Path) -> None:
-    """Has the disk hold a file or folder before what comes next, lest a power failure mix the order up."""
-    with suppress(OSError):  # not every system opens folders, and a disk that cannot is no worse off
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Waits for other processes that write to the folder; the lock goes with the process, however that ends."""
+    """Waits for other processes that write to the folder; the lock ends with the process."""
     try:
         import fcntl
     except ImportError:  # Windows

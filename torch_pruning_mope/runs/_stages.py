@@ -15,7 +15,7 @@ from ..planning import Budget, footprints
 from ..scoring import fingerprint
 from ._folder import RunFolder
 from ._rounds import Spacing, check_budgets, round_budget
-from ._run import Batches, Run
+from ._steps import Batches, StageRun
 
 
 def pretrain_stage(
@@ -23,7 +23,7 @@ def pretrain_stage(
     calibration: Pairs,
     train: Batches,
     *,
-    path: str | Path,
+    path: str | Path | RunFolder,
     width: Budget | None = None,
     parameters: Budget | None = None,
     **options: Any,
@@ -53,7 +53,7 @@ def finetune_stage(
     calibration: Pairs,
     train: Batches,
     *,
-    path: str | Path,
+    path: str | Path | RunFolder,
     width: Budget | None = None,
     parameters: Budget | None = None,
     finetune_steps: int = 0,
@@ -95,7 +95,7 @@ def run_stage(
     calibration: Pairs,
     train: Batches,
     *,
-    path: str | Path,
+    path: str | Path | RunFolder,
     width: Budget | None = None,
     parameters: Budget | None = None,
     distil_between: bool = False,
@@ -155,6 +155,7 @@ def run_stage(
     check_training(train, **training)
     check_budgets(encoder, width, parameters, groups=groups, round_to=round_to, uniform=uniform)
     about = {
+        "begun_by": "stage",
         "width": width,
         "parameters": parameters,
         "distil_between": distil_between,
@@ -168,25 +169,41 @@ def run_stage(
         "calibration": calibration.fingerprint(),
         "weights": fingerprint(model),
     }
-    run = Run(encoder, calibration, train, RunFolder(path, about), metric, groups, progress, training, cache_teacher)
-    if finetune_steps:
-        run.train("training-dense", loss=_contrastive(training.get("loss")), steps=finetune_steps)
-    run.teach_by(DualEncoder(copy.deepcopy(model).requires_grad_(False)))
+    folder = path if isinstance(path, RunFolder) else RunFolder(path)
+    with folder.held():
+        folder.claim(about)
+        run = StageRun(encoder, calibration, train, folder, metric, groups, progress, training, cache_teacher)
+        if finetune_steps:
+            run.train("training-dense", loss=_contrastive(training.get("loss")), steps=finetune_steps)
+        run.teach_by(DualEncoder(copy.deepcopy(model).requires_grad_(False)))
+        _prune_and_train(run, width, parameters, rounds, spacing, distil_between, round_to=round_to, uniform=uniform)
+    return encoder
+
+
+def _prune_and_train(
+    run: StageRun,
+    width: Budget | None,
+    parameters: Budget | None,
+    rounds: int,
+    spacing: Spacing,
+    distil_between: bool,
+    **settings: Any,
+) -> None:
+    """Mutates the run's model: its rounds."""
+    encoder = run.encoder
     whole = footprints(encoder)
     for place in range(1, rounds + 1):
-        folder = "" if rounds == 1 else f"round-{place}/"
+        step = "" if rounds == 1 else f"round-{place}/"
         target = partial(round_budget, whole=whole, place=place, rounds=rounds, spacing=spacing)
         if width is not None:
             alone = parameters is None or rounds == 1
-            goal = target(width, now=footprints(encoder), alone=alone)
-            run.prune(folder + "width", goal, round_to=round_to, uniform=uniform)
+            run.prune(step + "width", target(width, now=footprints(encoder), alone=alone), **settings)
             if distil_between:
-                run.train(folder + "training-width")
+                run.train(step + "training-width")
         if parameters is not None:
-            run.prune(folder + "depth", target(parameters, now=footprints(encoder), alone=True))
+            run.prune(step + "depth", target(parameters, now=footprints(encoder), alone=True))
         if not distil_between or parameters is not None:
-            run.train(folder + ("training-depth" if distil_between else "training"))
-    return encoder
+            run.train(step + ("training-depth" if distil_between else "training"))
 
 
 def _contrastive(loss: DistillationLoss | None) -> DistillationLoss:

@@ -13,9 +13,8 @@ import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope.planning import Footprint
-from torch_pruning_mope.stages import _run
-from torch_pruning_mope.stages._folder import RunFolder
-from torch_pruning_mope.stages._rounds import round_budget
+from torch_pruning_mope.runs import RunFolder, TrainingLog, _steps
+from torch_pruning_mope.runs._rounds import round_budget
 
 TRAINING: dict[str, Any] = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "save_every": 2, "progress": False}
 STAGES = {"pretrain": mope.pretrain_stage, "finetune": mope.finetune_stage}
@@ -126,7 +125,7 @@ def test_stages_go_on_where_they_stopped(
 ) -> None:
     """Killed as a step begins; and as training is past a checkpoint."""
     stage, options = RUNS[name][:2]
-    original, calls = getattr(_run, at), []
+    original, calls = getattr(_steps, at), []
 
     def dies(*args: Any, **kwargs: Any) -> Any:
         calls.append(None)
@@ -144,19 +143,19 @@ def test_stages_go_on_where_they_stopped(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_run, at, dies)
+        patch.setattr(_steps, at, dies)
         with pytest.raises(KeyboardInterrupt):
             run(stage, tmp_path, data, **options)
     assert torch.equal(weights(run(stage, tmp_path, data, **options)), weights(whole[name][0]))
     assert lines(tmp_path) == lines(whole[name][2])
-    assert ("took up the plan" in (tmp_path / "steps.log").read_text()) == planned
+    assert ("resumed the plan" in (tmp_path / "steps.log").read_text()) == planned
 
 
 def test_a_run_that_is_done_is_not_done_again(
     data: dict[str, Any], whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, _, path = whole[ROUNDS]
-    monkeypatch.setattr(_run, "score", None)
+    monkeypatch.setattr(_steps, "score", None)
     logged, seen = lines(path), list[mope.TrainingStep]()
     again = run("finetune", path, data, on_step=seen.append, **RUNS[ROUNDS][1])
     assert torch.equal(weights(again), weights(expected))
@@ -234,7 +233,7 @@ def test_another_run_is_refused(tmp_path: Path, data: dict[str, Any], monkeypatc
     def stops(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_run, "score", stops)
+    monkeypatch.setattr(_steps, "score", stops)
     with pytest.raises(KeyboardInterrupt):
         run("pretrain", tmp_path, data)
     for options, names in (({"width": "81%"}, "width"), ({"groups": 3, "rounds": 2}, "groups, rounds")):
@@ -244,7 +243,7 @@ def test_another_run_is_refused(tmp_path: Path, data: dict[str, Any], monkeypatc
         mope.pretrain_stage(
             clip(seed=1, **SMALL), **data, path=tmp_path, width="80%", parameters="62%", groups=2, **TRAINING
         )
-    (tmp_path / "stage.json").write_text("{")
+    (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"path must hold a run; .* is damaged"):
         run("pretrain", tmp_path, data)
 
@@ -268,14 +267,13 @@ def test_rounds_lead_to_the_budget() -> None:
 
 
 def test_a_torn_line_is_mended(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, {})
-    log = folder.training_log("training")
+    log = TrainingLog(RunFolder(tmp_path))
     steps = [mope.TrainingStep(step, float(step)) for step in range(1, 4)]
     for entry in steps:
         log.add(entry)
     with (tmp_path / "training.jsonl").open("a") as file:
         file.write('{"training": "tra')
-    again = RunFolder(tmp_path, {}).training_log("training")
+    again = TrainingLog(RunFolder(tmp_path))
     again.add(steps[2])
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
     again.finish(steps)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_pruning_mope._whole import write_whole
+from torch_pruning_mope._io import write_whole
 
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path: Path) -> None:

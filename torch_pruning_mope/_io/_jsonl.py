@@ -1,4 +1,4 @@
-"""Files of a run folder that are appended to line by line."""
+"""Logs that grow line by line."""
 
 import json
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def append_jsonl(path: str | Path, entry: Mapping[str, Any] | Any) -> None:
-    """Adds one line to a log, which ``on_step`` of :func:`distil` is for.
+    """Appends one line of JSON to a log; a callback for ``on_step`` of :func:`distil`.
 
     Args:
-        path: The file; made if it is not there.
-        entry: A mapping, or a dataclass such as :class:`TrainingStep`; of what JSON can hold.
+        path: The file; made if it does not exist.
+        entry: A mapping, or a dataclass such as :class:`TrainingStep`, of what JSON can hold.
 
     Raises:
         TypeError: If the entry is neither. Nothing is written.
@@ -23,4 +23,4 @@ def append_jsonl(path: str | Path, entry: Mapping[str, Any] | Any) -> None:
         raise TypeError(f"entry must be a mapping or a dataclass; found {type(entry).__name__}.")
     line = json.dumps(dict(entry), ensure_ascii=True)
     with Path(path).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")  # in one piece, so that a killed process leaves at most a torn last line
+        file.write(line + "\n")  # one call, so that a kill leaves at most a torn last line

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from .encoder import DualEncoder
+from ..encoder import DualEncoder
 
 T = TypeVar("T")
 

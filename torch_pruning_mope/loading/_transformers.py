@@ -1,7 +1,5 @@
 """Dual encoders of the transformers library, with a preprocessing and a tokenizer that are called as open_clip's are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +9,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
-from .errors import ModelLoadError, UnsupportedModelError
+from ..errors import ModelLoadError, UnsupportedModelError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, unchanged
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope import DualEncoder, NonFiniteError
-from torch_pruning_mope._gradients import batch_losses
+from torch_pruning_mope.scoring import batch_losses
 
 
 def _losses(model: Any, images: Tensor, tokens: Tensor) -> Tensor:

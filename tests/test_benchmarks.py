@@ -1,0 +1,81 @@
+"""The benchmarks of scoring, each run as a user would, on small models with random weights."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+from open_clip import factory
+
+import torch_pruning_mope as mope
+
+from .test_compression import small_clip
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 8},
+    "text_cfg": {"context_length": 24, "vocab_size": 100, "width": 24, "heads": 4, "layers": 2},
+}
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a benchmark; returns the JSON that it writes, or what it prints."""
+    for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
+        monkeypatch.setattr(factory, name, getattr(factory, name).copy())
+    (tmp_path / "small.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(tmp_path / "small.json")
+    monkeypatch.setattr(mope, "load_tiny_clip", small_clip)
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def call(name: str, *arguments: object) -> Any:
+        monkeypatch.setattr(sys, "argv", [str(FOLDER / name), *map(str, arguments)])
+        runpy.run_path(str(FOLDER / name), run_name="__main__")
+        written = tmp_path / "rows.json"
+        return json.loads(written.read_text()) if written.exists() else capsys.readouterr().out
+
+    return call
+
+
+def test_engine_against_the_plain_loop(run: Run, tmp_path: Path) -> None:
+    options = ("--captions", 5, "--images", 4, "--plain", 2, "--json", tmp_path / "rows.json")
+    row = run("scoring.py", "--model", "small", *options, "--plot", tmp_path / "engine.png")
+    assert row["units"] == 4 * (4 + 16)
+    assert row["plain_over_engine"] > 0
+    assert row["theory"] > 1
+    assert (tmp_path / "engine.png").exists()
+
+
+def test_effect_of_autocast(run: Run, tmp_path: Path) -> None:
+    row = run("scoring.py", "--model", "small", "--images", 4, "--effect", "bfloat16", "--json", tmp_path / "rows.json")
+    assert row["effect"].keys() == {"recall_mean", "contrastive_loss"}
+
+
+def test_scores_within_a_budget_and_by_one_of_several_ranks(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = json.loads(run("scoring.py", "--model", "small", "--images", 4, "--within", "1GiB").splitlines()[-1])
+    assert found["budget"] == "1GiB"
+    monkeypatch.setenv("RANK", "0")
+    run("scoring.py", "--model", "small", "--images", 4, "--into", tmp_path)
+    assert len(mope.ScoreTable.load(tmp_path / "0.json").scores) == 4 * (4 + 16)
+
+
+def test_criteria(run: Run, tmp_path: Path) -> None:
+    files = ("--json", tmp_path / "rows.json", "--plot", tmp_path / "plot.png")
+    rows = run("criteria.py", "--seeds", 1, "--pairs", 8, "--test", 8, "--ratios", 0.5, *files)["rows"]
+    assert {"random", "L1", "Taylor", "Fisher", "MoPE greedy"} <= {row["criterion"] for row in rows}
+
+
+def test_paths(run: Run, tmp_path: Path) -> None:
+    files = ("--json", tmp_path / "rows.json", "--plot", tmp_path / "plot.png")
+    rows = run(
+        "paths.py", "--seeds", 0, "--pairs", 8, "--test", 8, "--groups", 2, "--parts", "joint", "merged", *files
+    )["rows"]
+    assert {"joint", "merged", "L1", "Fisher, gates"} <= {row["criterion"] for row in rows}

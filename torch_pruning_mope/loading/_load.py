@@ -1,0 +1,72 @@
+"""Loading by name from the libraries' own formats."""
+
+from pathlib import Path
+
+import torch
+
+from ..errors import ModelLoadError, MopeError
+from ._failures import NETWORK, failure, holds
+from ._loaded import LoadedModel
+from ._names import OPEN_CLIP_CONFIG, ModelName, folder_form
+from ._tiny import load_tiny
+from ._transformers import load_transformers
+
+
+def load_named(
+    name: ModelName, *, device: str | torch.device = "cpu", cache_dir: str | Path | None = None
+) -> LoadedModel:
+    """Loads a model that is no checkpoint of this package; see :func:`torch_pruning_mope.load_model`.
+
+    Args:
+        name: The parsed name.
+        device: Device of the model.
+        cache_dir: Folder of downloads.
+
+    Returns:
+        The three parts, the model in float32 and evaluation mode.
+
+    Raises:
+        ModelLoadError: If the model cannot be had, or the weights do not fit.
+        UnsupportedModelError: If a transformers model is no dual encoder of images of one size and texts.
+    """
+    cache = None if cache_dir is None else str(Path(cache_dir).expanduser())
+    loaded = _load(name, cache)
+    return loaded._replace(model=loaded.model.eval().to(device))
+
+
+def _load(name: ModelName, cache: str | None) -> LoadedModel:
+    form = name.form
+    if form == "tiny":
+        return load_tiny()
+    if form == "mope":
+        raise ModelLoadError(f"name: must be a model of a library, found {name.text!r}; load it with load_model")
+    if form == "folder":
+        form = folder_form(name.text, Path(name.source).expanduser())
+    if form == "hf":
+        return _transformers(name, cache)
+    from . import _open_clip  # slow to import
+
+    if form == "architecture":
+        return _open_clip.load_architecture(name, cache)
+    if form == "hf-hub":
+        return _open_clip.load_hub(name, cache)
+    return _open_clip.load_folder(name, _incomplete(name.source))
+
+
+def _transformers(name: ModelName, cache: str | None) -> LoadedModel:
+    source, folder = name.source, name.folder
+    try:
+        return LoadedModel(*load_transformers(source if folder is None else str(folder), cache))
+    except MopeError:
+        raise
+    except Exception as error:
+        if folder is None:
+            other = f"hf-hub:{source}" if holds(source, OPEN_CLIP_CONFIG, cache, error) else None
+        else:
+            other = f"local-dir:{source}" if (folder / OPEN_CLIP_CONFIG).is_file() else None
+        mend = NETWORK if folder is None else _incomplete(source)
+        raise failure(name.text, error, f"it is in open_clip's form: write {other}" if other else mend) from error
+
+
+def _incomplete(folder: str) -> str:
+    return f"complete {folder}: it needs weights, configuration and tokenizer, as the library that wrote it saves them"

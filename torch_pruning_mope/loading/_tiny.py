@@ -1,0 +1,21 @@
+"""The tiny CLIP that ships with the package."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..data import EmojiTokenizer, load_tiny_clip
+from ._loaded import LoadedModel
+
+
+def load_tiny() -> LoadedModel:
+    """The tiny CLIP with its inputs."""
+    return LoadedModel(load_tiny_clip(), emoji_image, EmojiTokenizer())
+
+
+def emoji_image(image: Image.Image) -> Float[Tensor, "3 64 64"]:
+    """Returns the picture as :func:`emoji_pairs` has it, cut to a square from its middle and resized if need be."""
+    square = ImageOps.fit(image.convert("RGB"), (64, 64), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float() / 127.5 - 1.0

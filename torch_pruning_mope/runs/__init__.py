@@ -1,0 +1,50 @@
+"""One run in one folder, by command or by function; and the paper's two stages: prune width, then depth, and distil.
+
+What is done is not done again: the same call on the same model goes on where it stopped, to the same bits on a CPU. A folder
+holds, as far as the run has come:
+
+    run.json            what the run is: digests of weights and pairs, and a stage's arguments; another run is refused
+    config.yaml         settings of each command that was accepted; paths near the folder are relative to it
+    scores.json         the score table
+    plan.json           what goes
+    pruned/             checkpoint of the pruned model
+    training/           checkpoints of the distillation
+    training.jsonl      a line per training step
+    distilled/          checkpoint of the distilled model
+    evaluation.json     a row per model
+    .lock               who works here now
+
+A stage has, besides:
+
+    steps.log           what was done, and what was found done, with the time
+    training-dense/     checkpoints of the model before it is pruned, where it is fine-tuned first
+    teacher/            what the dense model makes of the training pairs, where that is kept
+    width.json          scores of heads and neuron groups: a joint path
+    width-plan.json     the plan of those that go
+    training-width/     checkpoints of the distillation that follows, in the fine-tuning stage
+    depth.json          scores of layers: a greedy path
+    depth-plan.json     the plan of those that go
+    training-depth/     checkpoints of the distillation at the end, in the fine-tuning stage
+
+With several rounds, the last five are in folders `round-1`, `round-2`, … of their own.
+"""
+
+from ._folder import IDENTITY, SETTINGS, TRAINING, RunFolder
+from ._paths import shown
+from ._settings import NEVER_IN_FILES, read_settings
+from ._stages import finetune_stage, pretrain_stage, run_stage
+from ._training_log import TrainingLog
+
+__all__ = [
+    "IDENTITY",
+    "NEVER_IN_FILES",
+    "SETTINGS",
+    "TRAINING",
+    "RunFolder",
+    "TrainingLog",
+    "finetune_stage",
+    "pretrain_stage",
+    "read_settings",
+    "run_stage",
+    "shown",
+]
