@@ -7,7 +7,7 @@ import typer
 
 from ..distillation import DistillationLoss, TeacherCache, TrainingStep
 from ..distillation import distill as train_student
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..report import append_jsonl
 from ._app import app, one_line_errors, write_json
 from ._config import record

@@ -19,7 +19,7 @@ from torch import Tensor
 from .._io._tensors import save_tensors
 from .._state import evaluation_mode
 from ..data import Pairs
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import WrongModelError
 from ..scoring import Ranks, fingerprint
 from ._loss import Encoded
@@ -50,7 +50,7 @@ class TeacherCache:
     @classmethod
     def of(
         cls,
-        teacher: DualEncoder,
+        teacher: EncoderCore,
         pairs: Pairs,
         *,
         path: str | Path | None = None,
@@ -184,7 +184,7 @@ def _check(file: Path, about: Mapping[str, Any]) -> None:
 
 
 def _outputs(
-    teacher: DualEncoder, tower: TowerName, inputs: Tensor, batch_size: int, *, hidden: bool, dtype: torch.dtype | None
+    teacher: EncoderCore, tower: TowerName, inputs: Tensor, batch_size: int, *, hidden: bool, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     """Embeddings of one tower, and the states that leave its blocks, by their numbers."""
     parts: dict[str, list[Tensor]] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..towers import first_tensor
 from ._loss import Encoded
 
@@ -19,7 +19,7 @@ TOWERS: tuple[TowerName, ...] = ("image", "text")
 class Student(nn.Module):
     """Encodes images ``[I, C, R, R]`` and captions ``[N, T]``; keeps the states that leave the blocks on request."""
 
-    def __init__(self, encoder: DualEncoder, *, hidden: bool = False) -> None:
+    def __init__(self, encoder: EncoderCore, *, hidden: bool = False) -> None:
         super().__init__()
         self.model: nn.Module = encoder.model
         self.hidden = hidden
@@ -40,7 +40,7 @@ class Student(nn.Module):
 Blocks = Mapping[str, Mapping[int, nn.Module]]
 
 
-def numbered_blocks(encoder: DualEncoder, towers: Collection[TowerName]) -> Blocks:
+def numbered_blocks(encoder: EncoderCore, towers: Collection[TowerName]) -> Blocks:
     """Blocks by tower and by their numbers when the model was wrapped, without attention pools and the like."""
     return {
         tower: {
@@ -71,7 +71,7 @@ def watched(blocks: Blocks) -> Iterator[dict[str, dict[int, Tensor]]]:
             handle.remove()
 
 
-def has_idle(encoder: DualEncoder) -> bool:
+def has_idle(encoder: EncoderCore) -> bool:
     """Tells whether a trained parameter has no part in the embeddings, as in CoCa's decoder, which DDP must know."""
     trained = [
         parameter

@@ -7,19 +7,19 @@ import torch
 
 from .._state import evaluation_mode
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ._batches import Batch, Batches
 from ._cache import HALF, TeacherCache, TeacherPrecision
 from ._loss import DistillationLoss, Encoded
 from ._student import Student
 
-Teacher = DualEncoder | TeacherCache
+Teacher = EncoderCore | TeacherCache
 
 
 def check_teacher(teacher: Teacher | None, pairs: Batches, teacher_pairs: Pairs | None, loss: DistillationLoss) -> None:
     """Raises ValueError unless a teacher has what a loss asks of it."""
     if "hidden" in loss.weights and not (
-        isinstance(teacher, DualEncoder) or (isinstance(teacher, TeacherCache) and teacher.hidden)
+        isinstance(teacher, EncoderCore) or (isinstance(teacher, TeacherCache) and teacher.hidden)
     ):
         raise ValueError(
             "teacher must be a DualEncoder, or a TeacherCache with hidden=True, for the term 'hidden'; found "

@@ -12,7 +12,7 @@ import torch
 
 from .._io import hold
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..scoring import Ranks, fingerprint
 from ._accelerator import accelerator_for
 from ._batches import Batches, check_aligned, drawn, given
@@ -28,7 +28,7 @@ Precision = Literal["no", "bf16", "fp16"]
 
 
 def distill(
-    student: DualEncoder,
+    student: EncoderCore,
     pairs: Batches,
     *,
     teacher: Teacher | None = None,
@@ -204,25 +204,25 @@ def _together(settings: dict[str, Any], folder: Path | None) -> Iterator[Ranks]:
 
 
 def _identities(
-    student: DualEncoder, teacher: Teacher | None, pairs: Batches, teacher_pairs: Pairs | None
+    student: EncoderCore, teacher: Teacher | None, pairs: Batches, teacher_pairs: Pairs | None
 ) -> dict[str, Any]:
     """All that the numbers depend on besides the settings; given batches have no identity."""
     return {
         "student": _identity(student),
         "frozen": [name for name, parameter in student.model.named_parameters() if not parameter.requires_grad],
-        "teacher": _identity(teacher) if isinstance(teacher, DualEncoder) else getattr(teacher, "about", None),
+        "teacher": _identity(teacher) if isinstance(teacher, EncoderCore) else getattr(teacher, "about", None),
         "pairs": pairs.fingerprint() if isinstance(pairs, Pairs) else "batches",
         "teacher_pairs": None if teacher_pairs is None else teacher_pairs.fingerprint(),
     }
 
 
-def _identity(encoder: DualEncoder) -> list[str]:
+def _identity(encoder: EncoderCore) -> list[str]:
     """Digests of a model's weights and of its architecture, activations included, without addresses in memory."""
     architecture = re.sub(r" at 0x[0-9a-f]+", "", repr(encoder.model))
     return [fingerprint(encoder.model), hashlib.sha256(architecture.encode()).hexdigest()]
 
 
-def _shards(student: DualEncoder, accelerator: Any, precision: Precision, *, hidden: bool, ema: float | None) -> Shards:
+def _shards(student: EncoderCore, accelerator: Any, precision: Precision, *, hidden: bool, ema: float | None) -> Shards:
     if accelerator.num_processes == 1:
         raise ValueError(
             "shard must be False for one process, which has nobody to share with; found True. Launch several: torchrun "
