@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         distil,
         distill,
     )
-    from .encoder import DualEncoder
+    from .dual_encoder import DualEncoder
     from .errors import (
         DataError,
         ExportError,
@@ -74,9 +74,7 @@ if TYPE_CHECKING:
     from .loading import LoadedModel
     from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
     from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
-    from .pruning import Counts
-    from .pruning._prune import prune
-    from .pruning._remove import remove_units
+    from .pruning import Counts, prune, remove_units
     from .reconstruction import ReconstructionReport, reconstruct
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
     from .runs import finetune_stage, pretrain_stage, run_stage
@@ -228,7 +226,7 @@ _HOMES = {
         "DistillationLoss Encoded FeatureLoss HiddenLoss InfoNCELoss SigmoidLoss SimilarityLoss TeacherCache "
         "TrainingStep chunked_backward distil distill"
     ),
-    "encoder": "DualEncoder",
+    "dual_encoder": "DualEncoder",
     "errors": (
         "DataError ExportError MetricError MissingGradientsError ModelLoadError MopeError NonFiniteError "
         "PruningMismatchError UngroupedParametersError UnsupportedModelError WrongModelError"
@@ -241,9 +239,7 @@ _HOMES = {
     "loading": "LoadedModel",
     "metrics": "ContrastiveLoss Metric Recall ZeroShotAccuracy",
     "planning": "Footprint LayerPlan Plan PlanRange Reason footprints make_plan plan_range",
-    "pruning": "Counts",
-    "pruning._prune": "prune",
-    "pruning._remove": "remove_units",
+    "pruning": "Counts prune remove_units",
     "reconstruction": "ReconstructionReport reconstruct",
     "report": "ChangedExamples Example append_jsonl changed_examples write_report",
     "runs": "finetune_stage pretrain_stage run_stage",

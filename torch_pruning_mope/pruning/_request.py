@@ -3,38 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch_pruning as tp
 from torch import nn
 
-from ..towers import Block, Prunable
+from ..towers import Counts, Layer, Prunable
 
 Ratios = Mapping[nn.Module | tuple[nn.Module, ...], float]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One block of one tower.
-
-    Attributes:
-        tower: ``image``, ``text`` or ``decoder``.
-        index: Position of the block in its tower.
-        block: The block.
-    """
-
-    tower: Literal["image", "text", "decoder"]
-    index: int
-    block: Block
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Units removed, or left: heads, FFN neurons and residual channels, summed over what was asked for."""
-
-    heads: int = 0
-    neurons: int = 0
-    width: int = 0
 
 
 class _Ratio(float):
