@@ -85,7 +85,9 @@ def test_two_processes_train_as_one(begun: Path, tmp_path: Path) -> None:
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     weights = [mope.load(run / "distilled").model.state_dict() for run in (one, two)]
-    assert all(torch.allclose(weights[0][name], tensor, atol=1e-5) for name, tensor in weights[1].items())
+    for name, tensor in weights[1].items():
+        if not name.endswith("k_proj.bias"):  # has no gradient but rounding, which Adam makes into whole steps
+            assert torch.allclose(weights[0][name], tensor, atol=1e-5), name
 
 
 def test_the_file_reproduces_the_run(begun: Path, tmp_path: Path) -> None:
