@@ -11,6 +11,7 @@ from torch import nn
 
 import torch_pruning_mope as mope
 from tests.asserts import unchanged, unchecked
+from tests.unit.models import clip
 from torch_pruning_mope import Counts, DualEncoder
 from torch_pruning_mope.pruning._request import PruningRequest, _check_ratio, _HeadRatio, _Ratio, _scheduler, _share
 
@@ -121,6 +122,27 @@ def _request(encoder: DualEncoder, **arguments: Any) -> PruningRequest:
         object.__setattr__(made, name, value)
     unchecked(PruningRequest.__post_init__)(made)
     return made
+
+
+@pytest.mark.parametrize("key", ["visual.transformer.resblocks.0", "transformer.resblocks.1.attn.v_proj"])
+def test_heads_have_no_channel_ratio(encoder: DualEncoder, key: str) -> None:
+    module = encoder.model.get_submodule(key)
+    with pytest.raises(ValueError, match="must be 0 for the projections of attention; found 0.5"):
+        encoder.pruner_arguments(pruning_ratio_dict={module: 0.5})
+    assert encoder.request(head_ratio=0.25, pruning_ratio_dict={module: 0.0}).asked == Counts(heads=4)
+
+
+def test_modules_from_elsewhere_are_refused() -> None:
+    """An attention from before the model was wrapped is no longer in it, and would be ignored in vain."""
+    model = clip()
+    replaced = model.visual.transformer.resblocks[0].attn
+    encoder = DualEncoder(model)
+    with pytest.raises(
+        ValueError, match=r"modules of encoder\.model as it is now; found MultiheadAttention from elsewhere"
+    ):
+        encoder.pruner_arguments(head_ratio=0.5, ignored_layers=[replaced])
+    with pytest.raises(ValueError, match="found Linear from elsewhere"):
+        encoder.pruner_arguments(pruning_ratio_dict={nn.Linear(1, 1): 0.5})
 
 
 def test_unknown_towers_are_refused(encoder: DualEncoder) -> None:

@@ -125,12 +125,29 @@ class PruningRequest:
         _check_modules("ignored_layers", self.ignored_layers)
         for key in self.pruning_ratio_dict:
             _check_modules("pruning_ratio_dict's keys", key if isinstance(key, tuple) else (key,))
+        self._check_no_head_is_cut()
         self._check_no_layer_empties()
+
+    def _check_no_head_is_cut(self) -> None:
+        """Raises if projections of an attention have a channel ratio of their own, which would cut through heads."""
+        projections = {s for layer in self.layers if layer.block.attention for s in layer.block.attention.sources}
+        for key, ratio in self.pruning_ratio_dict.items():
+            cut = {inner for module in (key if isinstance(key, tuple) else (key,)) for inner in module.modules()}
+            if ratio and cut & projections:
+                raise ValueError(
+                    f"pruning_ratio_dict must be 0 for the projections of attention; found {ratio}, of channels, which would cut "
+                    "through heads. Give head_ratio, towers and ignored_layers."
+                )
+
+    @property
+    def modules(self) -> set[nn.Module]:
+        """The modules that it names."""
+        keys = [key if isinstance(key, tuple) else (key,) for key in self.pruning_ratio_dict]
+        return {*self.ignored_layers, *(module for key in keys for module in key)}
 
     def _free(self, units: Prunable) -> bool:
         """Whether none of the layers around some units is ignored, and those that make them have no ratio of their own."""
-        own = [module for key in self.pruning_ratio_dict for module in (key if isinstance(key, tuple) else (key,))]
-        taken = {inner for module in (*own, *self.ignored_layers) for inner in module.modules()}
+        taken = {inner for module in self.modules for inner in module.modules()}
         ignored = {inner for module in self.ignored_layers for inner in module.modules()}
         return units.output not in ignored and not any(
             inner in taken for module in units.sources for inner in module.modules()
