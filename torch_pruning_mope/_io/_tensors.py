@@ -6,27 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ._files import open_regular
+from ._whole import write_whole
 
 _MOST_HEADER = 2**23
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors, which may share memory.
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors, which may share memory, as :func:`write_whole` does.
 
     Args:
         path: The file.
         tensors: Tensors by name.
+        metadata: Texts by name, in the header of the file.
 
     Raises:
-        OSError: If it cannot be written; safetensors raises an error of its own for a full disk.
+        OSError: If it cannot be written; for a full disk safetensors raises an error of its own.
     """
-    from safetensors.torch import save_file
-
     try:
-        save_file(_apart(tensors), path, metadata={"format": "pt"})
+        write_whole(path, lambda partial: save_file(_apart(tensors), partial, metadata))
     except SafetensorError as error:
         raise OSError(errno.EIO, f"cannot be written: {error}", str(path)) from error
 
@@ -43,8 +44,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: If it is no file of safetensors.
     """
-    from safetensors.torch import load_file
-
     _check_header(path)
     try:
         found: dict[str, Tensor] = load_file(path)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._io import open_regular, write_folder
-from .._io._tensors import write_tensors
+from .._io._tensors import save_tensors
 from .._version import __version__
 from ..encoder import EncoderCore
 from ..errors import ModelLoadError
@@ -53,7 +53,7 @@ def save(
     card = model_card(spec, origin.description, before, Sizes.of(encoder), dict(metrics or {}))
     with write_folder(folder, [BASE, WEIGHTS, CARD, CONFIG]) as new:
         _write_base(new, origin)
-        write_tensors(new / WEIGHTS, state)
+        save_tensors(new / WEIGHTS, state, {"format": "pt"})
         listed = (*sorted(new.glob(f"{BASE}/*")), new / WEIGHTS)
         content["sha256"] = {path.relative_to(new).as_posix(): sha256_of(path) for path in listed}
         if _is_ours(folder / CARD):

@@ -36,7 +36,7 @@ def full(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("part", ["write_tensors", "sha256_of", "replace"])
+@pytest.mark.parametrize("part", ["save_tensors", "sha256_of", "replace"])
 def test_a_full_disk_leaves_what_was_there(
     part: str, encoder: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
