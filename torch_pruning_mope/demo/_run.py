@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..data import Pairs, emoji_pairs, load_tiny_clip
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..evaluation import multiply_adds, parameters
 from ..importance import MoPEImportance
 from ..pruning import Counts

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch_pruning as tp
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import PruningMismatchError
 from ._request import Counts, PruningRequest
 
 
 def prune(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     importance: Any,
     *,
     between_steps: Callable[[int], None] | None = None,

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..data import Pairs
 from ..distillation import DistillationLoss, check_training
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..metrics import MetricLike, resolve_metric
 from ..planning import Budget, footprints
 from ..scoring import fingerprint

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 
 _PATIENCE = timedelta(days=7)
 """How long a rank waits for the others, whose share may take hours; a rank that dies is noticed at once."""
@@ -101,7 +101,7 @@ class Ranks:
                     "weights and draw the same pairs in the same order on each (seed them)."
                 )
 
-    def placed(self, encoder: DualEncoder) -> DualEncoder:
+    def placed(self, encoder: EncoderCore) -> EncoderCore:
         """The encoder, or a copy on this rank's own GPU where all ranks have put theirs on the first one.
 
         Args:
@@ -115,4 +115,4 @@ class Ranks:
             return encoder
         if local >= torch.cuda.device_count():
             return encoder
-        return DualEncoder(copy.deepcopy(encoder.model).to(f"cuda:{local}"))
+        return EncoderCore(copy.deepcopy(encoder.model).to(f"cuda:{local}"))
