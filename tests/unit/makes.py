@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -331,20 +331,12 @@ WHOLE: dict[str, Callable[[], Any]] = {
 
 
 def _of(image: str, text: str) -> Any:
-    # Small weights as trained ones are: of fresh ones many are zero, or too small to show.
-    model = mope.towers.TwoEncoders(IMAGES[image](), TEXTS[text](), image_size=SIZE, context_length=CONTEXT)
-    return model
+    return mope.towers.TwoEncoders(IMAGES[image](), TEXTS[text](), image_size=SIZE, context_length=CONTEXT)
 
 
-_PARTNERS = list(TEXTS)
+_PAIRS = [(image, text) for image, text in zip(IMAGES, 3 * [text for text in TEXTS if text != "LSTM"], strict=False)]
 MAKES: dict[str, Callable[[], Any]] = {
-    **{
-        f"{image} + {_PARTNERS[place % (len(_PARTNERS) - 1)]}": (
-            lambda image=image, text=_PARTNERS[place % (len(_PARTNERS) - 1)]: _of(image, text)
-        )
-        for place, image in enumerate(IMAGES)
-    },
-    "timm ViT + LSTM": lambda: _of("timm ViT", "LSTM"),
+    **{f"{image} + {text}": partial(_of, image, text) for image, text in [*_PAIRS, ("timm ViT", "LSTM")]},
     **WHOLE,
 }
 

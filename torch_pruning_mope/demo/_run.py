@@ -13,8 +13,7 @@ from ..data import Pairs, emoji_pairs, load_tiny_clip
 from ..dual_encoder import DualEncoder
 from ..evaluation import multiply_adds, parameters
 from ..importance import MoPEImportance
-from ..pruning import Counts
-from ..pruning._prune import prune
+from ..pruning import Counts, prune
 from ..scoring import ScoreTable
 from ._criteria import CRITERIA
 from ._finetune import fine_tune

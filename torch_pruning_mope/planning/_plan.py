@@ -11,7 +11,7 @@ from typing import Any
 from .._io import write_whole
 from ..encoder import EncoderCore, TowerName
 from ..errors import PruningMismatchError, WrongModelError
-from ..pruning._remove import cut, remove_units
+from ..pruning import cut, remove_units
 from ..scoring import Unit, fingerprint
 from ._footprint import Footprint, footprints
 from ._layers import LayerPlan, Reason, layers_table

@@ -3,72 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
+import torch_pruning as tp
 from torch import nn
 
-from ..towers import Block, Prunable
+from ..towers import Counts, Layer, Prunable
+from ._ratios import HeadCounts, HeadRatio, Ratio, scheduler, share, width_of
 
 Ratios = Mapping[nn.Module | tuple[nn.Module, ...], float]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One block of one tower.
-
-    Attributes:
-        tower: ``image``, ``text`` or ``decoder``.
-        index: Position of the block in its tower.
-        block: The block.
-    """
-
-    tower: Literal["image", "text", "decoder"]
-    index: int
-    block: Block
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Units removed, or left: heads, FFN neurons and residual channels, summed over what was asked for."""
-
-    heads: int = 0
-    neurons: int = 0
-    width: int = 0
-
-
-class _HeadRatio(float):
-    """A layer's head ratio that remembers the head count it is a share of."""
-
-    heads: int
-
-
-def _scheduler(ratio: float, steps: int) -> list[float]:
-    """Cumulative ratios per step; for heads, relative to what is left, because that is how Torch-Pruning applies them.
-
-    Local iterative head pruning multiplies the cumulative ratio with the *current* head count and over-prunes (trap I).
-
-    Returns:
-        One ratio per step, after a 0.
-    """
-    if not isinstance(ratio, _HeadRatio):
-        return [ratio * step / steps for step in range(steps + 1)]
-    gone = [_share(ratio * step / steps, ratio.heads) for step in range(steps + 1)]
-    relative = [0.0]
-    for before, after in pairwise(gone):
-        # Half a head less than wanted, since Torch-Pruning takes the ceiling.
-        relative.append((after - before - 0.5) / (ratio.heads - before) if after > before else 0.0)
-    return relative
-
-
-def _share(ratio: float, total: int) -> int:
-    """How many of ``total`` a ratio removes: the ceiling, as Torch-Pruning rounds, free of floating-point surprises."""
-    return math.ceil(ratio * total - 1e-9)
-
-
-def _exact(removed: int, total: int) -> float:
-    """A ratio by which Torch-Pruning, which keeps ``int(total * (1 - ratio))``, removes exactly ``removed``."""
-    return 1 - (total - removed + 0.5) / total if removed else 0.0
 
 
 @dataclass(frozen=True)
@@ -101,16 +44,35 @@ class PruningRequest:
         for key, ratio in self.pruning_ratio_dict.items():
             names = [type(module).__name__ for module in (key if isinstance(key, tuple) else (key,))]
             _check_ratio(f"pruning_ratio_dict[{', '.join(names)}]", ratio)
-        if self.iterative_steps < 1:
-            raise ValueError(f"iterative_steps must be at least 1; found {self.iterative_steps}.")
-        if self.round_to is not None and self.round_to < 1:
-            raise ValueError(f"round_to must be at least 1, or None; found {self.round_to}.")
+        _check_count("iterative_steps", self.iterative_steps)
+        if self.round_to is not None:
+            _check_count("round_to", self.round_to, ", or None")
+        _check_modules("ignored_layers", self.ignored_layers)
+        for key in self.pruning_ratio_dict:
+            _check_modules("pruning_ratio_dict's keys", key if isinstance(key, tuple) else (key,))
+        self._check_no_head_is_cut()
         self._check_no_layer_empties()
+
+    def _check_no_head_is_cut(self) -> None:
+        """Raises if projections of an attention have a channel ratio of their own, which would cut through heads."""
+        projections = {s for layer in self.layers if layer.block.attention for s in layer.block.attention.sources}
+        for key, ratio in self.pruning_ratio_dict.items():
+            cut = {inner for module in (key if isinstance(key, tuple) else (key,)) for inner in module.modules()}
+            if ratio and cut & projections:
+                raise ValueError(
+                    f"pruning_ratio_dict must be 0 for the projections of attention; found {ratio}, of channels, which "
+                    "would cut through heads. Give head_ratio, towers and ignored_layers."
+                )
+
+    @property
+    def modules(self) -> set[nn.Module]:
+        """The modules that it names."""
+        keys = [key if isinstance(key, tuple) else (key,) for key in self.pruning_ratio_dict]
+        return {*self.ignored_layers, *(module for key in keys for module in key)}
 
     def _free(self, units: Prunable) -> bool:
         """Whether none of the layers around some units is ignored, and those that make them have no ratio of their own."""
-        own = [module for key in self.pruning_ratio_dict for module in (key if isinstance(key, tuple) else (key,))]
-        taken = {inner for module in (*own, *self.ignored_layers) for inner in module.modules()}
+        taken = {inner for module in self.modules for inner in module.modules()}
         ignored = {inner for module in self.ignored_layers for inner in module.modules()}
         return units.output not in ignored and not any(
             inner in taken for module in units.sources for inner in module.modules()
@@ -132,7 +94,7 @@ class PruningRequest:
     def widths(self) -> list[tuple[nn.Module, int]]:
         """Layers whose output channels are a residual width that the width ratio is for, each with that width."""
         found = [output for outputs in self.streams.values() for output in outputs]
-        return [(output, _width(output)) for output in found]
+        return [(output, width_of(output)) for output in found]
 
     @property
     def asked(self) -> Counts:
@@ -142,11 +104,11 @@ class PruningRequest:
         return Counts(
             heads=self._total(self.head_ratio, heads),
             neurons=self._total(self.ffn_ratio, neurons),
-            width=sum(_share(self.width_ratio, width) for _, width in self.widths),
+            width=sum(share(self.width_ratio, width) for _, width in self.widths),
         )
 
     def _total(self, ratio: float, sizes: Sequence[int]) -> int:
-        return _share(ratio, sum(sizes)) if self.global_pruning else sum(_share(ratio, size) for size in sizes)
+        return share(ratio, sum(sizes)) if self.global_pruning else sum(share(ratio, size) for size in sizes)
 
     def _check_no_layer_empties(self) -> None:
         for name, ratio, kind, sizes in (
@@ -159,7 +121,7 @@ class PruningRequest:
                 largest = sum(max(0, size - least) for size in sizes)
                 bad, most = self._total(ratio, sizes) > largest, largest / max(1, sum(sizes))
             else:
-                bad = any(_share(ratio, size) > size - least for size in sizes) and ratio > 0
+                bad = any(share(ratio, size) > size - least for size in sizes) and ratio > 0
                 most = min(((size - least) / size for size in sizes), default=1.0)
             if bad:
                 raise ValueError(
@@ -171,53 +133,36 @@ class PruningRequest:
         """Torch-Pruning's share of the arguments: ratios, scopes and head counts, all fresh objects."""
         ratios: dict[Any, float] = {}
         attentions, feed_forwards = self.attentions, self.feed_forwards
-        heads = sum(attention.num_units for attention in attentions)
-        asked = self.asked
         if self.head_ratio and attentions:
-            # Torch-Pruning removes heads only where some channel ratio is above 0 (trap H).
-            ratios[tuple(source for attention in attentions for source in attention.sources)] = self.head_ratio
+            # Torch-Pruning removes heads only where some channel ratio is above 0.
+            ratios[tuple(source for units in attentions for source in units.sources)] = Ratio(self.head_ratio)
         if self.ffn_ratio and feed_forwards:
-            sizes = [feed_forward.num_units for feed_forward in feed_forwards]
-            if self.global_pruning:
-                firsts = tuple(source for feed_forward in feed_forwards for source in feed_forward.sources)
-                ratios[firsts] = _exact(asked.neurons, sum(sizes))
-            else:
-                for feed_forward, size in zip(feed_forwards, sizes, strict=True):
-                    ratios[tuple(feed_forward.sources)] = _exact(_share(self.ffn_ratio, size), size)
+            ratios[tuple(source for units in feed_forwards for source in units.sources)] = Ratio(self.ffn_ratio)
         if self.width_ratio:
-            for output, width in self.widths:
-                ratios[output] = _exact(_share(self.width_ratio, width), width)
-        ratios.update(self.pruning_ratio_dict)
-        by_layer: dict[nn.Module, float] = {}
-        num_heads: dict[nn.Module, int] = {}
-        for sublayer in attentions:
-            ratio = _HeadRatio(self.head_ratio)
-            ratio.heads = sublayer.num_units
-            for projection in sublayer.sources:
-                num_heads[projection] = sublayer.num_units
-                by_layer[projection] = ratio
+            ratios |= {output: Ratio(self.width_ratio) for output, _ in self.widths}
+        ratios |= {key: Ratio(ratio) for key, ratio in self.pruning_ratio_dict.items()}
+        heads = {source: units.num_units for units in attentions for source in units.sources}
         return {
-            "pruning_ratio": 0.0,
+            "pruning_ratio": Ratio(0.0),
             "pruning_ratio_dict": ratios,
             "global_pruning": self.global_pruning,
             "iterative_steps": self.iterative_steps,
-            "iterative_pruning_ratio_scheduler": _scheduler,
+            "iterative_pruning_ratio_scheduler": scheduler,
             "round_to": self.round_to,
             "ignored_layers": list(self.ignored_layers),
-            "head_pruning_ratio": _exact(asked.heads, heads) if self.global_pruning and heads else self.head_ratio,
-            "head_pruning_ratio_dict": None if self.global_pruning else by_layer,
+            # Both serve: the dictionary where layers are ranked alone, the ratio where they are ranked together.
+            "head_pruning_ratio": Ratio(self.head_ratio),
+            "head_pruning_ratio_dict": {
+                source: HeadRatio.of(self.head_ratio, count) for source, count in heads.items()
+            },
             "prune_num_heads": True,
             "prune_head_dims": False,
-            "num_heads": num_heads,
-            # Torch-Pruning's own defaults are shared between pruners and get written to (trap K).
+            "num_heads": HeadCounts(heads),
+            # Torch-Pruning's own defaults are shared between pruners and get written to.
             "in_channel_groups": {},
             "out_channel_groups": {},
             "channel_groups": {},
         }
-
-
-def _width(output: Any) -> int:
-    return int(output.weight.shape[0])
 
 
 def _check_ratio(name: str, ratio: object) -> None:
@@ -233,3 +178,33 @@ def _check_ratio(name: str, ratio: object) -> None:
         raise ValueError(
             f"{name} must be in [0, 1); found {ratio}. Whole layers are removed with DualEncoder.remove_blocks."
         )
+
+
+def _check_count(name: str, count: object, also: str = "") -> None:
+    """Raises unless ``count`` is a whole number above 0."""
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"{name} must be a whole number of at least 1{also}; found {count!r}.")
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1{also}; found {count}.")
+
+
+def _check_modules(name: str, modules: object) -> None:
+    """Raises unless ``modules`` is a list of modules."""
+    if not isinstance(modules, Sequence) or isinstance(modules, str):
+        raise TypeError(f"{name} must be a list of modules; found {modules!r}.")
+    for module in modules:
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"{name} must be modules of encoder.model; found {type(module).__name__}. A module by its name: "
+                "encoder.model.get_submodule(name); a bare parameter: the module that holds it."
+            )
+
+
+def note_round_to(pruners: Mapping[Any, Any], round_to: int | None) -> None:
+    """Mutates ``customized_pruners``: a pruner's graph then tells importances what it rounds to, which sees no pruner."""
+    pruners[tp.ops._OutputOp].round_to = round_to or 1
+
+
+def round_to_of(graph: tp.DependencyGraph) -> int:
+    """The multiple that the neurons left in each MLP are of, where the graph is of a pruner with our arguments; else 1."""
+    return int(getattr(graph.CUSTOMIZED_PRUNERS.get(tp.ops._OutputOp), "round_to", 1))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -41,7 +40,7 @@ def _losses(encoder: EncoderCore, images: Float[Tensor, "N J"], texts: Float[Ten
     return contrastive_losses(image, text, index, encoder.logit_scale)[0]
 
 
-class GradientsMixin:
+class GradientsMixin(EncoderCore):
     """Adds :meth:`accumulate_gradients` to a dual encoder."""
 
     def accumulate_gradients(
@@ -61,10 +60,8 @@ class GradientsMixin:
             NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
             ValueError: If the weights are on the ``meta`` device, or ``batch_size`` is below 2.
         """
-        encoder = cast("EncoderCore", self)
-        encoder.check_has_weights()
-        pairs = Pairs.coerce(pairs)
-        accumulate_gradients(encoder, pairs, squared=squared, batch_size=batch_size, progress=progress)
+        self.check_has_weights()
+        accumulate_gradients(self, Pairs.coerce(pairs), squared=squared, batch_size=batch_size, progress=progress)
 
 
 def accumulate_gradients(

@@ -6,6 +6,7 @@ from . import _torch as _torch
 from . import _transformers as _transformers
 from ._discover import register_channels
 from ._fallback import ChannelsTower
+from ._layer import Counts, Layer, TowerName
 from ._look import first_tensor
 from ._opaque import OpaqueTower
 from ._pair import TwoEncoders
@@ -21,12 +22,15 @@ __all__ = [
     "BlockTower",
     "Channels",
     "ChannelsTower",
+    "Counts",
     "FeedForwardSublayer",
+    "Layer",
     "OpaqueTower",
     "Prunable",
     "Stream",
     "Sublayer",
     "Tower",
+    "TowerName",
     "Towers",
     "TwoEncoders",
     "first_tensor",
