@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from .pruning import Counts
     from .pruning._prune import prune
     from .pruning._remove import remove_units
+    from .reconstruction import ReconstructionReport, reconstruct
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
     from .runs import finetune_stage, pretrain_stage, run_stage
     from .scoring import (
@@ -148,6 +149,7 @@ __all__ = [
     "PruningMismatchError",
     "Reason",
     "Recall",
+    "ReconstructionReport",
     "RetrievalResult",
     "Score",
     "ScoreTable",
@@ -201,6 +203,7 @@ __all__ = [
     "plan_range",
     "pretrain_stage",
     "prune",
+    "reconstruct",
     "register_attention",
     "register_channels",
     "register_towers",
@@ -241,6 +244,7 @@ _HOMES = {
     "pruning": "Counts",
     "pruning._prune": "prune",
     "pruning._remove": "remove_units",
+    "reconstruction": "ReconstructionReport reconstruct",
     "report": "ChangedExamples Example append_jsonl changed_examples write_report",
     "runs": "finetune_stage pretrain_stage run_stage",
     "scoring": "Score ScoreTable ScoringCost Separation Unit calibration_guidance estimate_cost score separation",

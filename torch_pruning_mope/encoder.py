@@ -14,7 +14,7 @@ from ._hub import HubMixin
 from ._state import exclusive
 from .data import Pairs
 from .errors import NonFiniteError, UnsupportedModelError
-from .pruning import Counts, Layer, PruningRequest, Ratios
+from .pruning import Counts, Layer, PruningRequest, Ratios, note_round_to
 from .surgery import (
     PrunableAttention,
     all_groups,
@@ -354,11 +354,13 @@ class DualEncoder(HubMixin):
         self._check_widths(graph, firm, request)
         self._check_between(whole, request)
         asked = request.arguments()
+        pruners = customized_pruners(self.model)
+        note_round_to(pruners, round_to)
         return {
             **asked,
             "ignored_layers": [*asked["ignored_layers"], *firm],
             **self._graph_arguments(),
-            "customized_pruners": customized_pruners(self.model),
+            "customized_pruners": pruners,
         }
 
     def _check_widths(self, graph: tp.DependencyGraph, firm: Sequence[nn.Module], request: PruningRequest) -> None:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from .._state import own_gradients
 from ..data import Pairs
 from ..encoder import DualEncoder
-from ..errors import NonFiniteError
 from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, fingerprint, freed_parameters
 from ..towers import Prunable
-from ._unit import Key, unit_sublayers
+from ._unit import Key, check_finite, unit_sublayers
 
 Stock = Literal["l1", "taylor", "hessian", "random"]
 _ADDS_UP = {"group_reduction": "sum", "normalizer": None}
@@ -43,9 +42,7 @@ def stock_scores(encoder: DualEncoder, pairs: Pairs, criterion: Stock, *, seed: 
     if criterion not in get_args(Stock):
         raise ValueError(f"criterion must be one of {', '.join(get_args(Stock))}; found {criterion!r}.")
     raw = _random(encoder, seed) if criterion == "random" else _raw(encoder, pairs, criterion)
-    for key, values in raw.items():
-        if not torch.isfinite(values).all():
-            raise NonFiniteError(f"scores must be finite; found NaN or infinity in {' '.join(map(str, key))}.")
+    check_finite(raw)
     settings = {"interaction": "joint", "criterion": criterion} | ({"seed": seed} if criterion == "random" else {})
     return ScoreTable(
         tuple(_ranked(encoder, raw, per_parameter=criterion != "random")),

@@ -3,6 +3,6 @@
 ``prune`` and ``remove_units`` are written against the encoder, which needs the request: they are imported from their files.
 """
 
-from ._request import Counts, Layer, PruningRequest, Ratios
+from ._request import Counts, Layer, PruningRequest, Ratios, note_round_to, round_to_of
 
-__all__ = ["Counts", "Layer", "PruningRequest", "Ratios"]
+__all__ = ["Counts", "Layer", "PruningRequest", "Ratios", "note_round_to", "round_to_of"]

@@ -16,6 +16,9 @@ def beside(value: str, folder: Path) -> str:
     Args:
         value: A model or data as a command takes it; what is no path stays as it is.
         folder: The run's folder.
+
+    Returns:
+        The value, its path relative to the folder unless that is far away.
     """
     before, path = _split(value)
     if not path:
@@ -24,7 +27,7 @@ def beside(value: str, folder: Path) -> str:
     relative = os.path.relpath(target, base)
     if not relative.startswith(".."):
         return before + f"./{relative}"
-    return before + (relative if relative.split(os.sep).count("..") <= _UP else str(target))
+    return before + (relative if Path(relative).parts.count("..") <= _UP else str(target))
 
 
 def found_from(value: str, folder: Path) -> str:
@@ -38,7 +41,7 @@ def found_from(value: str, folder: Path) -> str:
 def shown(value: str) -> str:
     """A model's or data set's name for results and pages: of a path the last part alone."""
     before, path = _split(value, exists=False)
-    return before + Path(path).name if os.path.isabs(path) or path.startswith((".", "~")) else value
+    return before + Path(path).name if Path(path).is_absolute() or path.startswith((".", "~")) else value
 
 
 def _split(value: str, *, exists: bool = True) -> tuple[str, str]:

@@ -23,6 +23,9 @@ _LONGEST = 1 << 20
 def read_settings(file: Path) -> dict[str, dict[str, Any]]:
     """Reads settings by command. Values that begin with ``./`` or ``../`` are paths relative to the file.
 
+    Returns:
+        Settings by command.
+
     Raises:
         ValueError: If the file holds something else.
     """
@@ -48,14 +51,20 @@ def settings_text(file: Path, before: Mapping[str, Any], command: str, given: Ma
     content[command] = {
         name: value for name, value in given.items() if name not in NEVER_IN_FILES and value not in (None, [], ())
     }
-    written = {name: {key: _plain(key, value, file.parent) for key, value in section.items()} for name, section in content.items()}
+    written = {
+        name: {key: _plain(key, value, file.parent) for key, value in section.items()}
+        for name, section in content.items()
+    }
     text: str = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
     return text
 
 
 def _read(section: Mapping[Any, Any], folder: Path) -> dict[str, Any]:
     settings = {str(key).replace("-", "_"): value for key, value in section.items()}
-    return {key: found_from(value, folder) if key in _PATHS and isinstance(value, str) else value for key, value in settings.items()}
+    return {
+        key: found_from(value, folder) if key in _PATHS and isinstance(value, str) else value
+        for key, value in settings.items()
+    }
 
 
 def _plain(name: str, value: Any, folder: Path) -> Any:

@@ -79,6 +79,13 @@ class Ranks:
             if self.rank != source:
                 tensor.detach().copy_(copy_of_it)
 
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrites tensors, on any device, with their sums over all ranks, to the same bits on each."""
+        for tensor in tensors if self.world > 1 else ():
+            own = tensor.detach().cpu().contiguous()
+            dist.all_reduce(own, group=self._group)
+            tensor.detach().copy_(own)
+
     def first(self, mine: Any) -> Any:
         """Rank 0's object, on every rank."""
         return self.gather(mine if self.rank == 0 else None)[0]
