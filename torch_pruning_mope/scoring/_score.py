@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ def score(
     autocast: Autocast | None = None,
     until: float | None = None,
     path: str | Path | None = None,
+    on_start: Callable[[], object] = lambda: None,
     progress: bool = True,
 ) -> ScoreTable:
     """Scores the units of a dual encoder, which is left exactly as it was.
@@ -73,6 +74,7 @@ def score(
             holds what went, and serves budgets up to there: what is left is best scored again once that is removed.
         path: Where the table is written once it is complete. Until then, measurements are written beside it as they come, and
             the same call goes on from them after a crash, in any number of processes. A complete table is read, not made.
+        on_start: Called once nothing can be refused any more: arguments are valid, and ``path`` is free or of this call.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -112,7 +114,9 @@ def score(
         "until": until,
     }
     if target is not None and target.exists():
-        return _complete(target, of, settings)
+        table = _complete(target, of, settings)
+        on_start()
+        return table
 
     ranks = Ranks()
     journal = None
@@ -129,6 +133,7 @@ def score(
                 f"kinds must be such as the model has; found none of {sorted(kinds)} in {sorted(towers)}. Layers can be "
                 "removed, and so scored, where they stand in a list: a Block's siblings."
             )
+        on_start()
         queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
         layers = {name: len(tower.blocks) for name, tower in own.towers.items()}
         with Progress(units, queries, layers, show=progress and ranks.rank == 0) as bar:

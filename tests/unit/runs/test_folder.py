@@ -12,7 +12,9 @@ PAIRS = {"./pairs.csv": "run/pairs.csv", "../pairs.csv": "pairs.csv", "../../pai
 
 
 @pytest.mark.parametrize(("written", "place"), PAIRS.items())
-def test_paths_near_a_run_move_with_it(written: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_near_a_run_move_with_it(
+    written: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = tmp_path / "here"
     file = (here / "runs" / place).resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
