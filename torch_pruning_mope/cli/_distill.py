@@ -16,19 +16,14 @@ class _Objective:
     contrastive: Annotated[float, training_option(help="Weight of the contrastive loss.")] = 1.0
     similarity: Annotated[float, training_option(help="Weight of the teacher's similarities.")] = 1.0
     features: Annotated[float, training_option(help="Weight of the teacher's embeddings.")] = 1000.0
-    hidden: Annotated[
-        float | None,
-        training_option(help="Weight of the teacher's hidden states.", show_default="1; 0 with --cache or chunks"),
-    ] = None
+    hidden: Annotated[float, training_option(help="Weight of the teacher's hidden states; the paper's is 1.")] = 0.0
     sigmoid: Annotated[bool, training_option("--sigmoid", help="SigLIP's loss.")] = False
     ema: Annotated[float | None, training_option(help="Average the weights, with this decay, such as 0.999.")] = None
     log_with: Annotated[str | None, training_option(help="A tracker: tensorboard, wandb, …")] = None
 
-    def weights(self, *, cache: bool) -> dict[str, Any]:
+    def weights(self) -> dict[str, Any]:
         """Arguments of the loss."""
-        hidden = (0.0 if cache or self.chunks > 1 else 1.0) if self.hidden is None else self.hidden
-        own = {name: getattr(self, name) for name in ("contrastive", "similarity", "features", "sigmoid")}
-        return own | {"hidden": hidden}
+        return {name: getattr(self, name) for name in ("contrastive", "similarity", "features", "hidden", "sigmoid")}
 
 
 @command("distill")
@@ -43,8 +38,8 @@ def distill_command(
     quiet: QuietOption = False,
 ) -> None:
     """Trains the pruned model towards the outputs of the dense one. Goes on where it was interrupted; torchrun for GPUs."""
-    from ..distillation import DistillationLoss, TeacherEmbeddings, distil
-    from ..encoder import DualEncoder
+    from ..distillation import DistillationLoss, TeacherCache, distill
+    from ..dual_encoder import DualEncoder
     from ..runs import TrainingLog
     from ._started import StartedRun, first_rank
 
@@ -61,7 +56,7 @@ def distill_command(
         teacher: Any = DualEncoder(loaded.model)
         teacher.model.requires_grad_(False)
         if training.cache:
-            teacher = TeacherEmbeddings.of(teacher, train, path=run / "teacher.safetensors")  # type: ignore[arg-type]
+            teacher = TeacherCache.of(teacher, train, path=run / "teacher", hidden=objective.hidden > 0)  # type: ignore[arg-type]
         log = TrainingLog(folder)
 
         def on_step(entry: Any) -> None:
@@ -69,11 +64,11 @@ def distill_command(
                 folder.record()
             log.add(entry)
 
-        history = distil(
+        history = distill(
             student,
             train,
             teacher=teacher,
-            loss=DistillationLoss(**objective.weights(cache=training.cache)),
+            loss=DistillationLoss(**objective.weights()),
             chunks=objective.chunks,
             ema=objective.ema,
             log_with=objective.log_with,

@@ -8,13 +8,13 @@ from ._options import Budgets, ModelInstead
 from ._source import Source
 
 if TYPE_CHECKING:
-    from ..encoder import DualEncoder
+    from ..dual_encoder import DualEncoder
 
 
 @command("plan")
 def plan(call: Call, run: OptionalRun = None, model: ModelInstead = None, *, budgets: Budgets) -> None:
     """Chooses what to remove for a budget, and says what would be left. Without a budget: what budgets can be met."""
-    from ..encoder import DualEncoder
+    from ..dual_encoder import DualEncoder
     from ..planning import make_plan
     from ._started import StartedRun
 

@@ -8,7 +8,7 @@ from ._command import Call, RunArgument, command
 @command("prune")
 def prune(call: Call, run: RunArgument) -> None:
     """Removes what the plan says, exactly, and saves the smaller model."""
-    from ..encoder import DualEncoder
+    from ..dual_encoder import DualEncoder
     from ..planning import Plan
     from ._started import StartedRun
 

@@ -25,7 +25,7 @@ def report(
     force: ForceOption = False,
 ) -> None:
     """Writes one self-contained HTML page of what was scored, removed, trained and measured, with figures beside it."""
-    from ..encoder import DualEncoder
+    from ..dual_encoder import DualEncoder
     from ..report import changed_examples, write_report
     from ._started import StartedRun
 

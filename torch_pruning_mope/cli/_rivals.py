@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..checkpoint import load
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..importance import stock_scores
 from ..loading import LoadedModel
 from ..planning import Plan, footprints, make_plan

@@ -56,7 +56,7 @@ def score_command(
     call: Call, run: GoesOnArgument, source: Source, scoring: Scoring, units: _Units, quiet: QuietOption = False
 ) -> None:
     """Scores heads, neurons and layers by the drop of the metric without them. Goes on where it was interrupted."""
-    from ..encoder import DualEncoder
+    from ..dual_encoder import DualEncoder
     from ..scoring import estimate_cost, fingerprint, score
     from ._parts import Parts
     from ._started import first_rank

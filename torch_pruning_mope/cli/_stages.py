@@ -75,7 +75,7 @@ def _run(
     call: Call, function: Any, stage: _Stage, source: Source, scoring: Scoring, training: Training, **options: Any
 ) -> None:
     """Either stage, and the checkpoint that comes of it."""
-    from ..encoder import DualEncoder
+    from ..dual_encoder import DualEncoder
     from ._parts import Parts
     from ._started import first_rank
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoint import load
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..loading import LoadedModel
 from ..runs import RunFolder, shown
 from ..scoring import ScoreTable, fingerprint

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import WrongModelError
 from ..metrics import MetricLike
 from ..scoring import Autocast, Interaction, PairsLike, Rewiring, ScoreTable, fingerprint
@@ -48,7 +48,7 @@ class MoPEImportance(UnitImportance):
 
     def __init__(
         self,
-        encoder: DualEncoder,
+        encoder: EncoderCore,
         pairs: PairsLike | None = None,
         *,
         table: ScoreTable | None = None,

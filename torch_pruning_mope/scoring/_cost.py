@@ -15,7 +15,7 @@ from torch import Tensor
 from .._flops import count_multiply_adds
 from .._state import evaluation_mode, synchronise
 from ..data import Pairs
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..metrics import MetricLike, normalised, resolve_metric
 from ._engine import PrefixEngine, default_batch_size
 from ._meter import PairsLike
@@ -56,7 +56,7 @@ class _Tower:
 
 
 def estimate_cost(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: PairsLike,
     *,
     num_images: int | None = None,
@@ -144,7 +144,7 @@ def _typical(walk: Walk, inputs: Tensor, size: int) -> Tensor:
     return inputs[order[best]][:, : cut[best]]
 
 
-def _metric_seconds(encoder: DualEncoder, pairs: Pairs, metric: MetricLike, timer: "_Timer") -> float:
+def _metric_seconds(encoder: EncoderCore, pairs: Pairs, metric: MetricLike, timer: "_Timer") -> float:
     measure = resolve_metric(metric, float(torch.as_tensor(encoder.logit_scale).detach()))
     width = timer.embed(lambda: encoder.embed("image", pairs.images[:2].to(encoder.device))).shape[1]
     generator = torch.Generator().manual_seed(0)
@@ -161,7 +161,7 @@ _Measure = Callable[["_Timer", Callable[[], Any]], float]
 
 @dataclass(frozen=True)
 class _Timer:
-    encoder: DualEncoder
+    encoder: EncoderCore
     dtype: torch.dtype | None
     repeats: int
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ..data import Pairs
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
 from ._engine import PrefixEngine
 from ._families import Interaction, families, scores_of
@@ -28,7 +28,7 @@ Autocast = Literal["bfloat16", "float16"]
 
 
 def score(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: PairsLike,
     *,
     metric: MetricLike = "recall_mean",
@@ -165,7 +165,7 @@ def _plain_attributes(metric: Metric) -> dict[str, Any]:
 
 
 def _engine(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     engine: str,
     batch_size: int | None,
     memory: int | str | None,
@@ -179,7 +179,7 @@ def _engine(
     return PrefixEngine(encoder, batch_size=batch_size, memory=memory, dtype=dtype, keep=keep)
 
 
-def _orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring, journal: Journal, ranks: Ranks) -> Any:
+def _orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, journal: Journal, ranks: Ranks) -> Any:
     """The order of the neurons: the one that a run which goes on began with, and the same on all ranks."""
     name = rewiring_name(rewire)
     known = journal.orders(name)
@@ -210,7 +210,7 @@ def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> Score
     return table
 
 
-def _most(encoder: DualEncoder, towers: Collection[str], until: float | None) -> int | None:
+def _most(encoder: EncoderCore, towers: Collection[str], until: float | None) -> int | None:
     """How many parameters a joint path frees before it stops."""
     modules = [layer.block.module for layer in encoder.layers if layer.tower in towers]
     total = sum(parameter.numel() for module in modules for parameter in module.parameters())

@@ -36,7 +36,7 @@ def test_training_is_logged_and_is_not_done_again(begun: Path) -> None:
     assert json.loads(result.stdout)["steps"] == 2
     lines = [json.loads(line) for line in (begun / "training.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
-    assert set(lines[0]["terms"]) == {"contrastive", "similarity", "features", "hidden"}
+    assert set(lines[0]["terms"]) == {"contrastive", "similarity", "features"}
     before = weights(begun / "distilled")
     mope_command("distil", begun)  # the settings are those of the last time, and nothing is left to do
     after = weights(begun / "distilled")
@@ -55,7 +55,9 @@ def test_two_processes_train_as_one(begun: Path, tmp_path: Path) -> None:
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     one = weights(begun / "distilled")
-    assert all(torch.allclose(one[name], tensor, atol=1e-5) for name, tensor in weights(two / "distilled").items())
+    for name, tensor in weights(two / "distilled").items():
+        if not name.endswith("k_proj.bias"):  # has no gradient but rounding, which Adam makes into whole steps
+            assert torch.allclose(one[name], tensor, atol=1e-5), name
 
 
 def test_the_file_reproduces_the_run(begun: Path, tmp_path: Path) -> None:
