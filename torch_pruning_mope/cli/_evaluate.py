@@ -143,8 +143,10 @@ def _row(
 
 
 def _reading(source: Source) -> dict[str, Any]:
-    """What the reader of labelled images takes."""
-    return {name: value for name, value in (("root", source.root), ("split", source.split)) if value is not None}
+    """Options of the reader of labelled images."""
+    own = {"encoding": source.encoding, "max_skipped": source.max_skipped}
+    permitted = {"allow_commands": source.allow_commands, "follow_links": source.follow_links}
+    return {name: value for name, value in (own | permitted).items() if value is not None}
 
 
 def _finished(row: dict[str, Any], source: Source, part: Part) -> dict[str, Any]:

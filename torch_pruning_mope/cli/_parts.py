@@ -103,7 +103,10 @@ class Parts:
             split=source.split,
             image_key=source.image_key,
             caption_key=source.caption_key,
+            encoding=source.encoding,
             max_skipped=source.max_skipped,
+            allow_commands=source.allow_commands,
+            follow_links=source.follow_links,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 import torch_pruning_mope as mope
 from torch_pruning_mope.runs import RunFolder
@@ -143,3 +144,29 @@ def test_only_one_command_works_in_a_folder(begun: Path) -> None:
         thread.join()
     assert "is held by another thread of this process" in answers[0]
     mope_command("prune", begun)
+
+
+def test_data_that_run_commands_or_lie_elsewhere_need_a_flag(tmp_path: Path, small: Path) -> None:
+    """In a file they are refused, whatever it says; with the flag they go on working."""
+    scenes = mope.emoji_scenes("train", 12)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, (pixels, _) in enumerate(scenes):
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    lines = [f"../pictures/{number}.png,{caption}" for number, (_, caption) in enumerate(scenes)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pairs.csv").write_text("filepath,title\n" + "\n".join(lines), encoding="latin-1")
+    marker = tmp_path / "marker"
+    score = {"model": str(small), "kind": ["head"], "data": f"pipe:touch {marker} #.tar"}
+    foreign = _file(tmp_path, {"score": score})
+    mope_command("run", foreign, tmp_path / "a", code=2)
+    assert not marker.exists()
+    mope_command("run", foreign, tmp_path / "a", "--allow-commands", code=2)  # no pairs come of it
+    assert marker.exists()
+    links = ("--data", tmp_path / "data" / "pairs.csv", "--calibration", 0.5, "--test", 0.2, "--encoding", "latin-1")
+    command = ("score", tmp_path / "b", "--model", small, "--kind", "head", *links)
+    mope_command(*command, code=2)
+    mope_command(*command, "--follow-links")
+    assert "follow_links" not in (tmp_path / "b" / "config.yaml").read_text()
+    mope_command("evaluate", tmp_path / "b", "--no-latency", code=2)
+    mope_command("evaluate", tmp_path / "b", "--no-latency", "--follow-links")
