@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .._fingerprint import fingerprint
 from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import DualEncoder
 from ..errors import WrongModelError
-from ..scoring import fingerprint
 from ._distillation import Encoded
 
 

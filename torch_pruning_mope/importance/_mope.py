@@ -52,7 +52,7 @@ class MoPEImportance(UnitImportance):
         pairs: PairsLike | None = None,
         *,
         table: ScoreTable | None = None,
-        metric: MetricLike = "recall_mean",
+        metric: MetricLike = "contrastive_loss",
         kinds: Collection[str] = ("head", "neurons"),
         groups: int = 16,
         interaction: Interaction = "nested",

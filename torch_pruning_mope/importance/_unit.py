@@ -9,6 +9,7 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._fingerprint import checksum
 from ..encoder import DualEncoder
 from ..errors import NonFiniteError, WrongModelError
 from ..towers import Prunable
@@ -46,6 +47,8 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
         self.fallback = fallback
         self.minimum = {"head": min_heads, "neurons": min_neurons}
         self._signature: object = None
+        self._seen: object = None
+        self._asked: set[Key] = set()
         self._channels: dict[Key, Tensor] = {}
 
     @abstractmethod
@@ -72,16 +75,26 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
             )
         key = self._key(group, graph)
         if key is not None:
-            signature = _signature(self.encoder.model)
-            if signature != self._signature:
-                self._channels = self._ordered(self._raw(graph))
-                self._signature = signature
+            self._refresh(key, graph)
         if key not in self._channels:
             if self.fallback is None:
                 return None
             result: Tensor | None = call_criterion(self.fallback, group)
             return None if result is None else _strictly_increasing(result.double().cpu())
         return self._channels[key][torch.tensor(group[0].idxs)]
+
+    def _refresh(self, key: Key, graph: tp.DependencyGraph) -> None:
+        """Scores anew if the weights or gradients have changed; looks at their contents once in a pass over the groups."""
+        model = self.encoder.model
+        versions = _versions(model)
+        if versions == self._seen and key not in self._asked:
+            self._asked.add(key)
+            return
+        signature = (weights_signature(model), _gradients(model))
+        if signature != self._signature:
+            self._channels = self._ordered(self._raw(graph))
+            self._signature = signature
+        self._seen, self._asked = versions, {key}
 
     def _key(self, group: Any, graph: tp.DependencyGraph) -> Key | None:
         """Which sub-layer's units a group removes, if any: the one whose output linear loses input channels."""
@@ -139,11 +152,15 @@ def _strictly_increasing(values: Float[Tensor, "U"]) -> Float[Tensor, "U"]:
 
 
 def weights_signature(model: nn.Module) -> object:
-    """Changes whenever a parameter is replaced or written to in place; cheap."""
-    return tuple((id(p), p._version, tuple(p.shape)) for p in model.parameters())
+    """Changes whenever a parameter is replaced or written to, through ``.data`` too."""
+    return tuple((id(p), tuple(p.shape), checksum(p)) for p in model.parameters())
 
 
-def _signature(model: nn.Module) -> object:
-    """Changes with the weights or with the gradients."""
-    gradients = tuple(None if p.grad is None else (id(p.grad), p.grad._version) for p in model.parameters())
-    return (weights_signature(model), gradients)
+def _versions(model: nn.Module) -> object:
+    """Changes whenever a parameter or gradient is replaced or written to, but through ``.data``; cheap."""
+    tensors = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
+    return tuple((id(tensor), tensor.data_ptr(), tensor._version, tuple(tensor.shape)) for tensor in tensors)
+
+
+def _gradients(model: nn.Module) -> object:
+    return tuple(None if p.grad is None else checksum(p.grad) for p in model.parameters())

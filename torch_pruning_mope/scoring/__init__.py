@@ -15,7 +15,7 @@ from ._plain import PlainEngine
 from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders
 from ._score import Autocast, score
-from ._table import Score, ScoreTable, fingerprint
+from ._table import Score, ScoreTable
 from ._units import Ablation, Part, Unit, enumerate_units, nested_ablations, single_ablation
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "calibration_guidance",
     "enumerate_units",
     "estimate_cost",
-    "fingerprint",
     "freed_parameters",
     "greedy_path",
     "joint_path",

@@ -60,7 +60,7 @@ def estimate_cost(
     pairs: PairsLike,
     *,
     num_images: int | None = None,
-    metric: MetricLike = "recall_mean",
+    metric: MetricLike = "contrastive_loss",
     kinds: Collection[str] = ("head", "neurons"),
     groups: int = 16,
     rewire: Rewiring = "taylor",

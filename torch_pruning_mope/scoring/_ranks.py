@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import os
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -15,8 +16,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..encoder import DualEncoder
 
-_PATIENCE = timedelta(days=7)
-"""How long a rank waits for the others, whose share may take hours; a rank that dies is noticed at once."""
+_PATIENCE = timedelta(minutes=15)
+"""How long ranks wait while none of them gets on; a rank that dies is noticed at once."""
+_POLL = 0.02
 
 
 _GROUPS = itertools.count()
@@ -28,6 +30,10 @@ def _store() -> Any:
     """The store that torchrun gives all ranks to meet at."""
     store, _, _ = next(rendezvous("env://"))
     return store
+
+
+def _meeting_place() -> Any:
+    return dist.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
 
 
 class Ranks:
@@ -49,6 +55,7 @@ class Ranks:
         together = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
         self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.world > 1 else None
+        self._place, self._meetings = next(_GROUPS), 0
 
     def close(self) -> None:
         """Leaves no process group behind that was not there, so that the user's script can make its own."""
@@ -58,21 +65,44 @@ class Ranks:
             dist.destroy_process_group(self._group)
         self._own, self._group = False, None
 
+    def beat(self) -> None:
+        """Tells ranks that wait that this one gets on."""
+        if self.world > 1:
+            _meeting_place().add(f"mope/{self._place}/beats", 1)
+
+    def _meet(self) -> None:
+        """Waits for all ranks, as long as any of them gets on: their shares of the work may take hours.
+
+        Raises:
+            TimeoutError: If nothing has happened for minutes.
+        """
+        self._meetings += 1
+        store, name = _meeting_place(), f"mope/{self._place}"
+        store.add(f"{name}/met/{self._meetings}", 1)
+        beats, since = -1, time.monotonic()
+        while (met := int(store.add(f"{name}/met/{self._meetings}", 0))) < self.world:
+            now = int(store.add(f"{name}/beats", 0))
+            if now != beats:
+                beats, since = now, time.monotonic()
+            if time.monotonic() - since > _PATIENCE.total_seconds():
+                raise TimeoutError(
+                    f"all {self.world} ranks must make the same calls; found {met} of them waiting, and no progress for "
+                    f"{_PATIENCE.total_seconds() / 60:.0f} minutes."
+                )
+            time.sleep(_POLL)
+
     def gather(self, mine: Any) -> list[Any]:
         """Every rank's object, on every rank, in the order of the ranks."""
         if self.world == 1:
             return [mine]
+        self._meet()
         everyone: list[Any] = [None] * self.world
         dist.all_gather_object(everyone, mine, group=self._group)
         return everyone
 
     def spread(self, tensors: Sequence[Tensor], source: int) -> None:
-        """Overwrites tensors with those of one rank, on every rank.
-
-        Args:
-            tensors: Of the same shapes on all ranks, on any device.
-            source: Whose count.
-        """
+        """Overwrites tensors, of the same shapes on all ranks, with those of the rank ``source``."""
+        self._meet()
         for tensor in tensors:
             copy_of_it = tensor.detach().cpu().contiguous()
             dist.broadcast(copy_of_it, source, group=self._group)
@@ -83,36 +113,22 @@ class Ranks:
         """Rank 0's object, on every rank."""
         return self.gather(mine if self.rank == 0 else None)[0]
 
-    def check_same(self, **values: str) -> None:
-        """Raises unless all ranks hold the same things.
-
-        Args:
-            values: What must be equal, by name.
-
-        Raises:
-            ValueError: If something differs.
-        """
+    def check_same(self, **values: object) -> None:
+        """Raises ValueError unless all ranks hold equal values."""
         everyone = self.gather(values)
         for name, value in values.items():
             found = [other[name] for other in everyone]
             if found.count(value) != self.world:
                 raise ValueError(
-                    f"{name} must be the same on all ranks; found {[str(other)[:12] for other in found]}. Load the same "
-                    "weights and draw the same pairs in the same order on each (seed them)."
+                    f"{name} must be the same on all ranks; found {[str(other)[:24] for other in found]}. Pass the same arguments, "
+                    "load the same weights and draw the same pairs in the same order on each (seed them)."
                 )
 
     def placed(self, encoder: DualEncoder) -> DualEncoder:
-        """The encoder, or a copy on this rank's own GPU where all ranks have put theirs on the first one.
-
-        Args:
-            encoder: The user's encoder.
-
-        Returns:
-            An encoder whose device no other rank of this machine uses, if there are enough.
-        """
+        """The encoder, or a copy on this rank's own GPU where all ranks have put theirs on the first one."""
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if self.world == 1 or encoder.device.type != "cuda" or encoder.device.index == local:
             return encoder
         if local >= torch.cuda.device_count():
             return encoder
-        return DualEncoder(copy.deepcopy(encoder.model).to(f"cuda:{local}"))
+        return type(encoder)(copy.deepcopy(encoder.model).to(f"cuda:{local}"))
