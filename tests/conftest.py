@@ -1,13 +1,22 @@
-"""Fixtures shared by all tests, and one thread, so that a float is the same float on every machine."""
+"""Fixtures shared by all tests, and one thread, so that a float is the same float on every machine.
+
+Property tests try the same cases on every run. ``HYPOTHESIS_PROFILE=explore`` tries new ones; add what it finds as @example.
+"""
+
+import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 from torch_pruning_mope import DualEncoder, Pairs
 
 from .unit.models import clip, pairs_for
 
 torch.set_num_threads(1)
+settings.register_profile("gate", derandomize=True, deadline=None, database=None)
+settings.register_profile("explore", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         chunked_backward,
         distil,
     )
-    from .encoder import DualEncoder
+    from .dual_encoder import DualEncoder
     from .errors import (
         DataError,
         ExportError,
@@ -74,9 +74,8 @@ if TYPE_CHECKING:
     from .loading import LoadedModel
     from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
     from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
-    from .pruning import Counts
-    from .pruning._prune import prune
-    from .pruning._remove import remove_units
+    from .pruning import Counts, prune, remove_units
+    from .reconstruction import ReconstructionReport, reconstruct
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
     from .runs import finetune_stage, pretrain_stage, run_stage
     from .scoring import (
@@ -148,6 +147,7 @@ __all__ = [
     "PruningMismatchError",
     "Reason",
     "Recall",
+    "ReconstructionReport",
     "RetrievalResult",
     "Score",
     "ScoreTable",
@@ -201,6 +201,7 @@ __all__ = [
     "plan_range",
     "pretrain_stage",
     "prune",
+    "reconstruct",
     "register_attention",
     "register_channels",
     "register_towers",
@@ -225,7 +226,7 @@ _HOMES = {
         "DistillationLoss Encoded FeatureLoss HiddenLoss InfoNCELoss SigmoidLoss SimilarityLoss TeacherCache "
         "TeacherEmbeddings TrainingStep chunked_backward distil"
     ),
-    "encoder": "DualEncoder",
+    "dual_encoder": "DualEncoder",
     "errors": (
         "DataError ExportError MetricError MissingGradientsError ModelLoadError MopeError NonFiniteError "
         "PruningMismatchError UngroupedParametersError UnsupportedModelError WrongModelError"
@@ -238,9 +239,8 @@ _HOMES = {
     "loading": "LoadedModel",
     "metrics": "ContrastiveLoss Metric Recall ZeroShotAccuracy",
     "planning": "Footprint LayerPlan Plan PlanRange Reason footprints make_plan plan_range",
-    "pruning": "Counts",
-    "pruning._prune": "prune",
-    "pruning._remove": "remove_units",
+    "pruning": "Counts prune remove_units",
+    "reconstruction": "ReconstructionReport reconstruct",
     "report": "ChangedExamples Example append_jsonl changed_examples write_report",
     "runs": "finetune_stage pretrain_stage run_stage",
     "scoring": "Score ScoreTable ScoringCost Separation Unit calibration_guidance estimate_cost score separation",

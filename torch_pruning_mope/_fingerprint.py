@@ -39,7 +39,7 @@ def key_of(value: object, *, known: tuple[type, ...] = ()) -> str:
     """
     key = getattr(value, "key", None)
     if isinstance(key, str) and not isinstance(value, type):
-        return f"{_name(type(value))}[{key}]"
+        return f"key {key!r}"  # wherever the type was imported from
     if value is None or isinstance(value, bool | int | float | str | bytes | PurePath | torch.dtype | torch.device):
         return repr(value)
     if isinstance(value, Tensor | np.ndarray | np.generic):

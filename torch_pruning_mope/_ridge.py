@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 class Gram:
-    """Sums of ``[h 1]ᵀ[h 1]``, ``[h 1]ᵀe`` and ``eᵀe`` over rows that come in parts; float64.
+    """Sums of ``[h 1]ᵀ[h 1]``, ``[h 1]ᵀe`` and, by channel, ``e²`` over rows that come in parts; float64.
 
     Products of a part are float64 on a CPU, and float32 on an accelerator, where float64 is slow.
 
@@ -32,7 +32,7 @@ class Gram:
         place = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
         self.inner = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64, device=place)
         self.cross = torch.zeros(inputs + 1, outputs, dtype=torch.float64, device=place)
-        self.square = torch.zeros((), dtype=torch.float64, device=place)
+        self.square = torch.zeros(outputs, dtype=torch.float64, device=place)
 
     def add(self, hidden: Float[Tensor, "R U"], residual: Float[Tensor, "R D"]) -> None:
         """Adds rows."""
@@ -46,7 +46,7 @@ class Gram:
         self.inner[-1, -1] += len(h)
         self.cross[:-1] += (h.mT @ e).to(place).double()
         self.cross[-1] += e.sum(0).to(place).double()
-        self.square += e.square().sum().to(place).double()
+        self.square += e.square().sum(0).to(place).double()
 
     @property
     def rows(self) -> int:
@@ -65,13 +65,12 @@ class Gram:
             return solve_positive(system[:-1, :-1], self.cross[:-1])
         return solve_positive(system, self.cross)
 
-    def error(self, change: Float[Tensor, "V D"] | None = None) -> float:
-        """Sum of the squared residual after a change of the weights."""
+    def errors(self, change: Float[Tensor, "V D"] | None = None) -> Float[Tensor, " D"]:
+        """Sum of the squared residual of each output channel after a change of the weights."""
         if change is None:
-            return float(self.square)
+            return self.square.clone()
         inner, cross = self.inner[: len(change), : len(change)], self.cross[: len(change)]
-        fitted = (change * (inner @ change)).sum() - 2 * (change * cross).sum()
-        return max(0.0, float(self.square + fitted))
+        return (self.square + (change * (inner @ change - 2 * cross)).sum(0)).clamp(min=0)
 
 
 def ridge_system(inner: Float[Tensor, "V V"], ridge: float) -> Float[Tensor, "V V"]:

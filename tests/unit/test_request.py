@@ -1,50 +1,41 @@
 """What may be asked of a pruner, and in how many units it results."""
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import torch_pruning_mope as mope
 from tests.asserts import unchanged, unchecked
 from torch_pruning_mope import Counts, DualEncoder
-from torch_pruning_mope.pruning._request import _check_ratio, _exact, _HeadRatio, _scheduler, _share
+from torch_pruning_mope.pruning._request import PruningRequest, _check_ratio, _HeadRatio, _Ratio, _scheduler, _share
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.integers(1, 4096), st.integers(0, 999))
-def test_share_is_the_ceiling_of_exact_arithmetic(total: int, thousandths: int) -> None:
-    assert _share(thousandths / 1000, total) == -(-thousandths * total // 1000)
+def test_ratios_survive_torch_prunings_rounding(total: int, thousandths: int) -> None:
+    """It keeps ``int(total * (1 - ratio))`` of all layers together; what goes is the ceiling, by exact arithmetic."""
+    ratio = _Ratio(thousandths / 1000)
+    assert total - int(total * (1 - ratio)) == _share(ratio, total) == -(-thousandths * total // 1000)
+    assert min(ratio, 1.0) is ratio  # as it caps it
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.integers(1, 4096).flatmap(lambda total: st.tuples(st.just(total), st.integers(0, total - 1))))
-def test_exact_ratios_survive_torch_prunings_rounding(case: tuple[int, int]) -> None:
-    total, removed = case
-    assert total - int(total * (1 - _exact(removed, total))) == removed
-    assert 0 <= _exact(removed, total) < 1
-
-
-@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 40), st.integers(0, 99), st.integers(1, 6))
 def test_head_schedules_end_where_asked(heads: int, hundredths: int, steps: int) -> None:
-    """Torch-Pruning takes the ceiling of each step's ratio of the heads that are left."""
-    ratio = _HeadRatio(hundredths / 100)
-    ratio.heads = heads
-    schedule = _scheduler(ratio, steps)
+    """Of a single layer, Torch-Pruning removes the ceiling of each step's ratio of the heads that are left."""
+    schedule = _scheduler(_HeadRatio.of(hundredths / 100, heads), steps)
     assert len(schedule) == steps + 1
     left = heads
     for step in range(1, steps + 1):
-        if left:
-            left -= math.ceil(schedule[step] * left)
+        left -= math.ceil(schedule[step] * left)
         assert heads - left == _share(hundredths / 100 * step / steps, heads)
 
 
 def test_other_schedules_are_linear() -> None:
-    assert _scheduler(0.8, 4) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+    assert [float(ratio) for ratio in _scheduler(_Ratio(0.8), 4)] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
 
 
 BAD_RATIOS = [-0.1, 1.0, 1.5, math.nan, math.inf]
@@ -52,10 +43,10 @@ RATIOS = ["head_ratio", "ffn_ratio", "width_ratio"]
 
 
 @pytest.mark.parametrize("name", RATIOS)
-@pytest.mark.parametrize("ratio", BAD_RATIOS)
-def test_ratios_outside_are_refused(encoder: DualEncoder, name: str, ratio: float) -> None:
-    with unchanged(encoder.model), pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\); found {ratio}"):
-        encoder.pruner_arguments(**{name: ratio})  # type: ignore[arg-type]
+def test_ratios_outside_are_refused(encoder: DualEncoder, name: str) -> None:
+    for ratio in BAD_RATIOS:
+        with unchanged(encoder.model), pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\); found {ratio}"):
+            encoder.pruner_arguments(**{name: ratio})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ratio", ["0.5", None, True, 1 + 0j])
@@ -96,6 +87,40 @@ def test_what_cannot_be_done_is_refused(encoder: DualEncoder, arguments: dict[st
         encoder.pruner_arguments(**arguments)
     with unchanged(encoder.model), pytest.raises(ValueError, match=match):
         mope.prune(encoder, lambda group: None, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"iterative_steps": 2.5}, r"iterative_steps must be a whole number of at least 1; found 2\.5"),
+        ({"iterative_steps": 2.0}, r"iterative_steps must be a whole number of at least 1; found 2\.0"),
+        ({"iterative_steps": "3"}, "iterative_steps must be a whole number of at least 1; found '3'"),
+        ({"round_to": 8.0}, r"round_to must be a whole number of at least 1, or None; found 8\.0"),
+        ({"ignored_layers": "visual"}, "ignored_layers must be a list of modules; found 'visual'"),
+        (
+            {"ignored_layers": ["visual"]},
+            r"ignored_layers must be modules of encoder\.model; found str\. A module by its name",
+        ),
+        ({"ignored_layers": [nn.Linear]}, r"ignored_layers must be modules of encoder\.model; found type"),
+        ({"ignored_layers": [nn.Parameter()]}, "found Parameter.*a bare parameter: the module that holds it"),
+        ({"ignored_layers": nn.Linear(1, 1)}, "ignored_layers must be a list of modules; found Linear"),
+        ({"pruning_ratio_dict": {"visual": 0.5}}, "pruning_ratio_dict's keys must be modules .* found str"),
+    ],
+)
+def test_other_types_are_refused(encoder: DualEncoder, arguments: dict[str, Any], match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        _request(encoder, **arguments)
+
+
+def _request(encoder: DualEncoder, **arguments: Any) -> PruningRequest:
+    """Without the run-time type check of the tests."""
+    made = object.__new__(PruningRequest)
+    defaults = {field.name: field.default for field in fields(PruningRequest)} | {"pruning_ratio_dict": {}}
+    given_ = defaults | {"layers": encoder.layers, "streams": {}} | arguments
+    for name, value in given_.items():
+        object.__setattr__(made, name, value)
+    unchecked(PruningRequest.__post_init__)(made)
+    return made
 
 
 def test_unknown_towers_are_refused(encoder: DualEncoder) -> None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import ModelLoadError, MopeError
 from ..surgery import HeadProjection
 from . import _base
@@ -20,10 +20,10 @@ from ._meta import Buffers, build, wrap
 from ._shrink import Shapes, shrink
 from ._spec import Spec, note, sizes, spec_of
 
-Wrapper = Callable[[nn.Module], DualEncoder]
+Wrapper = Callable[[nn.Module], EncoderCore]
 
 
-def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None) -> DualEncoder:
+def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None) -> EncoderCore:
     """The encoder that was saved, but for its weights.
 
     Args:
@@ -38,7 +38,7 @@ def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None =
         ModelLoadError: If what the checkpoint says is left is not what is.
     """
     with _said():
-        encoder: DualEncoder
+        encoder: EncoderCore
         buffers: Buffers | None = None
         if model is None:
             model = build(lambda: _base.build(checkpoint.base.description, checkpoint.folder))
@@ -87,7 +87,7 @@ def _said() -> Iterator[None]:
         ) from error
 
 
-def _run(encoder: DualEncoder) -> None:
+def _run(encoder: EncoderCore) -> None:
     """Runs both towers once, which raises where layers do not fit each other; on ``meta`` it would take far longer."""
     inputs = encoder.example_inputs
     try:
@@ -99,7 +99,7 @@ def _run(encoder: DualEncoder) -> None:
             raise
 
 
-def cut(encoder: DualEncoder, spec: Spec, shapes: Shapes) -> None:
+def cut(encoder: EncoderCore, spec: Spec, shapes: Shapes) -> None:
     """Mutates an encoder of the base: takes away layers, and gives the others their shapes.
 
     Args:
@@ -138,7 +138,7 @@ def _set_heads(model: nn.Module, heads_left: dict[str, list[int]]) -> None:
         projection.heads = torch.tensor(heads, dtype=torch.long)
 
 
-def fill(encoder: DualEncoder, checkpoint: Checkpoint) -> None:
+def fill(encoder: EncoderCore, checkpoint: Checkpoint) -> None:
     """Mutates the encoder's model: gives it the checkpoint's weights.
 
     Args:
@@ -170,7 +170,7 @@ def fill(encoder: DualEncoder, checkpoint: Checkpoint) -> None:
         raise ModelLoadError(f"embedding must be {found} as the model is, found {str(checkpoint.summary)[:200]}.")
 
 
-def summary(encoder: DualEncoder) -> dict[str, Any]:
+def summary(encoder: EncoderCore) -> dict[str, Any]:
     """What goes into a model, and how many parameters it has."""
     inputs = encoder.example_inputs
     return {

@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import ModelLoadError
 from ..loading import LoadedModel
 from . import _base
@@ -42,7 +42,7 @@ def fetch(path_or_repo: str | Path, **options: Any) -> Path:
         ) from error
 
 
-def read(folder: Path, wrapper: Wrapper, model: nn.Module | None = None) -> tuple[DualEncoder, Checkpoint]:
+def read(folder: Path, wrapper: Wrapper, model: nn.Module | None = None) -> tuple[EncoderCore, Checkpoint]:
     """The encoder that was saved.
 
     Args:
@@ -85,5 +85,5 @@ def load(
         ModelLoadError: If there is no such checkpoint, or it is damaged, of another version, or not what it says.
     """
     folder = fetch(path_or_repo, revision=revision, cache_dir=cache_dir, token=token)
-    encoder, checkpoint = read(folder, DualEncoder)
+    encoder, checkpoint = read(folder, EncoderCore)
     return _base.inputs(checkpoint.base.description, folder, encoder.model.to(device))

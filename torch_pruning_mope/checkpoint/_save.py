@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._io import write_folder
 from .._version import __version__
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import ModelLoadError
 from ..surgery import HeadProjection
 from . import _base
@@ -31,7 +31,7 @@ _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "torch-pruning
 
 
 def save(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     folder: Path,
     *,
     base: str | Path | None,
@@ -71,7 +71,7 @@ def _write_base(folder: Path, origin: Base) -> None:
         (folder / BASE / name).write_bytes(content)
 
 
-def _content(encoder: DualEncoder, origin: Base, spec: Spec, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _content(encoder: EncoderCore, origin: Base, spec: Spec, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The configuration, but for the files."""
     model: nn.Module = encoder.model
     return {
@@ -114,7 +114,7 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def _origin(encoder: DualEncoder, base: str | None, cache: str | None) -> tuple[Base, Spec]:
+def _origin(encoder: EncoderCore, base: str | None, cache: str | None) -> tuple[Base, Spec]:
     """What the encoder's model was before pruning, and what is left of that."""
     own = spec_of(encoder)
     if base is None:
@@ -129,7 +129,7 @@ def _origin(encoder: DualEncoder, base: str | None, cache: str | None) -> tuple[
         return checkpoint.base, compose(own, checkpoint.spec)
 
 
-def _check_base(encoder: DualEncoder, origin: Base, spec: Spec) -> Sizes:
+def _check_base(encoder: EncoderCore, origin: Base, spec: Spec) -> Sizes:
     """Builds the base as loading will, and looks whether the encoder's model is what comes of it.
 
     Returns:
@@ -142,7 +142,7 @@ def _check_base(encoder: DualEncoder, origin: Base, spec: Spec) -> Sizes:
     with tempfile.TemporaryDirectory() as folder:
         _write_base(Path(folder), origin)
         whole = build(lambda: _base.build(origin.description, Path(folder)))
-    twin, _ = wrap(whole, DualEncoder)
+    twin, _ = wrap(whole, EncoderCore)
     before = Sizes.of(twin)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     said: list[str] = []

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import ModelLoadError, WrongModelError
 from ..surgery import noted_channels, record
 from ..towers import Prunable
@@ -65,7 +65,7 @@ class TowerSpec:
 Spec = dict[TowerName, TowerSpec]
 
 
-def spec_of(encoder: DualEncoder) -> Spec:
+def spec_of(encoder: EncoderCore) -> Spec:
     """What is left of the model that an encoder wrapped.
 
     Args:
@@ -112,7 +112,7 @@ def _width(output: Any) -> WidthSpec:
     return WidthSpec(count, tuple(noted) if noted is not None and len(noted) == count else None)
 
 
-def note(encoder: DualEncoder, spec: Spec) -> None:
+def note(encoder: EncoderCore, spec: Spec) -> None:
     """Mutates a model: its layers know which channels of the base they have, so that what goes next is known as well.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..distillation import DistillationLoss, TeacherEmbeddings, TrainingStep, distil
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..report import append_jsonl
 from ._app import app, one_line_errors, write_json
 from ._config import record

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..checkpoint import load_model
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..planning import make_plan, plan_range
 from ..scoring import ScoreTable
 from ._app import app, one_line_errors, write_json

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..checkpoint import load
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..report import changed_examples, write_report
 from ._app import app, one_line_errors, write_json
 from ._config import record

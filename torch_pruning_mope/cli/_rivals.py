@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 from ..checkpoint import load
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..importance import stock_scores
 from ..loading import LoadedModel
 from ..planning import Plan, footprints, make_plan

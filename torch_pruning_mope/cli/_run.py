@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checkpoint import load_model
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..loading import LoadedModel
 from ._config import read_config
 from ._data import DataSettings, Part

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..runs import finetune_stage, pretrain_stage
 from ._app import app, one_line_errors, write_json
 from ._config import record

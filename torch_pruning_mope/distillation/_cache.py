@@ -20,7 +20,7 @@ from torch import Tensor
 from .._fingerprint import fingerprint
 from .._state import evaluation_mode
 from ..data import Pairs
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import WrongModelError
 from ._distillation import Encoded
 from ._student import numbered_blocks, watched
@@ -49,7 +49,7 @@ class TeacherCache:
     @classmethod
     def of(
         cls,
-        teacher: DualEncoder,
+        teacher: EncoderCore,
         pairs: Pairs,
         *,
         path: str | Path,
@@ -146,7 +146,7 @@ def _shard(folder: Path, tower: str, number: int) -> Path:
 
 
 def _states(
-    teacher: DualEncoder, tower: TowerName, inputs: Tensor, batch_size: int, *, hidden: bool, dtype: torch.dtype | None
+    teacher: EncoderCore, tower: TowerName, inputs: Tensor, batch_size: int, *, hidden: bool, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     """Embeddings of one tower, and what leaves its blocks by their numbers."""
     parts: dict[str, list[Tensor]] = {}

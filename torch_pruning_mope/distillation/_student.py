@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..towers import first_tensor
 from ._distillation import Encoded
 
@@ -24,7 +24,7 @@ class Student(nn.Module):
         hidden: Whether hidden states are kept.
     """
 
-    def __init__(self, encoder: DualEncoder, *, hidden: bool = False) -> None:
+    def __init__(self, encoder: EncoderCore, *, hidden: bool = False) -> None:
         super().__init__()
         self.model: nn.Module = encoder.model
         self.hidden = hidden
@@ -53,7 +53,7 @@ class Student(nn.Module):
 Blocks = Mapping[str, Mapping[int, nn.Module]]
 
 
-def numbered_blocks(encoder: DualEncoder, towers: Collection[TowerName]) -> Blocks:
+def numbered_blocks(encoder: EncoderCore, towers: Collection[TowerName]) -> Blocks:
     """Blocks by tower and the number that they had when the model was wrapped; attention pools and their like are none.
 
     Args:
@@ -99,7 +99,7 @@ def watched(blocks: Blocks) -> Iterator[dict[str, dict[int, Tensor]]]:
             handle.remove()
 
 
-def has_idle(encoder: DualEncoder) -> bool:
+def has_idle(encoder: EncoderCore) -> bool:
     """Whether something that is trained has no part in the embeddings, such as CoCa's decoder: DDP has to be told.
 
     Args:

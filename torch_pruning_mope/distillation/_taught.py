@@ -7,14 +7,14 @@ import torch
 
 from .._state import evaluation_mode
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ._batches import Batch, Batches
 from ._cache import HALF, TeacherCache, TeacherPrecision
 from ._distillation import DistillationLoss, Encoded
 from ._student import Student
 from ._teacher import TeacherEmbeddings
 
-Teacher = DualEncoder | TeacherEmbeddings | TeacherCache
+Teacher = EncoderCore | TeacherEmbeddings | TeacherCache
 
 
 def check_teacher(teacher: Teacher | None, pairs: Batches, teacher_pairs: Pairs | None, loss: DistillationLoss) -> None:
@@ -31,7 +31,7 @@ def check_teacher(teacher: Teacher | None, pairs: Batches, teacher_pairs: Pairs 
     """
     needs_hidden = "hidden" in loss.weights
     if needs_hidden and not (
-        isinstance(teacher, DualEncoder) or (isinstance(teacher, TeacherCache) and teacher.hidden)
+        isinstance(teacher, EncoderCore) or (isinstance(teacher, TeacherCache) and teacher.hidden)
     ):
         raise ValueError(
             "teacher must be a DualEncoder, or a TeacherCache with hidden=True, for the term 'hidden', whose states are not "
@@ -69,7 +69,7 @@ def taught(
     if teacher is None:
         return None
     device = accelerator.device
-    if not isinstance(teacher, DualEncoder):
+    if not isinstance(teacher, EncoderCore):
         return (
             None
             if batch.rows is None or batch.captions is None

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._fingerprint import fingerprint
 from .._state import evaluation_mode
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import WrongModelError
 from ._distillation import Encoded
 
@@ -59,7 +59,7 @@ class TeacherEmbeddings:
 
     @classmethod
     def of(
-        cls, teacher: DualEncoder, pairs: Pairs, *, path: str | Path | None = None, batch_size: int = 128
+        cls, teacher: EncoderCore, pairs: Pairs, *, path: str | Path | None = None, batch_size: int = 128
     ) -> "TeacherEmbeddings":
         """The embeddings of pairs that are always seen in the same view.
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ._accelerator import accelerator_for
 from ._batches import Batches, check_aligned, drawn, given
 from ._cache import TeacherPrecision
@@ -23,7 +23,7 @@ Precision = Literal["no", "bf16", "fp16"]
 
 
 def distil(
-    student: DualEncoder,
+    student: EncoderCore,
     pairs: Batches,
     *,
     teacher: Teacher | None = None,
@@ -177,7 +177,7 @@ def check_training(pairs: Batches, **arguments: Any) -> None:
     _check(**values, images=pairs.num_images if isinstance(pairs, Pairs) else None)
 
 
-def _shards(student: DualEncoder, accelerator: Any, precision: Precision, *, hidden: bool, ema: float | None) -> Shards:
+def _shards(student: EncoderCore, accelerator: Any, precision: Precision, *, hidden: bool, ema: float | None) -> Shards:
     """The student in parts."""
     if accelerator.num_processes == 1:
         raise ValueError(
@@ -192,7 +192,7 @@ def _shards(student: DualEncoder, accelerator: Any, precision: Precision, *, hid
 def _default_loss(teacher: Teacher | None) -> DistillationLoss:
     if teacher is None:
         return DistillationLoss(similarity=0.0, features=0.0, hidden=0.0)
-    kept = not isinstance(teacher, DualEncoder) and not getattr(teacher, "hidden", False)
+    kept = not isinstance(teacher, EncoderCore) and not getattr(teacher, "hidden", False)
     return DistillationLoss(hidden=0.0) if kept else DistillationLoss()
 
 

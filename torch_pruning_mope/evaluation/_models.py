@@ -16,7 +16,8 @@ from open_clip.model import CLIPTextCfg, CustomTextCLIP
 from rich.table import Table
 from torch import nn
 
-from ..encoder import DualEncoder, TowerName
+from ..dual_encoder import DualEncoder
+from ..encoder import TowerName
 from ..errors import MopeError
 
 _DEPTH = 2

@@ -8,13 +8,14 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor
 
+from .._fingerprint import fingerprint
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import WrongModelError
 from ..metrics import MetricLike
 from ..scoring import Autocast, Interaction, PairsLike, Rewiring, ScoreTable
 from ..scoring import score as score_units
-from ._unit import Key, UnitImportance, unit_sublayers, weights_signature
+from ._unit import Key, UnitImportance, unit_sublayers
 
 
 class MoPEImportance(UnitImportance):
@@ -48,7 +49,7 @@ class MoPEImportance(UnitImportance):
 
     def __init__(
         self,
-        encoder: DualEncoder,
+        encoder: EncoderCore,
         pairs: PairsLike | None = None,
         *,
         table: ScoreTable | None = None,
@@ -82,11 +83,9 @@ class MoPEImportance(UnitImportance):
             "autocast": autocast,
             "progress": progress,
         }
-        self._table: ScoreTable | None = None
-        self._table_signature: object = None
+        self._table = table
         if table is not None:
             table.check_weights(encoder.model)
-            self._table, self._table_signature = table, weights_signature(encoder.model)
 
     @property
     def table(self) -> ScoreTable:
@@ -95,26 +94,25 @@ class MoPEImportance(UnitImportance):
         Raises:
             WrongModelError: If the model has changed since the table was made, and there are no pairs to score it on.
         """
-        signature = weights_signature(self.encoder.model)
-        if self._table is None or signature != self._table_signature:
+        if self._table is None or self._table.weights != fingerprint(self.encoder.model):
             if self.pairs is None:
                 raise WrongModelError(
                     "table must be of the model as it is now; found one from before its weights changed. Pass pairs as well, "
                     "so that the model can be scored again."
                 )
             self._table = score_units(self.encoder, self.pairs, **self._arguments)
-            self._table_signature = signature
         return self._table
 
     def _raw(self, graph: tp.DependencyGraph) -> dict[Key, Float[Tensor, "U"]]:  # noqa: ARG002
         channels: dict[Key, Tensor] = {}
         sublayers = {key: sublayer for key, sublayer, _ in unit_sublayers(self.encoder)}
+        table = self.table
         for kind in ("head", "neurons"):
-            scores = self.table.of(kind)
+            scores = table.of(kind)
             # Neurons of a group tie, as do pooled units: the table's order decides, by less than scores show in print.
             step = 1e-9 * max((abs(score.value) for score in scores), default=0.0) or 1e-12
             # On a joint path, a head of one tower may lose less than one of the other and still go later, being smaller.
-            joint = self.table.settings.get("interaction") == "joint"
+            joint = table.settings.get("interaction") == "joint"
             for position, score in enumerate(scores):
                 key = (kind, score.unit.tower, score.unit.layer)
                 own = channels.setdefault(key, torch.full((sublayers[key].channels,), torch.nan, dtype=torch.double))

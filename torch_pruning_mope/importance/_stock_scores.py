@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from .._fingerprint import fingerprint
 from .._state import own_gradients
 from ..data import Pairs
-from ..encoder import DualEncoder
-from ..errors import NonFiniteError
+from ..encoder import EncoderCore
 from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, freed_parameters
 from ..towers import Prunable
-from ._unit import Key, unit_sublayers
+from ._unit import Key, check_finite, unit_sublayers
 
 Stock = Literal["l1", "taylor", "hessian", "random"]
 _ADDS_UP = {"group_reduction": "sum", "normalizer": None}
 """A unit's importance is the sum over its weights."""
 
 
-def stock_scores(encoder: DualEncoder, pairs: Pairs, criterion: Stock, *, seed: int = 0) -> ScoreTable:
+def stock_scores(encoder: EncoderCore, pairs: Pairs, criterion: Stock, *, seed: int = 0) -> ScoreTable:
     """Ranks single heads and neurons of both towers by one of Torch-Pruning's criteria, per parameter that they free.
 
     The table is an order of everything, as of ``interaction="joint"``, that :func:`make_plan` cuts at any budget. Its numbers
@@ -44,9 +43,7 @@ def stock_scores(encoder: DualEncoder, pairs: Pairs, criterion: Stock, *, seed: 
     if criterion not in get_args(Stock):
         raise ValueError(f"criterion must be one of {', '.join(get_args(Stock))}; found {criterion!r}.")
     raw = _random(encoder, seed) if criterion == "random" else _raw(encoder, pairs, criterion)
-    for key, values in raw.items():
-        if not torch.isfinite(values).all():
-            raise NonFiniteError(f"scores must be finite; found NaN or infinity in {' '.join(map(str, key))}.")
+    check_finite(raw)
     settings = {"interaction": "joint", "criterion": criterion} | ({"seed": seed} if criterion == "random" else {})
     return ScoreTable(
         tuple(_ranked(encoder, raw, per_parameter=criterion != "random")),
@@ -58,17 +55,17 @@ def stock_scores(encoder: DualEncoder, pairs: Pairs, criterion: Stock, *, seed: 
     )
 
 
-def _sublayers(encoder: DualEncoder) -> list[tuple[Key, Prunable, nn.Module]]:
+def _sublayers(encoder: EncoderCore) -> list[tuple[Key, Prunable, nn.Module]]:
     """Those of the towers that embed."""
     return [entry for entry in unit_sublayers(encoder) if entry[0][1] != "decoder"]
 
 
-def _random(encoder: DualEncoder, seed: int) -> dict[Key, Tensor]:
+def _random(encoder: EncoderCore, seed: int) -> dict[Key, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {key: torch.rand(units.num_units, generator=generator) for key, units, _ in _sublayers(encoder)}
 
 
-def _raw(encoder: DualEncoder, pairs: Pairs, name: Stock) -> dict[Key, Tensor]:
+def _raw(encoder: EncoderCore, pairs: Pairs, name: Stock) -> dict[Key, Tensor]:
     """The criterion, summed over each head's channels and each neuron's group."""
     criterion: Any = {
         "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1, **_ADDS_UP),
@@ -87,7 +84,7 @@ def _raw(encoder: DualEncoder, pairs: Pairs, name: Stock) -> dict[Key, Tensor]:
     return found
 
 
-def _ranked(encoder: DualEncoder, raw: Mapping[Key, Tensor], *, per_parameter: bool) -> list[Score]:
+def _ranked(encoder: EncoderCore, raw: Mapping[Key, Tensor], *, per_parameter: bool) -> list[Score]:
     scores: list[Score] = []
     for key, units, _ in _sublayers(encoder):
         (kind, tower, layer), size = key, units.unit_size

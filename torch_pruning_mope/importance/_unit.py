@@ -1,5 +1,6 @@
-"""What all importances here share: which units a group removes, and an order in which no two units tie."""
+"""Base of the importances: the units that a group removes, and an order in which no two units tie."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,10 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._fingerprint import checksum
-from ..encoder import DualEncoder
+from .._fingerprint import fingerprint
+from ..encoder import EncoderCore
 from ..errors import NonFiniteError, WrongModelError
+from ..pruning import round_to_of
 from ..towers import Prunable
 from ._stock import call_criterion
 
@@ -20,22 +22,22 @@ Key = tuple[str, str, int]
 
 
 class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
-    """An importance that knows a dual encoder's heads and neurons; subclasses say what each is worth.
+    """An importance that knows a dual encoder's heads and neurons; subclasses give each a number.
 
     Args:
         encoder: The dual encoder that the pruner prunes.
         fallback: A Torch-Pruning importance for all other groups (residual width, convolutions); None leaves them alone.
-        min_heads: Heads that every layer keeps, whatever the threshold.
-        min_neurons: Neurons that every layer keeps; give it the pruner's ``round_to`` if there is one. Not 1 by default,
-            because Torch-Pruning no longer counts a layer of one channel, and the next iterative step then removes too few.
+        min_heads: Heads that every layer keeps.
+        min_neurons: Neurons that every layer keeps; rounded up to a multiple of the pruner's ``round_to``. Not 1 by default,
+            because Torch-Pruning does not count a layer of one channel, and the next iterative step then removes too few.
 
     Raises:
         TypeError: If ``encoder`` is not a :class:`DualEncoder`, or ``fallback`` is not callable.
         ValueError: If a minimum is below 1.
     """
 
-    def __init__(self, encoder: DualEncoder, *, fallback: Any = None, min_heads: int = 1, min_neurons: int = 2) -> None:
-        if not isinstance(encoder, DualEncoder):
+    def __init__(self, encoder: EncoderCore, *, fallback: Any = None, min_heads: int = 1, min_neurons: int = 2) -> None:
+        if not isinstance(encoder, EncoderCore):
             raise TypeError(
                 f"encoder must be a DualEncoder; found {type(encoder).__name__}. Wrap the model: DualEncoder(model)."
             )
@@ -46,9 +48,9 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
         self.encoder = encoder
         self.fallback = fallback
         self.minimum = {"head": min_heads, "neurons": min_neurons}
-        self._signature: object = None
-        self._seen: object = None
-        self._asked: set[Key] = set()
+        self._content: object = None
+        self._versions: object = None
+        self._served: set[Key] = set()
         self._channels: dict[Key, Tensor] = {}
 
     @abstractmethod
@@ -56,7 +58,7 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
         """A number per head or neuron of the layers that are scored, of the model as it is now."""
 
     def __call__(self, group: Any) -> Float[Tensor, "C"] | None:
-        """What Torch-Pruning calls on every group.
+        """Called by Torch-Pruning on every group.
 
         Args:
             group: A pruning group of the encoder's model.
@@ -84,47 +86,68 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
         return self._channels[key][torch.tensor(group[0].idxs)]
 
     def _refresh(self, key: Key, graph: tp.DependencyGraph) -> None:
-        """Scores anew if the weights or gradients have changed; looks at their contents once in a pass over the groups."""
-        model = self.encoder.model
-        versions = _versions(model)
-        if versions == self._seen and key not in self._asked:
-            self._asked.add(key)
-            return
-        signature = (weights_signature(model), _gradients(model))
-        if signature != self._signature:
-            self._channels = self._ordered(self._raw(graph))
-            self._signature = signature
-        self._seen, self._asked = versions, {key}
+        """Scores anew if weights or gradients have changed, or the pruner rounds otherwise.
+
+        A step asks once for each group, so a second request begins a step: then contents are compared, which also shows
+        changes made through ``.data``.
+        """
+        multiple = round_to_of(graph)
+        versions = (multiple, tuple((id(p), p._version, id(p.grad)) for p in self.encoder.model.parameters()))
+        if versions != self._versions or key in self._served:
+            self._served.clear()
+            content = (multiple, _content(self.encoder.model))
+            if content != self._content:
+                self._channels = self._ordered(self._raw(graph), multiple)
+                self._content = content
+            self._versions = versions
+        self._served.add(key)
 
     def _key(self, group: Any, graph: tp.DependencyGraph) -> Key | None:
-        """Which sub-layer's units a group removes, if any: the one whose output linear loses input channels."""
+        """The sub-layer whose units a group removes: the one whose output layer loses input channels."""
         outputs = {output: key for key, _, output in unit_sublayers(self.encoder)}
         for dep, _ in group:
             if dep.target.module in outputs and graph.is_in_channel_pruning_fn(dep.handler):
                 return outputs[dep.target.module]
         return None
 
-    def _ordered(self, raw: Mapping[Key, Tensor]) -> dict[Key, Float[Tensor, "C"]]:
+    def _ordered(self, raw: Mapping[Key, Tensor], multiple: int) -> dict[Key, Float[Tensor, "C"]]:
         """Strictly ordered over all layers of a kind, the best of each layer on top, repeated over a unit's channels."""
-        for key, values in raw.items():
-            if not torch.isfinite(values).all():
-                raise NonFiniteError(f"scores must be finite; found NaN or infinity in {' '.join(map(str, key))}.")
+        check_finite(raw)
         sizes = {key: sublayer.unit_size for key, sublayer, _ in unit_sublayers(self.encoder)}
         channels: dict[Key, Tensor] = {}
         for kind in ("head", "neurons"):
-            keys = [key for key in raw if key[0] == kind]
-            if not keys:
+            # A threshold falls into one chunk at most, and rounding then removes no more than the rest of that.
+            size = multiple if kind == "neurons" else 1
+            least = -(-self.minimum[kind] // size) * size
+            parts = {key: _in_chunks(values.double().cpu(), size) for key, values in raw.items() if key[0] == kind}
+            if not parts:
                 continue
-            lengths = [len(raw[key]) for key in keys]
-            values = torch.cat([raw[key].double().cpu() for key in keys])
-            spared = torch.cat([_best(raw[key], self.minimum[kind]) for key in keys])
+            values = torch.cat(list(parts.values()))
+            spared = torch.cat([_best(part, least) for part in parts.values()])
             values[spared] += 2 * (values.max() - values.min()) + 1
-            ordered = _strictly_increasing(values).split(lengths)
-            channels |= {key: part.repeat_interleave(sizes[key]) for key, part in zip(keys, ordered, strict=True)}
+            ordered = _strictly_increasing(values).split([len(part) for part in parts.values()])
+            channels |= {key: part.repeat_interleave(sizes[key]) for key, part in zip(parts, ordered, strict=True)}
         return channels
 
 
-def unit_sublayers(encoder: DualEncoder) -> list[tuple[Key, Prunable, nn.Module]]:
+def check_finite(raw: Mapping[Key, Tensor]) -> None:
+    """Raises if a score is NaN or infinite."""
+    bad = [" ".join(map(str, key)) for key, values in raw.items() if not torch.isfinite(values).all()]
+    if bad:
+        raise NonFiniteError(f"scores must be finite; found NaN or infinity in {', '.join(bad)}.")
+
+
+def _in_chunks(values: Float[Tensor, "U"], size: int) -> Float[Tensor, "U"]:
+    """Each value replaced by the mean of its chunk: the best ``size``, the next best ``size``, and so on."""
+    if size == 1:
+        return values
+    order = values.argsort(stable=True)
+    chunks = values[order].flip(0).split(size)
+    means = torch.cat([chunk.mean().expand(len(chunk)) for chunk in chunks]).flip(0)
+    return torch.empty_like(values).scatter_(0, order, means)
+
+
+def unit_sublayers(encoder: EncoderCore) -> list[tuple[Key, Prunable, nn.Module]]:
     """Everything that has heads or neurons, with its key and the layer that takes them."""
     return [
         ((kind, layer.tower, layer.index), units, units.output)
@@ -151,16 +174,11 @@ def _strictly_increasing(values: Float[Tensor, "U"]) -> Float[Tensor, "U"]:
     return torch.empty_like(values).scatter_(0, order, strict)
 
 
-def weights_signature(model: nn.Module) -> object:
-    """Changes whenever a parameter is replaced or written to, through ``.data`` too."""
-    return tuple((id(p), tuple(p.shape), checksum(p)) for p in model.parameters())
-
-
-def _versions(model: nn.Module) -> object:
-    """Changes whenever a parameter or gradient is replaced or written to, but through ``.data``; cheap."""
-    tensors = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
-    return tuple((id(tensor), tensor.data_ptr(), tensor._version, tuple(tensor.shape)) for tensor in tensors)
-
-
-def _gradients(model: nn.Module) -> object:
-    return tuple(None if p.grad is None else checksum(p.grad) for p in model.parameters())
+def _content(model: nn.Module) -> str:
+    """Hash of the weights and the gradients."""
+    digest = hashlib.sha256(fingerprint(model).encode())
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            digest.update(name.encode())
+            digest.update(parameter.grad.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

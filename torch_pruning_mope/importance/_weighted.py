@@ -8,7 +8,7 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ._stock import GRADIENT_CRITERIA, call_criterion
 from ._unit import Key, UnitImportance, unit_sublayers
 
@@ -31,7 +31,7 @@ class WeightedImportance(UnitImportance):
 
     def __init__(
         self,
-        encoder: DualEncoder,
+        encoder: EncoderCore,
         criteria: Sequence[tuple[Any, float]],
         *,
         fallback: Any = None,

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch_pruning as tp
 
-from ..encoder import DualEncoder
 from ..errors import PruningMismatchError
-from ._request import Counts, PruningRequest
+from ..towers import Counts
+from ._arguments import PrunerMixin
+from ._request import PruningRequest
 
 
 def prune(
-    encoder: DualEncoder,
+    encoder: PrunerMixin,
     importance: Any,
     *,
     between_steps: Callable[[int], None] | None = None,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..surgery import reached_leaves
 from ..towers import Block
 
@@ -33,7 +33,7 @@ class Removable(Protocol):
         """Input channels of the sub-layer's output layer."""
 
 
-def remove_units(encoder: DualEncoder, units: Sequence[Removable]) -> None:
+def remove_units(encoder: EncoderCore, units: Sequence[Removable]) -> None:
     """Mutates the encoder's model: removes some units through Torch-Pruning's dependency graph; whole layers last.
 
     A sub-layer that loses all its units keeps layers of no width, which put out the bias of its last; what is left is what
@@ -51,7 +51,7 @@ def remove_units(encoder: DualEncoder, units: Sequence[Removable]) -> None:
         _freeze_unused(encoder)
 
 
-def cut(encoder: DualEncoder, units: Sequence[Removable], *, checked: bool = True) -> None:
+def cut(encoder: EncoderCore, units: Sequence[Removable], *, checked: bool = True) -> None:
     """Mutates the encoder's model as :func:`remove_units` does, but for gradients that are no longer needed."""
     layers: dict[tuple[str, int], Block] = {(layer.tower, layer.index): layer.block for layer in encoder.layers}
     whole = {(unit.tower, unit.layer) for unit in units if unit.kind == "block"}
@@ -76,7 +76,7 @@ def cut(encoder: DualEncoder, units: Sequence[Removable], *, checked: bool = Tru
         encoder.remove_blocks(tower, sorted(layer for own, layer in whole if own == tower))
 
 
-def _freeze_unused(encoder: DualEncoder) -> None:
+def _freeze_unused(encoder: EncoderCore) -> None:
     """Mutates the model: what came before a sub-layer that is empty now gets no gradients, which trainers would miss."""
     inputs = encoder.example_inputs
     used = reached_leaves(

@@ -3,72 +3,72 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
+import torch_pruning as tp
 from torch import nn
 
-from ..towers import Block, Prunable
+from ..towers import Counts, Layer, Prunable
 
 Ratios = Mapping[nn.Module | tuple[nn.Module, ...], float]
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One block of one tower.
+class _Ratio(float):
+    """A ratio, of which Torch-Pruning's ``int(total * (1 - ratio))`` keeps exactly what :func:`_share` leaves."""
 
-    Attributes:
-        tower: ``image``, ``text`` or ``decoder``.
-        index: Position of the block in its tower.
-        block: The block.
+    def __rsub__(self, one: Any) -> Any:
+        return _Kept(self)
+
+    def at(self, progress: float) -> "_Ratio":
+        """The share of it that the steps so far have removed."""
+        return _Ratio(float(self) * progress)
+
+
+class _Kept:
+    """``1 - ratio``, to multiply a total with."""
+
+    def __init__(self, ratio: float) -> None:
+        self._ratio = float(ratio)
+
+    def __rmul__(self, total: Any) -> int:
+        return int(total) - _share(self._ratio, total)
+
+
+class _HeadRatio(_Ratio):
+    """A layer's head ratio that knows the head count it is a share of.
+
+    For heads of a single layer, Torch-Pruning takes the ceiling of the cumulative ratio times the heads that are *left*, and so
+    removes too many over several steps.
     """
-
-    tower: Literal["image", "text", "decoder"]
-    index: int
-    block: Block
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Units removed, or left: heads, FFN neurons and residual channels, summed over what was asked for."""
-
-    heads: int = 0
-    neurons: int = 0
-    width: int = 0
-
-
-class _HeadRatio(float):
-    """A layer's head ratio that remembers the head count it is a share of."""
 
     heads: int
 
+    @classmethod
+    def of(cls, ratio: float, heads: int) -> "_HeadRatio":
+        made = cls(ratio)
+        made.heads = heads
+        return made
+
+    def at(self, progress: float) -> "_HeadRatio":
+        return self.of(float(self) * progress, self.heads)
+
+    def __mul__(self, left: Any) -> int:
+        return max(0, _share(float(self), self.heads) - (self.heads - int(left)))
+
 
 def _scheduler(ratio: float, steps: int) -> list[float]:
-    """Cumulative ratios per step; for heads, relative to what is left, because that is how Torch-Pruning applies them.
-
-    Local iterative head pruning multiplies the cumulative ratio with the *current* head count and over-prunes (trap I).
-
-    Returns:
-        One ratio per step, after a 0.
-    """
-    if not isinstance(ratio, _HeadRatio):
-        return [ratio * step / steps for step in range(steps + 1)]
-    gone = [_share(ratio * step / steps, ratio.heads) for step in range(steps + 1)]
-    relative = [0.0]
-    for before, after in pairwise(gone):
-        # Half a head less than wanted, since Torch-Pruning takes the ceiling.
-        relative.append((after - before - 0.5) / (ratio.heads - before) if after > before else 0.0)
-    return relative
+    """Cumulative ratios per step, after a 0; Torch-Pruning's constructor calls it on every ratio that it was given."""
+    if not isinstance(ratio, _Ratio):
+        raise ValueError(
+            "pruning_ratio, head_pruning_ratio and their dictionaries must stay as pruner_arguments makes them; found a ratio "
+            f"of {ratio!r} in their place. Give head_ratio, ffn_ratio, width_ratio or pruning_ratio_dict to pruner_arguments."
+        )
+    return [ratio.at(step / steps) for step in range(steps + 1)]
 
 
 def _share(ratio: float, total: int) -> int:
     """How many of ``total`` a ratio removes: the ceiling, as Torch-Pruning rounds, free of floating-point surprises."""
     return math.ceil(ratio * total - 1e-9)
-
-
-def _exact(removed: int, total: int) -> float:
-    """A ratio by which Torch-Pruning, which keeps ``int(total * (1 - ratio))``, removes exactly ``removed``."""
-    return 1 - (total - removed + 0.5) / total if removed else 0.0
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,12 @@ class PruningRequest:
         for key, ratio in self.pruning_ratio_dict.items():
             names = [type(module).__name__ for module in (key if isinstance(key, tuple) else (key,))]
             _check_ratio(f"pruning_ratio_dict[{', '.join(names)}]", ratio)
-        if self.iterative_steps < 1:
-            raise ValueError(f"iterative_steps must be at least 1; found {self.iterative_steps}.")
-        if self.round_to is not None and self.round_to < 1:
-            raise ValueError(f"round_to must be at least 1, or None; found {self.round_to}.")
+        _check_count("iterative_steps", self.iterative_steps)
+        if self.round_to is not None:
+            _check_count("round_to", self.round_to, ", or None")
+        _check_modules("ignored_layers", self.ignored_layers)
+        for key in self.pruning_ratio_dict:
+            _check_modules("pruning_ratio_dict's keys", key if isinstance(key, tuple) else (key,))
         self._check_no_layer_empties()
 
     def _free(self, units: Prunable) -> bool:
@@ -171,45 +173,32 @@ class PruningRequest:
         """Torch-Pruning's share of the arguments: ratios, scopes and head counts, all fresh objects."""
         ratios: dict[Any, float] = {}
         attentions, feed_forwards = self.attentions, self.feed_forwards
-        heads = sum(attention.num_units for attention in attentions)
-        asked = self.asked
         if self.head_ratio and attentions:
-            # Torch-Pruning removes heads only where some channel ratio is above 0 (trap H).
-            ratios[tuple(source for attention in attentions for source in attention.sources)] = self.head_ratio
+            # Torch-Pruning removes heads only where some channel ratio is above 0.
+            ratios[tuple(source for units in attentions for source in units.sources)] = _Ratio(self.head_ratio)
         if self.ffn_ratio and feed_forwards:
-            sizes = [feed_forward.num_units for feed_forward in feed_forwards]
-            if self.global_pruning:
-                firsts = tuple(source for feed_forward in feed_forwards for source in feed_forward.sources)
-                ratios[firsts] = _exact(asked.neurons, sum(sizes))
-            else:
-                for feed_forward, size in zip(feed_forwards, sizes, strict=True):
-                    ratios[tuple(feed_forward.sources)] = _exact(_share(self.ffn_ratio, size), size)
+            ratios[tuple(source for units in feed_forwards for source in units.sources)] = _Ratio(self.ffn_ratio)
         if self.width_ratio:
-            for output, width in self.widths:
-                ratios[output] = _exact(_share(self.width_ratio, width), width)
-        ratios.update(self.pruning_ratio_dict)
-        by_layer: dict[nn.Module, float] = {}
-        num_heads: dict[nn.Module, int] = {}
-        for sublayer in attentions:
-            ratio = _HeadRatio(self.head_ratio)
-            ratio.heads = sublayer.num_units
-            for projection in sublayer.sources:
-                num_heads[projection] = sublayer.num_units
-                by_layer[projection] = ratio
+            ratios |= {output: _Ratio(self.width_ratio) for output, _ in self.widths}
+        ratios |= {key: _Ratio(ratio) for key, ratio in self.pruning_ratio_dict.items()}
+        heads = {source: units.num_units for units in attentions for source in units.sources}
         return {
-            "pruning_ratio": 0.0,
+            "pruning_ratio": _Ratio(0.0),
             "pruning_ratio_dict": ratios,
             "global_pruning": self.global_pruning,
             "iterative_steps": self.iterative_steps,
             "iterative_pruning_ratio_scheduler": _scheduler,
             "round_to": self.round_to,
             "ignored_layers": list(self.ignored_layers),
-            "head_pruning_ratio": _exact(asked.heads, heads) if self.global_pruning and heads else self.head_ratio,
-            "head_pruning_ratio_dict": None if self.global_pruning else by_layer,
+            # Both serve: the dictionary where layers are ranked alone, the ratio where they are ranked together.
+            "head_pruning_ratio": _Ratio(self.head_ratio),
+            "head_pruning_ratio_dict": {
+                source: _HeadRatio.of(self.head_ratio, count) for source, count in heads.items()
+            },
             "prune_num_heads": True,
             "prune_head_dims": False,
-            "num_heads": num_heads,
-            # Torch-Pruning's own defaults are shared between pruners and get written to (trap K).
+            "num_heads": heads,
+            # Torch-Pruning's own defaults are shared between pruners and get written to.
             "in_channel_groups": {},
             "out_channel_groups": {},
             "channel_groups": {},
@@ -233,3 +222,33 @@ def _check_ratio(name: str, ratio: object) -> None:
         raise ValueError(
             f"{name} must be in [0, 1); found {ratio}. Whole layers are removed with DualEncoder.remove_blocks."
         )
+
+
+def _check_count(name: str, count: object, also: str = "") -> None:
+    """Raises unless ``count`` is a whole number above 0."""
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"{name} must be a whole number of at least 1{also}; found {count!r}.")
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1{also}; found {count}.")
+
+
+def _check_modules(name: str, modules: object) -> None:
+    """Raises unless ``modules`` is a list of modules."""
+    if not isinstance(modules, Sequence) or isinstance(modules, str):
+        raise TypeError(f"{name} must be a list of modules; found {modules!r}.")
+    for module in modules:
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"{name} must be modules of encoder.model; found {type(module).__name__}. A module by its name: "
+                "encoder.model.get_submodule(name); a bare parameter: the module that holds it."
+            )
+
+
+def note_round_to(pruners: Mapping[Any, Any], round_to: int | None) -> None:
+    """Mutates ``customized_pruners``: a pruner's graph then tells importances what it rounds to, which sees no pruner."""
+    pruners[tp.ops._OutputOp].round_to = round_to or 1
+
+
+def round_to_of(graph: tp.DependencyGraph) -> int:
+    """The multiple that the neurons left in each MLP are of, where the graph is of a pruner with our arguments; else 1."""
+    return int(getattr(graph.CUSTOMIZED_PRUNERS.get(tp.ops._OutputOp), "round_to", 1))

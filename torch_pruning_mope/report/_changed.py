@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..metrics import normalised
 from ..metrics._metric import tiles
 from ..scoring import PlainEngine

@@ -60,7 +60,10 @@ class RunFolder:
             yield self
 
     def identity(self) -> dict[str, Any] | None:
-        """What the run is; None if nothing has begun here.
+        """Reads what the run is of.
+
+        Returns:
+            The content of its file; None if nothing has begun here.
 
         Raises:
             ValueError: If the file is damaged.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..data import Pairs
 from ..distillation import DistillationLoss, TeacherCache, TrainingStep, distil
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..metrics import MetricLike
 from ..planning import Budget, Plan, make_plan, plan_range
 from ..scoring import score

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..towers import Tower
 from ._ablate import Ablator
 from ._memory import peak_bytes, resolve_memory
@@ -70,7 +70,7 @@ class PrefixEngine:
 
     def __init__(
         self,
-        encoder: DualEncoder,
+        encoder: EncoderCore,
         *,
         batch_size: int | None = None,
         memory: int | str | None = None,

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ._ablate import Ablator
 from ._ranks import Ranks
 from ._units import Ablation
@@ -25,7 +25,7 @@ class PlainEngine:
 
     def __init__(
         self,
-        encoder: DualEncoder,
+        encoder: EncoderCore,
         *,
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,

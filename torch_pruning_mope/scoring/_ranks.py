@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 
 _PATIENCE = timedelta(minutes=15)
 """How long ranks wait while none of them gets on; a rank that dies is noticed at once."""
@@ -33,7 +33,7 @@ def _store() -> Any:
 
 
 def _meeting_place() -> Any:
-    return dist.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+    return dist.distributed_c10d._get_default_store()
 
 
 class Ranks:
@@ -54,8 +54,11 @@ class Ranks:
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
         together = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-        self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.world > 1 else None
         self._place, self._meetings = next(_GROUPS), 0
+        self._group: Any = None
+        if self.world > 1:
+            self._meet()
+            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def close(self) -> None:
         """Leaves no process group behind that was not there, so that the user's script can make its own."""
@@ -109,6 +112,13 @@ class Ranks:
             if self.rank != source:
                 tensor.detach().copy_(copy_of_it)
 
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrites tensors, on any device, with their sums over all ranks, to the same bits on each."""
+        for tensor in tensors if self.world > 1 else ():
+            own = tensor.detach().cpu().contiguous()
+            dist.all_reduce(own, group=self._group)
+            tensor.detach().copy_(own)
+
     def first(self, mine: Any) -> Any:
         """Rank 0's object, on every rank."""
         return self.gather(mine if self.rank == 0 else None)[0]
@@ -120,11 +130,11 @@ class Ranks:
             found = [other[name] for other in everyone]
             if found.count(value) != self.world:
                 raise ValueError(
-                    f"{name} must be the same on all ranks; found {[str(other)[:24] for other in found]}. Pass the same arguments, "
-                    "load the same weights and draw the same pairs in the same order on each (seed them)."
+                    f"{name} must be the same on all ranks; found {[str(other)[:24] for other in found]}. Pass the same "
+                    "arguments, load the same weights and draw the same pairs in the same order on each (seed them)."
                 )
 
-    def placed(self, encoder: DualEncoder) -> DualEncoder:
+    def placed(self, encoder: EncoderCore) -> EncoderCore:
         """The encoder, or a copy on this rank's own GPU where all ranks have put theirs on the first one."""
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if self.world == 1 or encoder.device.type != "cuda" or encoder.device.index == local:

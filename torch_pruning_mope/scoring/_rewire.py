@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._state import own_gradients
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import NonFiniteError
 from ._gradients import accumulate_gradients
 from ._ranks import Ranks
@@ -19,7 +19,7 @@ Rewiring = Literal["taylor", "none"] | Callable[[Any], Tensor | None]
 """``taylor``, ``none``, or any Torch-Pruning importance."""
 
 
-def neuron_orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring, ranks: Ranks | None = None) -> Orders:
+def neuron_orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, ranks: Ranks | None = None) -> Orders:
     """Neurons of each MLP, least important first.
 
     Args:

@@ -14,7 +14,7 @@ import torch_pruning as tp
 
 from .._fingerprint import fingerprint, key_of
 from ..data import Pairs
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
 from ._engine import PrefixEngine
 from ._families import Interaction, families, scores_of
@@ -31,7 +31,7 @@ Autocast = Literal["bfloat16", "float16"]
 
 
 def score(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: PairsLike,
     *,
     metric: MetricLike = "contrastive_loss",
@@ -137,7 +137,7 @@ def score(
 
 
 def _table(
-    meter: Meter, encoder: DualEncoder, pairs: Pairs, of: Any, settings: dict[str, Any], orders: Orders, *, show: bool
+    meter: Meter, encoder: EncoderCore, pairs: Pairs, of: Any, settings: dict[str, Any], orders: Orders, *, show: bool
 ) -> ScoreTable:
     """Measures everything."""
     kinds, towers, interaction = settings["kinds"], settings["towers"], settings["interaction"]
@@ -167,7 +167,7 @@ def _key(name: str, value: object, known: tuple[type, ...], path: Path | None) -
 
 
 def _engine(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     engine: str,
     batch_size: int | None,
     memory: int | str | None,
@@ -181,7 +181,7 @@ def _engine(
     return PrefixEngine(encoder, batch_size=batch_size, memory=memory, dtype=dtype, keep=keep)
 
 
-def _orders(encoder: DualEncoder, pairs: Pairs, rewire: Rewiring, name: str, journal: Journal, ranks: Ranks) -> Orders:
+def _orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, name: str, journal: Journal, ranks: Ranks) -> Orders:
     """The order of the neurons: the one that a resumed run began with, and the same on all ranks."""
     known = journal.orders(name)
     if known is None:
@@ -201,15 +201,17 @@ def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any], ranks: R
             text = f"the one at {path} is for other {', '.join(differing)}" if differing else ""
         except ValueError as error:
             text = str(error)
-    table, text = ranks.first((table, text))
+    both: tuple[ScoreTable | None, str] = ranks.first((table, text))
+    table, text = both
     if text:
         raise ValueError(
-            f"path must be free, or hold the table that is asked for; found another: {text}. Choose another path, or delete the file."
+            f"path must be free, or hold the table that is asked for; found another: {text}. Choose another path, or delete "
+            "the file."
         )
     return table
 
 
-def _most(encoder: DualEncoder, towers: Collection[str], until: float | None) -> int | None:
+def _most(encoder: EncoderCore, towers: Collection[str], until: float | None) -> int | None:
     """How many parameters a joint path frees before it stops."""
     modules = [layer.block.module for layer in encoder.layers if layer.tower in towers]
     total = sum(parameter.numel() for module in modules for parameter in module.parameters())

@@ -5,6 +5,7 @@ from . import _timm as _timm
 from . import _transformers as _transformers
 from ._discover import register_channels
 from ._fallback import ChannelsTower
+from ._layer import Counts, Layer, TowerName
 from ._opaque import OpaqueTower, first_tensor
 from ._prunable import Channels, Prunable
 from ._registry import Towers, is_known, register_towers, towers_of
@@ -17,12 +18,15 @@ __all__ = [
     "BlockTower",
     "Channels",
     "ChannelsTower",
+    "Counts",
     "FeedForwardSublayer",
+    "Layer",
     "OpaqueTower",
     "Prunable",
     "Stream",
     "Sublayer",
     "Tower",
+    "TowerName",
     "Towers",
     "first_tensor",
     "is_known",

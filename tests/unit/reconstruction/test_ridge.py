@@ -54,8 +54,8 @@ def test_solution_is_that_of_the_stacked_system(case: str, bias: bool) -> None:
     expected = _lstsq(h, target, prior, RIDGE, bias=bias) if h.shape[1] else target.mean(0, keepdim=True)
     torch.testing.assert_close(prior + change, expected, rtol=0, atol=1e-10)
     assert gram.rows == len(h)
-    assert gram.error() == pytest.approx(float(residual.square().sum()))
-    assert gram.error(change) == pytest.approx(float((rows @ (prior + change) - target).square().sum()))
+    assert float(gram.errors().sum()) == pytest.approx(float(residual.square().sum()))
+    assert float(gram.errors(change).sum()) == pytest.approx(float((rows @ (prior + change) - target).square().sum()))
 
 
 def test_singular_system_has_the_solution_of_least_norm() -> None:

@@ -6,20 +6,21 @@ Not one of them: theirs deletes the old configuration before it saves, and reads
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import HfApi
 from torch import nn
 
+from ..encoder import EncoderCore
+from ._load import fetch, read
+from ._save import save
+
 _EncoderT = TypeVar("_EncoderT", bound="HubMixin")
 
 
-class HubMixin:
-    """What a dual encoder can do with checkpoints."""
-
-    origin: Any = None
-    """What the model was before pruning, if it came from a checkpoint."""
+class HubMixin(EncoderCore):
+    """The part of a dual encoder that saves, loads and shares it."""
 
     def save_pretrained(
         self,
@@ -53,10 +54,8 @@ class HubMixin:
         Returns:
             The address of the commit, if it was uploaded.
         """
-        from .checkpoint._save import save  # it works on encoders: a cycle
-
         target = Path(folder).expanduser()
-        save(self, target, base=base, metrics=metrics, cache=_text(cache_dir))  # type: ignore[arg-type]
+        save(self, target, base=base, metrics=metrics, cache=_text(cache_dir))
         if not push_to_hub:
             return None
         return self.push_to_hub(repo_id or target.name, base=base, metrics=metrics, cache_dir=cache_dir, **push_options)
@@ -92,8 +91,6 @@ class HubMixin:
         Raises:
             ModelLoadError: If there is no such checkpoint, or it is damaged, of another version, or not what it says.
         """
-        from .checkpoint._load import fetch, read
-
         folder = fetch(
             path_or_repo,
             revision=revision,
@@ -102,11 +99,10 @@ class HubMixin:
             force_download=force_download,
             local_files_only=local_files_only,
         )
-        encoder: Any
-        encoder, checkpoint = read(folder, cls, model)  # type: ignore[arg-type]
+        encoder, checkpoint = read(folder, cls, model)
         encoder.model.to(device)
         encoder.origin = checkpoint.base
-        return encoder  # type: ignore[no-any-return]
+        return cast("_EncoderT", encoder)
 
     def push_to_hub(
         self,

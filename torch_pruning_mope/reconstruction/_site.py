@@ -1,0 +1,129 @@
+"""Where the residual stream after a layer can be seen: found by changing the layer's output and looking at what follows.
+
+A pre-norm block adds the output to the stream, so that the change shows unchanged, or scaled by channel, at the input of the
+next norm or in the block's output; a post-norm block shows it at the input of its norm. A place that answers so, and holds
+more than the output, is the site; what comes after a norm, an activation or another layer answers otherwise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ._steps import Seen, Steps, stream_of, watched
+
+_TOLERANCE = 1e-3
+_AMPLITUDE = 1e4
+"""Changes are this much larger than what is there, so that rounding is small under small layer scales."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a block.
+
+    Attributes:
+        module: Name of a module in the block; None for what leaves the step.
+        side: Its ``input`` or ``output``.
+        turned: Whether its channels come second where those of the layer come last.
+        scale: By what the layer's output channels are multiplied before they join the stream, ``[D]``.
+    """
+
+    module: str | None
+    side: str
+    turned: bool
+    scale: Float[Tensor, " D"]
+
+    def value(self, seen: Seen, owner: nn.Module, after: Any, shape: torch.Size) -> Tensor:
+        """The stream, channels last or as the layer has them."""
+        if self.module is None:
+            found = stream_of(after)
+        else:
+            calls = seen.inputs if self.side == "input" else seen.outputs
+            found = calls[owner.get_submodule(self.module)][0]
+        if self.turned:
+            return turned(found, shape)
+        # A pooled token may have lost its axis.
+        return (
+            found.reshape(shape)
+            if found.ndim < 4 and found.numel() == shape.numel() and found.shape[-1] == shape[-1]
+            else found
+        )
+
+
+def turned(value: Tensor, shape: torch.Size) -> Tensor:
+    """Maps ``[N, D, H, W]`` as ``[N, H, W, D]``."""
+    return value.permute(0, 2, 3, 1) if value.ndim == 4 and len(shape) == 4 else value
+
+
+def find_site(steps: Steps, step: int, state: Any, layer: nn.Module, owner: nn.Module) -> Site | None:
+    """The site of a layer, or None where its output joins no stream that can be seen."""
+    leaves = {name: module for name, module in owner.named_modules() if not any(module.children())}
+    modules = [layer, *leaves.values()]
+    with watched(modules) as base:
+        before = steps.run(step, state)
+    if len(base.outputs.get(layer, ())) != 1:
+        return None
+    out = base.outputs[layer][0]
+    size = max(_rms(out), 1e-3 * _rms(stream_of(before)), torch.finfo(out.dtype).tiny ** 0.5)
+    generator = torch.Generator().manual_seed(0)
+    change = (_AMPLITUDE * size * torch.randn(out.shape, generator=generator, dtype=torch.float64)).to(out)
+    with watched(modules, {layer: change}) as moved:
+        after = steps.run(step, state)
+    places: list[tuple[str | None, str]] = [(name, side) for name in leaves for side in ("input", "output")]
+    for name, side in [*places, (None, "output")]:
+        if name is not None and (leaves[name] is layer or len(base.outputs.get(leaves[name], ())) != 1):
+            continue
+        for turn in (False, True):
+            site = Site(name, side, turn, out.new_zeros(1))
+            pair = [site.value(seen, owner, end, out.shape) for seen, end in ((base, before), (moved, after))]
+            scale = _scale(layer, out, change, *pair)
+            if scale is not None:
+                return Site(name, side, turn, scale)
+    return None
+
+
+def _scale(layer: nn.Module, out: Tensor, change: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
+    """By channel, how a place answers to a change, if it holds more than the output and answers in proportion."""
+    if before.shape != out.shape or after.shape != out.shape:
+        return None
+    given, base, own = (rows(layer, value).double() for value in (change, before, out))
+    answer = rows(layer, after).double() - base
+    scale = (answer * given).sum(0) / given.square().sum(0)
+    size = answer.norm()
+    if not torch.isfinite(size) or not size or (answer - scale * given).norm() > _TOLERANCE * size:
+        return None
+    rest = base - scale * own
+    holds_more = (rest - rest.mean(0)).norm() > 1e-4 * (base - base.mean(0)).norm()
+    return scale if holds_more else None
+
+
+def rows(layer: nn.Module, value: Tensor) -> Float[Tensor, "R D"]:
+    """Output channels of a layer last, everything else first."""
+    if isinstance(layer, nn.Conv2d) and value.ndim == 4:
+        value = value.permute(0, 2, 3, 1)
+    return value.flatten(0, -2)
+
+
+def patches(layer: nn.Module, value: Tensor) -> Float[Tensor, "R U"]:
+    """What a layer multiplies with its weight, a row per row of its output."""
+    if not isinstance(layer, nn.Conv2d):
+        return value.flatten(0, -2)
+    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and not any(_padding(layer)):
+        return value.permute(0, 2, 3, 1).flatten(0, -2)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = nn.functional.pad(value, _padding(layer), mode=mode)
+    found = nn.functional.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
+    return found.mT.flatten(0, 1)
+
+
+def _padding(layer: nn.Conv2d) -> Sequence[int]:
+    """Left, right, top, bottom."""
+    padding: Sequence[int] = layer._reversed_padding_repeated_twice
+    return padding
+
+
+def _rms(value: Tensor) -> float:
+    return float(value.double().square().mean().sqrt()) if value.numel() else 0.0

@@ -1,0 +1,88 @@
+"""A run's ``config.yaml``: the settings of each command, so that a file reproduces a run."""
+
+import platform
+from collections.abc import Mapping
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .._version import __version__
+from ._paths import beside, found_from
+
+LIBRARIES = ("torch", "torch-pruning", "open_clip_torch", "timm", "transformers")
+NEVER_IN_FILES = frozenset({"run", "config", "json", "quiet", "estimate", "force", "allow_commands", "follow_links"})
+"""Options without influence on the result, and those that open doors: given on the command line alone."""
+_PATHS = frozenset({"data", "root", "model", "classnames", "output"})
+_ALIASES = {"distil": "distill"}
+_LONGEST = 1 << 20
+
+
+def read_settings(file: Path) -> dict[str, dict[str, Any]]:
+    """Reads settings by command. Values that begin with ``./`` or ``../`` are paths relative to the file.
+
+    Returns:
+        Settings by command.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ValueError(f"it is longer than {_LONGEST} bytes")
+        content = yaml.safe_load(text.decode("utf-8")) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"config must be a YAML file; {file} is not: {error}") from error
+    if not isinstance(content, Mapping) or any(not isinstance(section, Mapping) for section in content.values()):
+        raise ValueError(
+            f"config must map commands to their settings, as in 'score: {{model: tiny}}'; {file} does not."
+        )
+    return {_ALIASES.get(str(name), str(name)): _read(section, file.parent) for name, section in content.items()}
+
+
+def settings_text(file: Path, before: Mapping[str, Any], command: str, given: Mapping[str, Any]) -> str:
+    """The file's new text: a command's settings, whatever they come from, after those of other commands."""
+    content = {"versions": _versions()} | {name: dict(section) for name, section in before.items()}
+    content.pop(command, None)  # a command that is run again moves to the end: the order is that of the run
+    content[command] = {
+        name: value for name, value in given.items() if name not in NEVER_IN_FILES and value not in (None, [], ())
+    }
+    written = {
+        name: {key: _plain(key, value, file.parent) for key, value in section.items()}
+        for name, section in content.items()
+    }
+    text: str = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _read(section: Mapping[Any, Any], folder: Path) -> dict[str, Any]:
+    settings = {str(key).replace("-", "_"): value for key, value in section.items()}
+    return {
+        key: found_from(value, folder) if key in _PATHS and isinstance(value, str) else value
+        for key, value in settings.items()
+    }
+
+
+def _plain(name: str, value: Any, folder: Path) -> Any:
+    """A value as YAML holds it; paths as seen from the file."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return [_plain(name, part, folder) for part in value]
+    if isinstance(value, Path):
+        value = str(value)
+    return beside(value, folder) if name in _PATHS and isinstance(value, str) else value
+
+
+def _versions() -> dict[str, str]:
+    found = {"torch-pruning-mope": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
