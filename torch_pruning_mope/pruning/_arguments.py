@@ -22,12 +22,21 @@ class PrunerMixin(EncoderCore):
             What is asked for, in ratios and in counts.
 
         Raises:
-            ValueError: If ``towers`` names something that the model has not.
+            TypeError: If something is of another type.
+            ValueError: If ``towers`` names something that the model has not, a module is not of the model, or a ratio is out
+                of range.
         """
         if not towers or set(towers) - self.towers.keys():
             raise ValueError(f"towers must name some of {', '.join(self.towers)}; found {tuple(towers)!r}.")
         layers = [layer for layer in self.layers if layer.tower in towers]
-        return PruningRequest(layers, {name: self.towers[name].streams for name in towers}, **ratios)
+        request = PruningRequest(layers, {name: self.towers[name].streams for name in towers}, **ratios)
+        if foreign := request.modules - set(self.model.modules()):
+            raise ValueError(
+                "ignored_layers and pruning_ratio_dict must hold modules of encoder.model as it is now; found "
+                f"{', '.join(sorted(type(module).__name__ for module in foreign))} from elsewhere. Wrapping has replaced "
+                "attention modules: take them from encoder.model."
+            )
+        return request
 
     def pruner_arguments(
         self,
@@ -43,6 +52,11 @@ class PrunerMixin(EncoderCore):
         pruning_ratio_dict: Ratios | None = None,
     ) -> dict[str, Any]:
         """Everything a ``tp.pruner.MetaPruner`` needs besides the model and the importance, fresh on every call.
+
+        Change them by the arguments below. A ratio put in the place of ours is refused when the pruner is built;
+        ``global_pruning``, ``iterative_steps`` and ``max_pruning_ratio`` may be replaced. Without our ``num_heads``,
+        ``prune_head_dims=False``, ``customized_pruners``, ``unwrapped_parameters`` or ``forward_fn`` Torch-Pruning damages the
+        model. The arguments are for this model as it is now: after a cut by anything else, call again.
 
         Frozen parameters are traced and pruned like others; those that Torch-Pruning cuts come back with ``requires_grad``
         on, which :func:`torch_pruning_mope.prune` undoes and a pruner of your own does not.
@@ -68,7 +82,8 @@ class PrunerMixin(EncoderCore):
             Keyword arguments for ``tp.pruner.MetaPruner``.
 
         Raises:
-            ValueError: If a ratio is outside [0, 1) or would empty a layer.
+            TypeError: If something is of another type.
+            ValueError: If a ratio is outside [0, 1) or would empty a layer, or a module is not of the model.
             RuntimeError: If autograd is off.
             UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
         """

@@ -89,8 +89,6 @@ def accumulate_gradients(
                 ):
                     _add(sums, encoder, parameters, images, tokens, squared=squared)
                     bar.update()
-                    if ranks is not None:
-                        ranks.beat()
                 if ranks is not None and world > 1:
                     ranks.spread(sums, part % world)
                 for total, own in zip(totals, sums, strict=True):

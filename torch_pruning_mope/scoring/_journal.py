@@ -57,15 +57,8 @@ class Journal:
         if path is None:
             return
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        found: list[dict[str, Any]] | WrongModelError = []
-        if ranks.rank == 0:  # one reader, so that all ranks agree on what is left to do
-            try:
-                found = [line for file in self._files() for line in self._read(file)]
-            except WrongModelError as error:
-                found = error
-        found = ranks.first(found)
-        if isinstance(found, WrongModelError):
-            raise found
+        # One reader, so that all ranks agree on what is left to do.
+        found = ranks.from_first(lambda: [line for file in self._files() for line in self._read(file)])
         for line in found:
             self._learn(line)
         own = path.with_name(f"{path.name}.rank{ranks.rank}.jsonl")

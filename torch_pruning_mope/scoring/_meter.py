@@ -117,7 +117,6 @@ class Meter:
                 if position in new:
                     self._journal.add(keys[position], _difference(baseline, gain), ablations[position])
                     self.computed += 1
-                    self._ranks.beat()
                     done.append(position)
                     yield position
         if self._ranks.world > 1:

@@ -4,10 +4,11 @@ import copy
 import functools
 import itertools
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,9 +17,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..encoder import EncoderCore
 
+T = TypeVar("T")
+
 _PATIENCE = timedelta(minutes=15)
-"""How long ranks wait while none of them gets on; a rank that dies is noticed at once."""
-_POLL = 0.02
+"""How long ranks wait for others that give no sign of life; a process that dies is noticed at once."""
+_POLL, _BEAT = 0.02, 5.0
+"""Seconds between looks at whether all have come, and between signs of life."""
 
 
 _GROUPS = itertools.count()
@@ -30,10 +34,6 @@ def _store() -> Any:
     """The store that torchrun gives all ranks to meet at."""
     store, _, _ = next(rendezvous("env://"))
     return store
-
-
-def _meeting_place() -> Any:
-    return dist.distributed_c10d._get_default_store()
 
 
 class Ranks:
@@ -54,45 +54,50 @@ class Ranks:
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
         together = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-        self._place, self._meetings = next(_GROUPS), 0
+        self._name, self._meetings, self._waiting = f"mope/{next(_GROUPS)}", 0, False
+        self._done = threading.Event()
+        self._beats = threading.Thread(target=self._beat, daemon=True)
         self._group: Any = None
         if self.world > 1:
+            self._store = dist.distributed_c10d._get_default_store()
+            self._beats.start()
             self._meet()
             self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def close(self) -> None:
         """Leaves no process group behind that was not there, so that the user's script can make its own."""
+        self._done.set()
+        if self._beats.is_alive():
+            self._beats.join()
         if self._own:
             dist.destroy_process_group()  # and with it the group for objects
         elif self._group is not None:
             dist.destroy_process_group(self._group)
         self._own, self._group = False, None
 
-    def beat(self) -> None:
-        """Tells ranks that wait that this one gets on."""
-        if self.world > 1:
-            _meeting_place().add(f"mope/{self._place}/beats", 1)
+    def _beat(self) -> None:
+        """Gives signs of life while this rank works, and does not wait itself."""
+        while not self._done.wait(_BEAT):
+            if not self._waiting:
+                self._store.add(f"{self._name}/beats", 1)
 
     def _meet(self) -> None:
-        """Waits for all ranks, as long as any of them gets on: their shares of the work may take hours.
-
-        Raises:
-            TimeoutError: If nothing has happened for minutes.
-        """
+        """Waits for all ranks, as long as those that work give signs of life: their shares may take hours."""
         self._meetings += 1
-        store, name = _meeting_place(), f"mope/{self._place}"
-        store.add(f"{name}/met/{self._meetings}", 1)
-        beats, since = -1, time.monotonic()
-        while (met := int(store.add(f"{name}/met/{self._meetings}", 0))) < self.world:
-            now = int(store.add(f"{name}/beats", 0))
+        met = f"{self._name}/met/{self._meetings}"
+        self._store.add(met, 1)
+        self._waiting, beats, since = True, -1, time.monotonic()
+        while (found := int(self._store.add(met, 0))) < self.world:
+            now = int(self._store.add(f"{self._name}/beats", 0))
             if now != beats:
                 beats, since = now, time.monotonic()
             if time.monotonic() - since > _PATIENCE.total_seconds():
                 raise TimeoutError(
-                    f"all {self.world} ranks must make the same calls; found {met} of them waiting, and no progress for "
+                    f"all {self.world} ranks must make the same calls; found {found} waiting, and no sign of the others for "
                     f"{_PATIENCE.total_seconds() / 60:.0f} minutes."
                 )
             time.sleep(_POLL)
+        self._waiting = False
 
     def gather(self, mine: Any) -> list[Any]:
         """Every rank's object, on every rank, in the order of the ranks."""
@@ -122,6 +127,35 @@ class Ranks:
     def first(self, mine: Any) -> Any:
         """Rank 0's object, on every rank."""
         return self.gather(mine if self.rank == 0 else None)[0]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns or raises on rank 0, which alone calls it, on every rank."""
+        if self.world == 1:
+            return make()
+        outcome: Any = None
+        if self.rank == 0:
+            try:
+                outcome = make(), None
+            except Exception as error:  # noqa: BLE001  (raised on every rank)
+                outcome = None, error
+        value, failure = self.first(outcome)
+        if failure is not None:
+            raise failure
+        return value  # type: ignore[no-any-return]
+
+    def on_all(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns on this rank; raises on every rank if it raised on one."""
+        if self.world == 1:
+            return make()
+        value, failure = None, None
+        try:
+            value = make()
+        except Exception as error:  # noqa: BLE001  (raised on every rank)
+            failure = error
+        for found in self.gather(failure):
+            if found is not None:
+                raise found
+        return value  # type: ignore[return-value]
 
     def check_same(self, **values: object) -> None:
         """Raises ValueError unless all ranks hold equal values."""

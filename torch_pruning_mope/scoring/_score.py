@@ -6,6 +6,7 @@
 import hashlib
 import math
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,7 +118,9 @@ def score(
     ranks, journal = Ranks(), None
     try:
         ranks.check_same(**of | settings, batch_size=batch_size, memory=memory, path=target is not None)
-        if target is not None and (known := _complete(target, of, settings, ranks)) is not None:
+        # Rank 0 looks: on other machines, the path may be another's.
+        known = None if target is None else ranks.from_first(partial(_complete, target, of, settings))
+        if known is not None:
             return known
         journal = Journal(target, of, ranks)
         own = ranks.placed(encoder)
@@ -190,23 +193,17 @@ def _orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, name: str, jou
     return known
 
 
-def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any], ranks: Ranks) -> ScoreTable | None:
-    """The table at rank 0's path, if there is one."""
-    table, text, asked = None, "", {name: of[name] for name in ("weights", "pairs", "metric")} | settings
-    if ranks.rank == 0 and path.exists():
-        try:
-            table = ScoreTable.load(path)
-            found = {name: getattr(table, name) for name in ("weights", "pairs", "metric")} | table.settings
-            differing = [name for name, value in asked.items() if name not in found or found[name] != value]
-            text = f"the one at {path} is for other {', '.join(differing)}" if differing else ""
-        except ValueError as error:
-            text = str(error)
-    both: tuple[ScoreTable | None, str] = ranks.first((table, text))
-    table, text = both
-    if text:
+def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> ScoreTable | None:
+    """The table at a path, if there is one."""
+    if not path.exists():
+        return None
+    table, asked = ScoreTable.load(path), {name: of[name] for name in ("weights", "pairs", "metric")} | settings
+    found = {name: getattr(table, name) for name in ("weights", "pairs", "metric")} | table.settings
+    differing = [name for name, value in asked.items() if name not in found or found[name] != value]
+    if differing:
         raise ValueError(
-            f"path must be free, or hold the table that is asked for; found another: {text}. Choose another path, or delete "
-            "the file."
+            f"path must be free, or hold the table that is asked for; the one at {path} is for other {', '.join(differing)}. "
+            "Choose another path, or delete the file."
         )
     return table
 

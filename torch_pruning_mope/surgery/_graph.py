@@ -11,7 +11,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .._state import exclusive, trainable
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, WrongModelError
 from ._attention import tracing
 from ._pruners import customized_pruners
 
@@ -50,6 +50,11 @@ def tracing_forward(
 
     def forward(traced: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
         try:
+            if traced is not model:
+                raise WrongModelError(
+                    "a pruner must be given the model that its arguments were made for; found another, such as a copy. Wrap "
+                    "that one and call its pruner_arguments."
+                )
             with trainable(traced), tracing(traced):
                 outputs = [encode_image(inputs["images"]), encode_text(inputs["tokens"])]
                 return outputs if decode is None else [*outputs, decode(inputs["images"], inputs["tokens"])]

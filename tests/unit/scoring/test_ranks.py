@@ -79,7 +79,7 @@ def _call(rank: int, folder: str) -> None:
         if (case, rank) == ("none", 1):
             return
         if case == "none":
-            _ranks._PATIENCE = timedelta(seconds=1)
+            _ranks._PATIENCE, _ranks._BEAT = timedelta(seconds=1), 0.1
         try:
             mope.score(encoder, pairs, kinds=("head",), towers=("text",), progress=False, **options)
         except (ValueError, TimeoutError) as error:
@@ -92,4 +92,4 @@ def test_ranks_that_make_different_calls_are_told(tmp_path: Path) -> None:
         assert "groups must be the same on all ranks; found ['2', '3']" in Path(tmp_path, f"groups{rank}").read_text()
         assert "pairs must be the same on all ranks; found" in Path(tmp_path, f"pairs{rank}").read_text()
     found = Path(tmp_path, "none0").read_text()
-    assert "all 2 ranks must make the same calls; found 1 of them waiting" in found
+    assert "all 2 ranks must make the same calls; found 1 waiting" in found
