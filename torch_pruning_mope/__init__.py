@@ -39,10 +39,10 @@ if TYPE_CHECKING:
         SigmoidLoss,
         SimilarityLoss,
         TeacherCache,
-        TeacherEmbeddings,
         TrainingStep,
         chunked_backward,
         distil,
+        distill,
     )
     from .dual_encoder import DualEncoder
     from .errors import (
@@ -160,7 +160,6 @@ __all__ = [
     "Stream",
     "Sublayer",
     "TeacherCache",
-    "TeacherEmbeddings",
     "Tower",
     "Towers",
     "TrainingStep",
@@ -180,6 +179,7 @@ __all__ = [
     "check_models",
     "chunked_backward",
     "distil",
+    "distill",
     "emoji_batches",
     "emoji_pairs",
     "emoji_scenes",
@@ -224,7 +224,7 @@ _HOMES = {
     "deploy": "export fold",
     "distillation": (
         "DistillationLoss Encoded FeatureLoss HiddenLoss InfoNCELoss SigmoidLoss SimilarityLoss TeacherCache "
-        "TeacherEmbeddings TrainingStep chunked_backward distil"
+        "TrainingStep chunked_backward distil distill"
     ),
     "dual_encoder": "DualEncoder",
     "errors": (

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..distillation import DistillationLoss, TeacherEmbeddings, TrainingStep, distil
+from ..distillation import DistillationLoss, TeacherCache, TrainingStep
+from ..distillation import distill as train_student
 from ..dual_encoder import DualEncoder
 from ..report import append_jsonl
 from ._app import app, one_line_errors, write_json
@@ -53,18 +54,13 @@ def distill(
         float, typer.Option(help="Weight of the teacher's embeddings.", rich_help_panel=TRAINING)
     ] = 1000.0,
     hidden: Annotated[
-        float | None,
-        typer.Option(
-            help="Weight of the teacher's hidden states.",
-            show_default="1; 0 with --cache or chunks",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
+        float, typer.Option(help="Weight of the teacher's hidden states; the paper's is 1.", rich_help_panel=TRAINING)
+    ] = 0.0,
     sigmoid: Annotated[bool, typer.Option("--sigmoid", help="SigLIP's loss.", rich_help_panel=TRAINING)] = False,
     cache: Annotated[
         bool,
         typer.Option(
-            "--cache", help="Compute the teacher's embeddings once, in memory and on disk.", rich_help_panel=TRAINING
+            "--cache", help="Compute the teacher's outputs once, and keep them on disk.", rich_help_panel=TRAINING
         ),
     ] = False,
     in_memory: InMemoryOption = False,
@@ -97,15 +93,14 @@ def distill(
         train = settings.batches(
             part, loaded, batch_size, limit=pairs, seed=seed, workers=workers, memory=in_memory or cache
         )
-        weight = (0.0 if cache or chunks > 1 else 1.0) if hidden is None else hidden
         loss = DistillationLoss(
-            contrastive=contrastive, similarity=similarity, features=features, hidden=weight, sigmoid=sigmoid
+            contrastive=contrastive, similarity=similarity, features=features, hidden=hidden, sigmoid=sigmoid
         )
         teacher: Any = wrapped(loaded)
         teacher.model.requires_grad_(False)
         if cache:
-            teacher = TeacherEmbeddings.of(teacher, train, path=run / "teacher.safetensors")  # type: ignore[arg-type]
-        history = distil(
+            teacher = TeacherCache.of(teacher, train, path=run / "teacher", hidden=hidden > 0)  # type: ignore[arg-type]
+        history = train_student(
             student,
             train,
             teacher=teacher,

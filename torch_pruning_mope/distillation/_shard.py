@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from ..encoder import EncoderCore
-from ._distillation import Encoded
+from ._loss import Encoded
 from ._student import Student
 
 

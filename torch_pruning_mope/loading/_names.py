@@ -40,6 +40,15 @@ class ModelName:
         folder = Path(self.source).expanduser()
         return folder if folder.is_dir() else None
 
+    @property
+    def label(self) -> str:
+        """The name without paths of this machine, for what is published."""
+        if self.form == "architecture" and self.weights is not None:
+            return f"{self.source}@{Path(self.weights).name}"
+        if self.form in {"folder", "local-dir"} or self.folder is not None:
+            return Path(self.source).expanduser().resolve().name
+        return self.text
+
 
 def parse_name(name: str) -> ModelName:
     """Parses a model name. The first form that fits is taken, in the order of :func:`load_model`'s table.

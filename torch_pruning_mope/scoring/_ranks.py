@@ -4,9 +4,9 @@ import copy
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from ..encoder import EncoderCore
+
+T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)
 """How long a rank waits for the others, whose share may take hours; a rank that dies is noticed at once."""
@@ -89,6 +91,35 @@ class Ranks:
     def first(self, mine: Any) -> Any:
         """Rank 0's object, on every rank."""
         return self.gather(mine if self.rank == 0 else None)[0]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns or raises on rank 0, which alone calls it, on every rank."""
+        if self.world == 1:
+            return make()
+        outcome: Any = None
+        if self.rank == 0:
+            try:
+                outcome = make(), None
+            except Exception as error:  # noqa: BLE001  (raised on every rank)
+                outcome = None, error
+        value, failure = self.first(outcome)
+        if failure is not None:
+            raise failure
+        return value  # type: ignore[no-any-return]
+
+    def on_all(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns on this rank; raises on every rank if it raised on one."""
+        if self.world == 1:
+            return make()
+        value, failure = None, None
+        try:
+            value = make()
+        except Exception as error:  # noqa: BLE001  (raised on every rank)
+            failure = error
+        for found in self.gather(failure):
+            if found is not None:
+                raise found
+        return value  # type: ignore[return-value]
 
     def check_same(self, **values: str) -> None:
         """Raises unless all ranks hold the same things.

@@ -64,7 +64,7 @@ def test_training_goes_on_and_saves(begun: Path) -> None:
     assert json.loads(result.stdout[result.stdout.index("{") :])["steps"] == 2
     lines = [json.loads(line) for line in (begun / "training.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
-    assert set(lines[0]["terms"]) == {"contrastive", "similarity", "features", "hidden"}
+    assert set(lines[0]["terms"]) == {"contrastive", "similarity", "features"}
     before = mope.load(begun / "distilled").model.state_dict()
     mope_command("distill", begun, *TRAIN)  # nothing is left to do: the same model
     after = mope.load(begun / "distilled").model.state_dict()
@@ -85,7 +85,9 @@ def test_two_processes_train_as_one(begun: Path, tmp_path: Path) -> None:
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     weights = [mope.load(run / "distilled").model.state_dict() for run in (one, two)]
-    assert all(torch.allclose(weights[0][name], tensor, atol=1e-5) for name, tensor in weights[1].items())
+    for name, tensor in weights[1].items():
+        if not name.endswith("k_proj.bias"):  # has no gradient but rounding, which Adam makes into whole steps
+            assert torch.allclose(weights[0][name], tensor, atol=1e-5), name
 
 
 def test_the_file_reproduces_the_run(begun: Path, tmp_path: Path) -> None:

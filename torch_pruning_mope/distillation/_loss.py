@@ -1,4 +1,4 @@
-"""All terms together."""
+"""The distillation objective: all terms together."""
 
 import math
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from ._similarity import similarity, teacher_rows
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What a dual encoder, student or teacher, makes of this rank's batch.
+    """Outputs of a dual encoder, student or teacher, on this rank's batch.
 
     Attributes:
         images: Image embeddings, normalised or not.
         texts: Text embeddings, normalised or not.
-        logit_scale: What similarities are multiplied with: CLIP's learnt ``logit_scale.exp()``.
-        logit_bias: What is added then; SigLIP's loss needs the student's.
+        logit_scale: Multiplier of similarities: CLIP's learnt ``logit_scale.exp()``.
+        logit_bias: Added to the scaled similarities; SigLIP's loss needs the student's.
         hidden: Hidden states by tower and by the block's index in the teacher, for L_hidn.
     """
 
@@ -36,18 +36,19 @@ class Encoded:
 
 
 class DistillationLoss(BatchLoss):
-    """MoPE-CLIP's objective (arXiv 2403.07839): L_itc + α·L_sim + β·L_feat + γ·L_hidn.
+    """Weighted sum L_itc + α·L_sim + β·L_feat + γ·L_hidn of MoPE-CLIP (arXiv 2403.07839).
 
-    A term of weight 0 is not computed and needs no input; with ``contrastive`` alone no teacher is needed. With
-    ``features=0, hidden=0`` this is TinyCLIP's objective. Embeddings are gathered once for all terms.
+    The default leaves out hidden states, which did harm at every weight that we tried; :meth:`paper` is the published
+    objective. With ``features=0`` it is TinyCLIP's. A term of weight 0 is not computed and needs no input; with
+    ``contrastive`` alone no teacher is needed. Embeddings are gathered once for all terms.
 
     Args:
         contrastive: Weight of :class:`InfoNCELoss`, or of :class:`SigmoidLoss`.
         similarity: Weight of :class:`SimilarityLoss`, α.
         features: Weight of :class:`FeatureLoss`, β.
         hidden: Weight of :class:`HiddenLoss`, γ.
-        sigmoid: Whether L_itc is SigLIP's.
-        group: The process group whose ranks share the batch; by default all there are.
+        sigmoid: L_itc is SigLIP's.
+        group: Process group that shares the batch; by default all ranks.
 
     Raises:
         ValueError: If a weight is negative or not finite, or all are 0.
@@ -59,7 +60,7 @@ class DistillationLoss(BatchLoss):
         contrastive: float = 1.0,
         similarity: float = 1.0,
         features: float = 1000.0,
-        hidden: float = 1.0,
+        hidden: float = 0.0,
         sigmoid: bool = False,
         group: Group = None,
     ) -> None:
@@ -75,6 +76,11 @@ class DistillationLoss(BatchLoss):
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         self.sigmoid = sigmoid
 
+    @classmethod
+    def paper(cls, *, sigmoid: bool = False, group: Group = None) -> "DistillationLoss":
+        """The published objective, with hidden states: (α, β, γ) = (1, 1000, 1)."""
+        return cls(hidden=1.0, sigmoid=sigmoid, group=group)
+
     def forward(
         self,
         student: Encoded,
@@ -86,9 +92,9 @@ class DistillationLoss(BatchLoss):
         """The loss of the whole batch, and its terms, on every rank.
 
         Args:
-            student: Of this rank's batch, with gradients.
-            teacher: Of the same batch.
-            image_index: The image, of this rank's, that each caption describes; by default caption j describes image j.
+            student: Outputs on this rank's batch, with gradients.
+            teacher: Outputs on the same batch.
+            image_index: Position, among this rank's images, of each caption's image; by default caption j has image j.
             lengths: See :class:`HiddenLoss`.
 
         Returns:
@@ -107,7 +113,7 @@ class DistillationLoss(BatchLoss):
         image_index: Tensor | None,
         lengths: Mapping[str, Tensor] | None,
     ) -> dict[str, Tensor]:
-        """This rank's share of each term, in the order of the weights; what can be wrong is looked at first."""
+        """This rank's share of each term, in the order of the weights; all checks come first."""
         check_embeddings(student.images, student.texts)
         scale = scalar(student.logit_scale, "logit_scale", student.images)
         shares = {}
@@ -148,11 +154,11 @@ class DistillationLoss(BatchLoss):
         return scalar(student.logit_bias, "logit_bias", student.images, positive=False)
 
     def _checked(self, student: Encoded, teacher: Encoded | None) -> Encoded:
-        """The teacher, if it has what the weights ask for."""
+        """Returns the teacher's outputs if they are those that the weights need."""
         if teacher is None:
             raise ValueError(
-                f"teacher must be given for terms {sorted(self.weights.keys() - {'contrastive'})}; found None. Pass what it "
-                "makes of the batch, or set their weights to 0."
+                f"teacher must be given for terms {sorted(self.weights.keys() - {'contrastive'})}; found None. Pass its "
+                "outputs on the batch, or set their weights to 0."
             )
         check_counterparts(student.images, student.texts, teacher.images, teacher.texts)
         if "features" in self.weights:
