@@ -128,7 +128,12 @@ def test_layers_that_lose_everything_cost_nothing_and_train(encoder: mope.DualEn
 )
 def test_units_that_there_are_not_leave_the_model_alone(encoder: mope.DualEncoder, wrong: mope.Unit) -> None:
     good = enumerate_units(encoder, ("head", "block"), {}, 2, ("image",))
-    with unchanged(encoder.model), pytest.raises(ValueError, match=r"units must be of the model as it is; found (image|text) layer"):
+    with (
+        unchanged(encoder.model),
+        pytest.raises(
+            ValueError, match=r"units must be of the model as it is; found \w+ of|indices must name some, not all"
+        ),
+    ):
         mope.remove_units(encoder, [good[0], good[-1], wrong])
 
 
