@@ -2,6 +2,7 @@
 
 from . import _open_clip as _open_clip  # registers itself
 from . import _timm as _timm
+from . import _torch as _torch
 from . import _transformers as _transformers
 from ._attention import HeadProjection, PrunableAttention
 from ._check import check_grouped, reached_leaves
