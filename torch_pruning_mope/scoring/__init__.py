@@ -1,5 +1,6 @@
 """Scoring: units, rewiring, the exact ablation engine and the plain loop, the score table."""
 
+from .._fingerprint import fingerprint
 from ._ablate import Ablator
 from ._cost import ScoringCost, estimate_cost
 from ._engine import PrefixEngine
@@ -43,6 +44,7 @@ __all__ = [
     "calibration_guidance",
     "enumerate_units",
     "estimate_cost",
+    "fingerprint",
     "freed_parameters",
     "greedy_path",
     "joint_path",
