@@ -70,7 +70,7 @@ def score_command(
         parts = Parts(source, loaded, progress=not quiet)
         pairs = parts.pairs(Part.calibration, source.pairs or 1000)
         if units.estimate:
-            call.say(estimate_cost(encoder, pairs, kinds=kinds, groups=scoring.groups))
+            call.say(estimate_cost(encoder, pairs, **options))
             return
         about = {
             "begun_by": "score",
