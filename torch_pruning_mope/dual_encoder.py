@@ -11,8 +11,9 @@ class DualEncoder(PrunerMixin, GradientsMixin, HubMixin):
     Wrapping a model twice is harmless. Optimizers made before hold the old attention weights; make them after.
 
     Args:
-        model: A CLIP-like model of a registered type: open_clip's, or transformers' ``CLIPModel`` and its like. On the
-            ``meta`` device it can be wrapped, counted and pruned by indices, but not scored.
+        model: A CLIP-like model: open_clip's, any of transformers' with ``get_image_features`` and ``get_text_features``, any
+            with ``encode_image`` and ``encode_text``, or of a registered type. On the ``meta`` device it can be wrapped,
+            counted and pruned by indices, but not scored.
 
     Raises:
         UnsupportedModelError: If the model, or one of its parts, is of an unknown type, or an encoder does not return one

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch_pruning as tp
@@ -32,10 +32,12 @@ from .towers import (
     Prunable,
     TowerName,
     Towers,
+    TwoEncoders,
     towers_of,
 )
 
 __all__ = ["EncoderCore", "TowerName"]
+EncoderT = TypeVar("EncoderT", bound="EncoderCore")
 
 
 class EncoderCore:
@@ -44,8 +46,9 @@ class EncoderCore:
     Wrapping a model twice is harmless. Optimizers made before hold the old attention weights; make them after.
 
     Args:
-        model: A CLIP-like model of a registered type: open_clip's, or transformers' ``CLIPModel`` and its like. On the
-            ``meta`` device it can be wrapped, counted and pruned by indices, but not scored.
+        model: A CLIP-like model: open_clip's, any of transformers' with ``get_image_features`` and ``get_text_features``, any
+            with ``encode_image`` and ``encode_text``, or of a registered type. On the ``meta`` device it can be wrapped,
+            counted and pruned by indices, but not scored.
 
     Raises:
         UnsupportedModelError: If the model, or one of its parts, is of an unknown type, or an encoder does not return one
@@ -70,6 +73,29 @@ class EncoderCore:
                 exchange(model, before)
                 raise
         self.numbered = {name: [block.module for block in tower.blocks] for name, tower in self.towers.items()}
+
+    @classmethod
+    def of(
+        cls: type[EncoderT],
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        *,
+        image_size: int | tuple[int, int],
+        context_length: int,
+    ) -> EncoderT:
+        """Mutates two encoders, as wrapping does: a dual encoder of modules given apart.
+
+        Args:
+            image_encoder: Images ``[N, 3, R, R]`` to embeddings ``[N, J]``, or to an output that has a ``pooler_output``.
+            text_encoder: Token ids ``[N, T]`` to embeddings likewise. A text model of transformers is given the attention
+                mask of its padding id as well.
+            image_size: ``R``, or height and width.
+            context_length: ``T``, of a caption at its longest.
+
+        Returns:
+            The dual encoder; its ``model`` has ``encode_image`` and ``encode_text``.
+        """
+        return cls(TwoEncoders(image_encoder, text_encoder, image_size=image_size, context_length=context_length))
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the towers, whose functions may be closures over the model."""
@@ -284,6 +310,22 @@ class EncoderCore:
         check_grouped(graph, groups, self.model, joint, self._left_alone(), outputs)
         return graph, groups
 
+    def check_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
+        """Raises as :meth:`remove_blocks` would."""
+        blocks = list(self.towers[tower].blocks)
+        count, chosen = len(blocks), set(indices)
+        if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:
+            raise ValueError(
+                f"indices must name some, not all, of the {count} layers of the {tower} tower, each once; found "
+                f"{list(indices)}."
+            )
+        fixed = [index for index in indices if blocks[index].siblings is None]
+        if fixed:
+            raise NotImplementedError(
+                f"indices must be of layers that stand in a list and keep the shape of the hidden states; found {fixed}, which "
+                "do not. A Tower of your own must set siblings of its Blocks for its layers to be removable."
+            )
+
     def remove_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
         """Mutates the model: deletes whole Transformer layers of one tower.
 
@@ -295,13 +337,9 @@ class EncoderCore:
             ValueError: If an index is out of range or repeated, or no layer would be left.
             NotImplementedError: If one of them cannot be deleted: it stands in no list, or changes the shape of the states.
         """
+        self.check_blocks(tower, indices)
         blocks = list(self.towers[tower].blocks)
-        count, chosen = len(blocks), set(indices)
-        if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:
-            raise ValueError(
-                f"indices must name some, not all, of the {count} layers of the {tower} tower, each once; found "
-                f"{list(indices)}."
-            )
+        count = len(blocks)
         self.towers[tower].delete(list(indices))
         left = {id(block.module) for block in self.towers[tower].blocks}
         order = sorted(range(count), key=lambda index: id(blocks[index].module) not in left)

@@ -20,10 +20,8 @@ FORBIDDEN = re.compile(
 ALLOWED = {
     "_io/_pictures.py": {"PIL.Image.open"},
     "_io/_urls.py": {"gopen", "urllib.request.urlopen"},
-    "checkpoint/_transformers.py": {"from_pretrained", "transformers"},
     "data/_emoji.py": {"PIL.Image.open"},  # of the package's own sprites
     "deploy/_stock_transformers.py": {"from_pretrained"},  # of what has just been written
-    "evaluation/_models.py": {"from_pretrained", "transformers"},
     "loading/_failures.py": {"pickle"},  # the type of an error
     "loading/_transformers.py": {"from_pretrained", "transformers"},
 }

@@ -15,10 +15,10 @@ from ._discover import Found, register_channels
 from ._opaque import OpaqueTower
 from ._prunable import Channels
 from ._registry import Towers, register_towers
+from ._structure import holds_positions
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream
 from ._timm import TimmVit
 from ._tower import Block, BlockTower, Tower, remove_element
-from ._transformers import holds_positions
 
 _TRANSFORMER = "open_clip.transformer."
 _BLOCKS = (f"{_TRANSFORMER}ResidualAttentionBlock", f"{_TRANSFORMER}CustomResidualAttentionBlock")
