@@ -39,7 +39,9 @@ def percent(value: float | int) -> str:
 
 def change(before: float | int, after: float | int) -> str:
     """A relative change in percent."""
-    return signed(f"{100 * (after / before - 1):+.0f} %").replace("+0 %", "±0 %").replace("−0 %", "±0 %") if before else ""
+    return (
+        signed(f"{100 * (after / before - 1):+.0f} %").replace("+0 %", "±0 %").replace("−0 %", "±0 %") if before else ""
+    )
 
 
 def short_number(value: float | int) -> str:
