@@ -8,10 +8,11 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from .._fingerprint import fingerprint
 from .._state import own_gradients
 from ..data import Pairs
 from ..encoder import EncoderCore
-from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, fingerprint, freed_parameters
+from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, freed_parameters
 from ..surgery import removal_group
 from ..towers import Prunable
 from ._unit import Key, check_finite, unit_sublayers

@@ -15,7 +15,7 @@ from torch import nn
 import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.models import clip
-from torch_pruning_mope.scoring import fingerprint
+from torch_pruning_mope._fingerprint import fingerprint
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_scores_by_kind_tower_and_layer(table: mope.ScoreTable) -> None:
 
 def test_printing(table: mope.ScoreTable) -> None:
     lines = str(table).splitlines()
-    assert lines[0].startswith(f"recall_mean = {table.dense:.4f} unpruned; {len(table.scores)} units")
+    assert lines[0].startswith(f"contrastive_loss = {table.dense:.4f} unpruned; {len(table.scores)} units")
     assert len(lines) == 1 + 3 * 5
     first = table.of("head", "image", 0)
     assert lines[1].split(":")[1].split("(")[0].split() == [f"{100 * score.value:.2f}" for score in first]
@@ -152,7 +152,7 @@ def test_printing(table: mope.ScoreTable) -> None:
 def test_the_table_says_what_it_was_made_of(table: mope.ScoreTable, pairs: mope.Pairs) -> None:
     assert table.pairs == pairs.fingerprint()
     assert table.settings.items() >= {"groups": 3, "interaction": "nested", "rewire": "taylor"}.items()
-    assert table.metric == "recall_mean"
+    assert table.metric == "contrastive_loss"
 
 
 def test_tables_of_parts_merge_into_the_whole(encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
