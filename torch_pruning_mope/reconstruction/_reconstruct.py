@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .._fingerprint import fingerprint
 from .._state import evaluation_mode
 from ..encoder import EncoderCore, TowerName
-from ..scoring import Ranks, fingerprint
+from ..scoring import Ranks
 from ..scoring._memory import resolve_memory
 from ._fit import fit_group
 from ._layers import Refit, check_models, groups_of
