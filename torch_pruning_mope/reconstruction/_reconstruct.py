@@ -123,7 +123,7 @@ class _Tower:
         refits = [refit for group in self._groups for refit in group]
         self.example = source.first(tower, self._dense.view)
         _find_sites(refits, dense, tower, self.example)
-        retarget(self._groups, self._student, self._dense)
+        _retarget(self._groups, self._student, self._dense)
         mates: dict[int, list[Refit]] = {}
         for refit in refits:
             mates.setdefault(refit.dense_step, []).append(refit)
@@ -170,7 +170,7 @@ def _find_sites(refits: Sequence[Refit], dense: DualEncoder, tower: TowerName, e
         refit.site = find_site(steps, at, state, layer, owner)
 
 
-def retarget(groups: Sequence[Sequence[Refit]], student: Steps, dense: Steps) -> None:
+def _retarget(groups: Sequence[Sequence[Refit]], student: Steps, dense: Steps) -> None:
     """The last layer that writes to the stream makes up for the last blocks of the dense model, where they have gone."""
     rows = [number for number, block in enumerate(dense.blocks) if block.siblings is not None]
     streams = [
