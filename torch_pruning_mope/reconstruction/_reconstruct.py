@@ -34,7 +34,7 @@ def reconstruct(
     dense: DualEncoder,
     pairs: PairsLike,
     *,
-    ridge: float = 1e-4,
+    ridge: float | None = None,
     towers: Collection[str] = ("image", "text"),
     projection: bool = True,
     inputs: bool = False,
@@ -64,7 +64,8 @@ def reconstruct(
         dense: The model before pruning; left as it is.
         pairs: :class:`torch_pruning_mope.Pairs`, or batches of ``(images, tokens)``. Batches that can be iterated again are
             read again where ``memory`` is short, and must then be the same; those of an iterator are held in memory.
-        ridge: Weight of the penalty on the change of the weights, relative to the mean square of the layer's inputs.
+        ridge: Weight of the penalty on the change of the weights, relative to the mean square of the layer's inputs; None for
+            the best of each layer between 1e-7 and 1, by cross-validation over two halves of the fitted pairs.
         towers: Which towers.
         projection: Whether to refit the joint projection.
         inputs: Whether to refit q, k, v and the first layers of MLPs too, onto the dense model's pre-activations.
@@ -137,13 +138,13 @@ class _Tower:
             lambda number: number % ranks.world == ranks.rank, Reach(self._student, refits),
         )  # fmt: skip
 
-    def refit(self, ridge: float, *, show: bool) -> Iterator[LayerReport]:
+    def refit(self, ridge: float | None, *, show: bool) -> Iterator[LayerReport]:
         """Mutates the student, layer by layer."""
         title = f"reconstruct {self._student.tower}"
         for group in tqdm(self._groups, title, unit="layer", disable=not show, delay=2, leave=False):
             yield from fit_group(group, self.tracks, self._ranks, ridge)
 
-    def refit_projection(self, ridge: float, alone: dict[str, str]) -> Iterator[LayerReport]:
+    def refit_projection(self, ridge: float | None, alone: dict[str, str]) -> Iterator[LayerReport]:
         """Mutates the student's last layer, or notes that there is none."""
         fold = find_fold(self._student, self.example)
         if fold is None:
@@ -216,9 +217,9 @@ def _unless_refused(encoder: DualEncoder) -> Iterator[None]:
         raise
 
 
-def _check(ridge: float, towers: Any, held_out: float, batch_size: int | None) -> None:
-    if not 0 < ridge < float("inf"):
-        raise ValueError(f"ridge must be a positive number; found {ridge}. 1e-4 is the default.")
+def _check(ridge: float | None, towers: Any, held_out: float, batch_size: int | None) -> None:
+    if ridge is not None and not 0 < ridge < float("inf"):
+        raise ValueError(f"ridge must be a positive number, or None; found {ridge}. 1e-4 is usual.")
     if isinstance(towers, str) or not towers or set(towers) - {"image", "text"}:
         raise ValueError(f"towers must be ('image',), ('text',) or both; found {towers!r}.")
     if not 0 < held_out <= 0.5:
