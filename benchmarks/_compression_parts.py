@@ -15,12 +15,12 @@ import torch_pruning_mope as mope
 from torch_pruning_mope.data import emoji_batches
 
 TERMS: dict[str, dict[str, float]] = {
-    "contrastive alone (no distillation)": {"similarity": 0.0, "features": 0.0, "hidden": 0.0},
-    "contrastive + similarity": {"features": 0.0, "hidden": 0.0},
-    "contrastive + features": {"similarity": 0.0, "hidden": 0.0},
-    "contrastive + hidden": {"similarity": 0.0, "features": 0.0},
-    "all but hidden": {"hidden": 0.0},
-    "all": {},
+    "contrastive alone (no distillation)": {"similarity": 0.0, "features": 0.0},
+    "contrastive + similarity": {"features": 0.0},
+    "contrastive + features": {"similarity": 0.0},
+    "contrastive + hidden": {"similarity": 0.0, "features": 0.0, "hidden": 1.0},
+    "all but hidden": {},
+    "all": {"hidden": 1.0},
 }
 WIDTH = ("head", "neurons")
 ALL_KINDS = 1000
@@ -65,7 +65,7 @@ def _distilled(study: Study, seed: int, budget: float, weights: dict[str, float]
     once = 0.0
     if teacher is embeddings:  # timed anew on some of the pairs, since they are made once for many runs here
         began, some = time.process_time(), pairs.first(256)
-        mope.TeacherEmbeddings.of(study.dense, some)
+        mope.TeacherCache.of(study.dense, some)
         seen = min(pairs.num_images, steps * study.settings["batch_size"])
         once = (time.process_time() - began) * seen / some.num_images
     student, _ = study.pruned(seed, budget)
@@ -281,7 +281,7 @@ def siblings(study: Study, seeds: Sequence[int], budget: float, steps: int, grow
                 "teacher_parameters": size,
                 "teacher_r1": recalls[name],
             }
-            teacher = own if model is study.dense else mope.TeacherEmbeddings.of(model, pairs)
+            teacher = own if model is study.dense else mope.TeacherCache.of(model, pairs)
             student, _ = study.pruned(seed, budget)
             trained = study.distil(student, seed, teacher=teacher, steps=steps)
             rows.append(about | grew | study.measure(student) | trained)
@@ -320,8 +320,8 @@ def teacher(study: Study, seeds: Sequence[int], budget: float, batches: int) -> 
         found: dict[str, tuple[float, list[float]]] = {}
         for name, make in _teachers(study, pairs).items():
             ends = [time.process_time()]
-            loss, student = mope.DistillationLoss(hidden=0.0), study.pruned(seed, budget)[0]
-            history = mope.distil(
+            loss, student = mope.DistillationLoss(), study.pruned(seed, budget)[0]
+            history = mope.distill(
                 student, pairs, teacher=make(), loss=loss, steps=2 * batches, batch_size=size, seed=seed, progress=False,
                 learning_rate=study.settings["learning_rate"], on_step=lambda _, ends=ends: ends.append(time.process_time()),
             )  # fmt: skip
@@ -335,7 +335,7 @@ def teacher(study: Study, seeds: Sequence[int], budget: float, batches: int) -> 
 
 
 def _teachers(study: Study, pairs: mope.Pairs) -> dict[str, Callable[[], Any]]:
-    return {"running": lambda: study.dense, "cached": lambda: mope.TeacherEmbeddings.of(study.dense, pairs)}
+    return {"running": lambda: study.dense, "cached": lambda: mope.TeacherCache.of(study.dense, pairs)}
 
 
 def report_teacher(rows: Sequence[Row]) -> str:

@@ -82,10 +82,10 @@ class Study:
     # Data, by seed
 
     @functools.lru_cache(1)  # noqa: B019  as long-lived as the process
-    def train(self, seed: int) -> tuple[mope.Pairs, mope.TeacherEmbeddings]:
+    def train(self, seed: int) -> tuple[mope.Pairs, mope.TeacherCache]:
         """Training pairs, and what the teacher makes of them."""
         pairs = mope.emoji_pairs("train", self.settings["train"], seed=seed)
-        return pairs, mope.TeacherEmbeddings.of(self.dense, pairs)
+        return pairs, mope.TeacherCache.of(self.dense, pairs)
 
     @functools.lru_cache(1)  # noqa: B019
     def calibration(self, seed: int) -> mope.Pairs:
@@ -190,9 +190,9 @@ class Study:
         """Mutates the student: trains it to do what the dense model does, or as told; says how long that took."""
         pairs, teacher = self.train(seed)
         options: dict[str, Any] = {name: self.settings[name] for name in ("steps", "learning_rate", "batch_size")}
-        options |= {"pairs": pairs, "teacher": teacher, "loss": mope.DistillationLoss(hidden=0.0)} | changed
+        options |= {"pairs": pairs, "teacher": teacher, "loss": mope.DistillationLoss()} | changed
         began = time.process_time(), time.perf_counter()
-        history = mope.distil(student, seed=seed, progress=False, **options)
+        history = mope.distill(student, seed=seed, progress=False, **options)
         return {
             "steps": len(history),
             "cpu_seconds": time.process_time() - began[0],

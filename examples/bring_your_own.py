@@ -152,7 +152,7 @@ def main() -> None:
     encoder = mope.DualEncoder(OwnClip())
     loaded = mope.LoadedModel(encoder.model, mope.load_model("tiny").preprocess, TOKENIZER)
     batches = list(mope.emoji_batches(options.steps, 64))
-    mope.distil(encoder, batches, steps=options.steps, learning_rate=1e-3)  # without a teacher, the contrastive loss
+    mope.distill(encoder, batches, steps=options.steps, learning_rate=1e-3)  # without a teacher, the contrastive loss
     shared.show(mope.evaluate(loaded, test, stage="dense"))
 
     teacher = mope.DualEncoder(copy.deepcopy(encoder.model))
@@ -162,7 +162,7 @@ def main() -> None:
     plan.apply(encoder)
     shared.show(mope.evaluate(loaded, test, stage="pruned"))
 
-    mope.distil(encoder, batches, teacher=teacher, steps=max(1, options.steps // 4), learning_rate=5e-4)
+    mope.distill(encoder, batches, teacher=teacher, steps=max(1, options.steps // 4), learning_rate=5e-4)
     row = mope.evaluate(loaded, test, stage="distilled")
     shared.show(row)
 

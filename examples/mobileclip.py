@@ -24,7 +24,7 @@ def main() -> None:
     plan.apply(encoder)
     shared.show(mope.evaluate(run.loaded, run.test, stage="pruned"))
 
-    mope.distil(
+    mope.distill(
         encoder, run.train, steps=run.steps, path=run.output / "training"
     )  # without a teacher: the contrastive loss
     shared.show(mope.evaluate(run.loaded, run.test, stage="distilled"))

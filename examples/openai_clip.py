@@ -33,7 +33,7 @@ def main() -> None:
     plan.apply(encoder)
     shared.show(mope.evaluate(run.loaded, run.test, stage="pruned"))
 
-    mope.distil(encoder, run.train, teacher=teacher, steps=run.steps, path=run.output / "training")
+    mope.distill(encoder, run.train, teacher=teacher, steps=run.steps, path=run.output / "training")
     row = mope.evaluate(run.loaded, run.test, stage="distilled")
     shared.show(row)
 

@@ -24,9 +24,9 @@ def main() -> None:
     print(f"removed {removed.heads} heads and {removed.neurons} neurons")
     shared.show(mope.evaluate(run.loaded, run.test, stage="pruned"))
 
-    # SigLIP's loss of each pair by itself, and the teacher's: its hidden states compare, since the residual width is whole.
+    # SigLIP's loss of each pair by itself, and the teacher's similarities and embeddings.
     loss = mope.DistillationLoss(sigmoid=True)
-    mope.distil(encoder, run.train, teacher=teacher, loss=loss, steps=run.steps, path=run.output / "training")
+    mope.distill(encoder, run.train, teacher=teacher, loss=loss, steps=run.steps, path=run.output / "training")
     row = mope.evaluate(run.loaded, run.test, stage="distilled")
     shared.show(row)
 

@@ -39,12 +39,12 @@ if TYPE_CHECKING:
         SigmoidLoss,
         SimilarityLoss,
         TeacherCache,
-        TeacherEmbeddings,
         TrainingStep,
         chunked_backward,
         distil,
+        distill,
     )
-    from .encoder import DualEncoder
+    from .dual_encoder import DualEncoder
     from .errors import (
         DataError,
         ExportError,
@@ -74,9 +74,7 @@ if TYPE_CHECKING:
     from .loading import LoadedModel
     from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
     from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
-    from .pruning import Counts
-    from .pruning._prune import prune
-    from .pruning._remove import remove_units
+    from .pruning import Counts, prune, remove_units
     from .reconstruction import ReconstructionReport, reconstruct
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
     from .runs import finetune_stage, pretrain_stage, run_stage
@@ -162,7 +160,6 @@ __all__ = [
     "Stream",
     "Sublayer",
     "TeacherCache",
-    "TeacherEmbeddings",
     "Tower",
     "Towers",
     "TrainingStep",
@@ -182,6 +179,7 @@ __all__ = [
     "check_models",
     "chunked_backward",
     "distil",
+    "distill",
     "emoji_batches",
     "emoji_pairs",
     "emoji_scenes",
@@ -226,9 +224,9 @@ _HOMES = {
     "deploy": "export fold",
     "distillation": (
         "DistillationLoss Encoded FeatureLoss HiddenLoss InfoNCELoss SigmoidLoss SimilarityLoss TeacherCache "
-        "TeacherEmbeddings TrainingStep chunked_backward distil"
+        "TrainingStep chunked_backward distil distill"
     ),
-    "encoder": "DualEncoder",
+    "dual_encoder": "DualEncoder",
     "errors": (
         "DataError ExportError MetricError MissingGradientsError ModelLoadError MopeError NonFiniteError "
         "PruningMismatchError UngroupedParametersError UnsupportedModelError WrongModelError"
@@ -241,9 +239,7 @@ _HOMES = {
     "loading": "LoadedModel",
     "metrics": "ContrastiveLoss Metric Recall ZeroShotAccuracy",
     "planning": "Footprint LayerPlan Plan PlanRange Reason footprints make_plan plan_range",
-    "pruning": "Counts",
-    "pruning._prune": "prune",
-    "pruning._remove": "remove_units",
+    "pruning": "Counts prune remove_units",
     "reconstruction": "ReconstructionReport reconstruct",
     "report": "ChangedExamples Example append_jsonl changed_examples write_report",
     "runs": "finetune_stage pretrain_stage run_stage",

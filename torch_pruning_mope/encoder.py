@@ -1,52 +1,63 @@
-"""The one object a user holds: a dual encoder made prunable."""
+"""The core of a dual encoder made prunable: towers, embeddings, counts, the dependency graph. Everything above uses it."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import torch
 import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._hub import HubMixin
 from ._state import exclusive
-from .data import Pairs
 from .errors import NonFiniteError, UnsupportedModelError
-from .pruning import Counts, Layer, PruningRequest, Ratios, note_round_to
 from .surgery import (
     PrunableAttention,
     all_groups,
     build_graph,
     check_grouped,
     check_untied,
-    customized_pruners,
     exchange,
-    kept_whole,
     prunable_attention,
     tracing_forward,
     uncuttable,
 )
-from .towers import BlockTower, ChannelsTower, OpaqueTower, Prunable, Towers, towers_of
+from .towers import (
+    BlockTower,
+    ChannelsTower,
+    Counts,
+    Layer,
+    OpaqueTower,
+    Prunable,
+    TowerName,
+    Towers,
+    TwoEncoders,
+    towers_of,
+)
 
-TowerName = Literal["image", "text", "decoder"]
+__all__ = ["EncoderCore", "TowerName"]
+EncoderT = TypeVar("EncoderT", bound="EncoderCore")
 
 
-class DualEncoder(HubMixin):
+class EncoderCore:
     """Mutates ``model``: swaps its attention for a prunable one in place, which has the same outputs and takes its state dicts.
 
     Wrapping a model twice is harmless. Optimizers made before hold the old attention weights; make them after.
 
     Args:
-        model: A CLIP-like model of a registered type: open_clip's, or transformers' ``CLIPModel`` and its like. On the
-            ``meta`` device it can be wrapped, counted and pruned by indices, but not scored.
+        model: A CLIP-like model: open_clip's, any of transformers' with ``get_image_features`` and ``get_text_features``, any
+            with ``encode_image`` and ``encode_text``, or of a registered type. On the ``meta`` device it can be wrapped,
+            counted and pruned by indices, but not scored.
 
     Raises:
         UnsupportedModelError: If the model, or one of its parts, is of an unknown type, or an encoder does not return one
             embedding for each input. The model is then unchanged.
         NonFiniteError: If a weight is NaN or infinite. The model is then unchanged.
     """
+
+    origin: Any = None
+    """The base of the model before pruning, if it came from a checkpoint."""
 
     def __init__(self, model: nn.Module) -> None:
         towers_of(model)  # raises with what is known, before anything is touched
@@ -62,6 +73,29 @@ class DualEncoder(HubMixin):
                 exchange(model, before)
                 raise
         self.numbered = {name: [block.module for block in tower.blocks] for name, tower in self.towers.items()}
+
+    @classmethod
+    def of(
+        cls: type[EncoderT],
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        *,
+        image_size: int | tuple[int, int],
+        context_length: int,
+    ) -> EncoderT:
+        """Mutates two encoders, as wrapping does: a dual encoder of modules given apart.
+
+        Args:
+            image_encoder: Images ``[N, 3, R, R]`` to embeddings ``[N, J]``, or to an output that has a ``pooler_output``.
+            text_encoder: Token ids ``[N, T]`` to embeddings likewise. A text model of transformers is given the attention
+                mask of its padding id as well.
+            image_size: ``R``, or height and width.
+            context_length: ``T``, of a caption at its longest.
+
+        Returns:
+            The dual encoder; its ``model`` has ``encode_image`` and ``encode_text``.
+        """
+        return cls(TwoEncoders(image_encoder, text_encoder, image_size=image_size, context_length=context_length))
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the towers, whose functions may be closures over the model."""
@@ -93,7 +127,7 @@ class DualEncoder(HubMixin):
         if not bare:
             return towers
         self._towers = towers
-        graph, groups = self._checked_graph()
+        graph, groups = self.checked_graph()
         firm = uncuttable(graph, groups)
 
         def known(tower: BlockTower) -> BlockTower:
@@ -227,7 +261,8 @@ class DualEncoder(HubMixin):
                 "tokens": torch.ones(1, self._towers.context_length, dtype=torch.long, device=weight.device),
             }
 
-    def _graph_arguments(self) -> dict[str, Any]:
+    def graph_arguments(self) -> dict[str, Any]:
+        """Inputs, forward function and bare parameters, as Torch-Pruning's constructors take them."""
         unwrapped = [pair for tower in self.towers.values() for pair in tower.joint_parameters]
         # Torch-Pruning warns about every bare parameter it is not told of; these are in no graph.
         unwrapped += [(parameter, 0) for parameter in self._left_alone()]
@@ -258,11 +293,11 @@ class DualEncoder(HubMixin):
         Raises:
             UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
         """
-        return self._checked_graph()[0] if checked else build_graph(self.model, **self._graph_arguments())
+        return self.checked_graph()[0] if checked else build_graph(self.model, **self.graph_arguments())
 
-    def _checked_graph(self) -> tuple[tp.DependencyGraph, list[Any]]:
-        """The graph and all its groups."""
-        arguments = self._graph_arguments()
+    def checked_graph(self) -> tuple[tp.DependencyGraph, list[Any]]:
+        """The graph and all its groups; see :meth:`dependency_graph`."""
+        arguments = self.graph_arguments()
         graph = build_graph(self.model, **arguments)
         check_untied(graph, self.model)
         groups = all_groups(graph)
@@ -275,153 +310,21 @@ class DualEncoder(HubMixin):
         check_grouped(graph, groups, self.model, joint, self._left_alone(), outputs)
         return graph, groups
 
-    def request(self, *, towers: Sequence[TowerName] = ("image", "text"), **ratios: Any) -> PruningRequest:
-        """The checked form of :meth:`pruner_arguments`' arguments, which see.
-
-        Returns:
-            What is asked for, in ratios and in counts.
-
-        Raises:
-            ValueError: If ``towers`` names something that the model has not.
-        """
-        if not towers or set(towers) - self.towers.keys():
-            raise ValueError(f"towers must name some of {', '.join(self.towers)}; found {tuple(towers)!r}.")
-        layers = [layer for layer in self.layers if layer.tower in towers]
-        return PruningRequest(layers, {name: self.towers[name].streams for name in towers}, **ratios)
-
-    def pruner_arguments(
-        self,
-        *,
-        head_ratio: float = 0.0,
-        ffn_ratio: float = 0.0,
-        width_ratio: float = 0.0,
-        global_pruning: bool = False,
-        iterative_steps: int = 1,
-        round_to: int | None = None,
-        towers: Sequence[TowerName] = ("image", "text"),
-        ignored_layers: Sequence[nn.Module] = (),
-        pruning_ratio_dict: Ratios | None = None,
-    ) -> dict[str, Any]:
-        """Everything a ``tp.pruner.MetaPruner`` needs besides the model and the importance, fresh on every call.
-
-        Frozen parameters are traced and pruned like others; those that Torch-Pruning cuts come back with ``requires_grad``
-        on, which :func:`torch_pruning_mope.prune` undoes and a pruner of your own does not.
-
-        Heads, FFN neurons and residual channels are ranked in scopes of their own. Each ratio removes the ceiling of its
-        share: per layer, or with ``global_pruning`` over all layers of the named towers (the residual width always per
-        tower).
-
-        Args:
-            head_ratio: Share of attention heads to remove, in [0, 1).
-            ffn_ratio: Share of FFN neurons to remove, in [0, 1).
-            width_ratio: Share of the residual width to remove, in [0, 1). MoPE does not score it: give the importance a
-                fallback.
-            global_pruning: Rank over all layers, so that layers keep different widths, instead of within each.
-            iterative_steps: ``pruner.step()`` calls over which the removal is spread.
-            round_to: Round what is left of neurons and residual channels down to a multiple of this.
-            towers: Which towers the ratios are for.
-            ignored_layers: Modules that Torch-Pruning must leave alone; the ratios do not count them. Channels that one of
-                them makes or takes stay whole, so that neither side is cut.
-            pruning_ratio_dict: Ratios of their own for some modules, as in Torch-Pruning; the others do not count them.
-
-        Returns:
-            Keyword arguments for ``tp.pruner.MetaPruner``.
-
-        Raises:
-            ValueError: If a ratio is outside [0, 1) or would empty a layer.
-            RuntimeError: If autograd is off.
-            UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
-        """
-        request = self.request(
-            head_ratio=head_ratio,
-            ffn_ratio=ffn_ratio,
-            width_ratio=width_ratio,
-            global_pruning=global_pruning,
-            iterative_steps=iterative_steps,
-            round_to=round_to,
-            towers=towers,
-            ignored_layers=ignored_layers,
-            pruning_ratio_dict=pruning_ratio_dict or {},
-        )
-        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "pruner_arguments must be called with autograd on, because Torch-Pruning traces the model through it; found "
-                "torch.no_grad or inference_mode. Build the pruner outside of it."
-            )
-        graph, groups = self._checked_graph()
-        whole = kept_whole(groups, request.ignored_layers)
-        firm = [*uncuttable(graph, groups), *whole]
-        self._check_widths(graph, firm, request)
-        self._check_between(whole, request)
-        asked = request.arguments()
-        pruners = customized_pruners(self.model)
-        note_round_to(pruners, round_to)
-        return {
-            **asked,
-            "ignored_layers": [*asked["ignored_layers"], *firm],
-            **self._graph_arguments(),
-            "customized_pruners": pruners,
-        }
-
-    def _check_widths(self, graph: tp.DependencyGraph, firm: Sequence[nn.Module], request: PruningRequest) -> None:
-        """Raises if a residual width is to be cut that cannot.
-
-        Raises:
-            ValueError: Then.
-        """
-        names = {module: name for name, module in self.model.named_modules()}
-        bad = (
-            [output for output, _ in request.widths if _group_of(graph, output) & set(firm)]
-            if request.width_ratio
-            else []
-        )
-        if bad:
+    def check_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
+        """Raises as :meth:`remove_blocks` would."""
+        blocks = list(self.towers[tower].blocks)
+        count, chosen = len(blocks), set(indices)
+        if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:
             raise ValueError(
-                f"width_ratio must be 0 for towers whose residual width cannot be cut; found {request.width_ratio}, and the "
-                f"widths at {[names[output] for output in bad]} are the joint embedding, or reach layers that are ignored or "
-                "that Torch-Pruning cannot follow channels through. Give towers that can, or ratios of some layers in "
-                "pruning_ratio_dict."
+                f"indices must name some, not all, of the {count} layers of the {tower} tower, each once; found "
+                f"{list(indices)}."
             )
-
-    def _check_between(self, whole: Sequence[nn.Module], request: PruningRequest) -> None:
-        """Raises if something is ignored that lies between the layers around some units, whose ratio then fails."""
-        counted = [*request.attentions, *request.feed_forwards]
-        held = {source for units in counted for source in units.sources} & set(whole)
-        if held:
-            names = sorted(name for name, module in self.model.named_modules() if module in held)
-            raise ValueError(
-                "ignored_layers must hold the layers that make or take channels, not what lies between them; the channels of "
-                f"{names} would stay whole. Ignore these too."
+        fixed = [index for index in indices if blocks[index].siblings is None]
+        if fixed:
+            raise NotImplementedError(
+                f"indices must be of layers that stand in a list and keep the shape of the hidden states; found {fixed}, which "
+                "do not. A Tower of your own must set siblings of its Blocks for its layers to be removable."
             )
-
-    def accumulate_gradients(
-        self,
-        pairs: "Pairs | Iterable[tuple[Tensor, Tensor]]",
-        *,
-        squared: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> None:
-        """Mutates the model's ``.grad``: gradients of the contrastive loss over ``pairs``, for criteria that read them.
-
-        Args:
-            pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches.
-            squared: The mean square of each pair's part of the gradient (what reaches a weight through the pair's own
-                image and caption), instead of the mean gradient. It is what Torch-Pruning's Hessian importance reads from
-                ``.grad``; its own ``accumulate_grad`` (1.6.1) keeps only the last sample, because it looks parameters up
-                by name and stores them by object, so use this instead.
-            batch_size: Pairs that contrast with each other in one loss.
-            progress: Whether to show a progress bar.
-
-        Raises:
-            NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
-            ValueError: If the weights are on the ``meta`` device.
-        """
-        from .scoring import accumulate_gradients  # it works on encoders: a cycle
-
-        self.check_has_weights()
-
-        accumulate_gradients(self, Pairs.coerce(pairs), squared=squared, batch_size=batch_size, progress=progress)
 
     def remove_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
         """Mutates the model: deletes whole Transformer layers of one tower.
@@ -434,26 +337,15 @@ class DualEncoder(HubMixin):
             ValueError: If an index is out of range or repeated, or no layer would be left.
             NotImplementedError: If one of them cannot be deleted: it stands in no list, or changes the shape of the states.
         """
+        self.check_blocks(tower, indices)
         blocks = list(self.towers[tower].blocks)
-        count, chosen = len(blocks), set(indices)
-        if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:
-            raise ValueError(
-                f"indices must name some, not all, of the {count} layers of the {tower} tower, each once; found "
-                f"{list(indices)}."
-            )
+        count = len(blocks)
         self.towers[tower].delete(list(indices))
         left = {id(block.module) for block in self.towers[tower].blocks}
         order = sorted(range(count), key=lambda index: id(blocks[index].module) not in left)
         for kind in ("heads", "neurons"):  # what went is counted last
             counts = self._original[f"{tower}.{kind}"]
             counts[:count] = [counts[index] for index in order]
-
-
-def _group_of(graph: tp.DependencyGraph, output: nn.Module) -> set[Any]:
-    """The layers that make the same channels as ``output``."""
-    makes = graph.get_pruner_of_module(output).prune_out_channels
-    group = graph.get_pruning_group(output, makes, [0])
-    return {dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}
 
 
 def _units(units: Prunable | None) -> int:

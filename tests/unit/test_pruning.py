@@ -19,7 +19,7 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, assert_trains, unchanged
 from tests.unit import reference
 from tests.unit.models import clip, original_state, pairs_for
-from torch_pruning_mope import Counts, DualEncoder, PruningMismatchError
+from torch_pruning_mope import Counts, DualEncoder, PruningMismatchError, WrongModelError
 
 # Eleven heads in each layer, odd widths, both wider than the joint embedding of 28.
 WIDE: dict[str, Any] = {
@@ -606,6 +606,48 @@ def test_pruning_twice_counts_from_what_is_left(encoder: DualEncoder, pairs: mop
         mope.prune(encoder, importance, head_ratio=0.5, ffn_ratio=0.5, towers=("image",))
     assert encoder.removed["image.heads"] == [3, 3, 3]
     assert encoder.removed["image.neurons"] == [42, 42, 42]
+
+
+def _pruner(encoder: DualEncoder, importance: Any, **ratios: Any) -> Any:
+    return tp.pruner.MetaPruner(encoder.model, importance=importance, **encoder.pruner_arguments(**ratios))
+
+
+def test_a_pruner_from_before_a_cut_is_refused(encoder: DualEncoder, pairs: mope.Pairs) -> None:
+    """Its head counts are stale: two of four heads would be halves of the two that are left."""
+    importance = importance_for(encoder, pairs, "random")
+    first, second = (_pruner(encoder, importance, head_ratio=0.5, ffn_ratio=0.5, towers=("image",)) for _ in range(2))
+    arguments = encoder.pruner_arguments(head_ratio=0.5)
+    first.step()
+    with (
+        unchanged(encoder.model),
+        pytest.raises(WrongModelError, match="model must be as it was when pruner_arguments was"),
+    ):
+        second.step()
+    with unchanged(encoder.model), pytest.raises(WrongModelError, match="Call pruner_arguments anew"):
+        tp.pruner.MetaPruner(encoder.model, importance=importance, **arguments)
+    _pruner(encoder, importance, head_ratio=0.5, ffn_ratio=0.5, towers=("image",)).step()
+    assert encoder.removed["image.heads"] == [3, 3, 3]
+
+
+def test_pruners_of_two_models_take_turns(pairs: mope.Pairs) -> None:
+    encoders = [DualEncoder(clip(seed=seed)) for seed in (0, 1)]
+    pruners = [_pruner(e, importance_for(e, pairs, "mope"), head_ratio=0.5, iterative_steps=2) for e in encoders]
+    for _ in range(2):
+        for pruner in pruners:
+            pruner.step()
+    for encoder in encoders:
+        assert encoder.removed["image.heads"] == [2, 2, 2]
+
+
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters")
+def test_arguments_are_for_their_own_model(encoder: DualEncoder, pairs: mope.Pairs) -> None:
+    twin = DualEncoder(copy.deepcopy(encoder.model))
+    importance = importance_for(twin, pairs, "random")
+    with (
+        unchanged(twin.model),
+        pytest.raises(WrongModelError, match="must be given the model that its arguments were made for; found another"),
+    ):
+        tp.pruner.MetaPruner(twin.model, importance=importance, **encoder.pruner_arguments(head_ratio=0.5))
 
 
 def test_a_history_replays_on_another_copy(encoder: DualEncoder, pairs: mope.Pairs) -> None:

@@ -11,31 +11,33 @@ from torch import nn
 
 import torch_pruning_mope as mope
 from tests.asserts import unchanged, unchecked
+from tests.unit.models import clip
 from torch_pruning_mope import Counts, DualEncoder
-from torch_pruning_mope.pruning._request import PruningRequest, _check_ratio, _HeadRatio, _Ratio, _scheduler, _share
+from torch_pruning_mope.pruning._ratios import HeadRatio, Ratio, scheduler, share
+from torch_pruning_mope.pruning._request import PruningRequest, _check_ratio
 
 
 @given(st.integers(1, 4096), st.integers(0, 999))
 def test_ratios_survive_torch_prunings_rounding(total: int, thousandths: int) -> None:
     """It keeps ``int(total * (1 - ratio))`` of all layers together; what goes is the ceiling, by exact arithmetic."""
-    ratio = _Ratio(thousandths / 1000)
-    assert total - int(total * (1 - ratio)) == _share(ratio, total) == -(-thousandths * total // 1000)
+    ratio = Ratio(thousandths / 1000)
+    assert total - int(total * (1 - ratio)) == share(ratio, total) == -(-thousandths * total // 1000)
     assert min(ratio, 1.0) is ratio  # as it caps it
 
 
 @given(st.integers(1, 40), st.integers(0, 99), st.integers(1, 6))
 def test_head_schedules_end_where_asked(heads: int, hundredths: int, steps: int) -> None:
     """Of a single layer, Torch-Pruning removes the ceiling of each step's ratio of the heads that are left."""
-    schedule = _scheduler(_HeadRatio.of(hundredths / 100, heads), steps)
+    schedule = scheduler(HeadRatio.of(hundredths / 100, heads), steps)
     assert len(schedule) == steps + 1
     left = heads
     for step in range(1, steps + 1):
         left -= math.ceil(schedule[step] * left)
-        assert heads - left == _share(hundredths / 100 * step / steps, heads)
+        assert heads - left == share(hundredths / 100 * step / steps, heads)
 
 
 def test_other_schedules_are_linear() -> None:
-    assert [float(ratio) for ratio in _scheduler(_Ratio(0.8), 4)] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+    assert [float(ratio) for ratio in scheduler(Ratio(0.8), 4)] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
 
 
 BAD_RATIOS = [-0.1, 1.0, 1.5, math.nan, math.inf]
@@ -121,6 +123,27 @@ def _request(encoder: DualEncoder, **arguments: Any) -> PruningRequest:
         object.__setattr__(made, name, value)
     unchecked(PruningRequest.__post_init__)(made)
     return made
+
+
+@pytest.mark.parametrize("key", ["visual.transformer.resblocks.0", "transformer.resblocks.1.attn.v_proj"])
+def test_heads_have_no_channel_ratio(encoder: DualEncoder, key: str) -> None:
+    module = encoder.model.get_submodule(key)
+    with pytest.raises(ValueError, match=r"must be 0 for the projections of attention; found 0\.5"):
+        encoder.pruner_arguments(pruning_ratio_dict={module: 0.5})
+    assert encoder.request(head_ratio=0.25, pruning_ratio_dict={module: 0.0}).asked == Counts(heads=4)
+
+
+def test_modules_from_elsewhere_are_refused() -> None:
+    """An attention from before the model was wrapped is no longer in it, and would be ignored in vain."""
+    model = clip()
+    replaced = model.visual.transformer.resblocks[0].attn
+    encoder = DualEncoder(model)
+    with pytest.raises(
+        ValueError, match=r"modules of encoder\.model as it is now; found MultiheadAttention from elsewhere"
+    ):
+        encoder.pruner_arguments(head_ratio=0.5, ignored_layers=[replaced])
+    with pytest.raises(ValueError, match="found Linear from elsewhere"):
+        encoder.pruner_arguments(pruning_ratio_dict={nn.Linear(1, 1): 0.5})
 
 
 def test_unknown_towers_are_refused(encoder: DualEncoder) -> None:

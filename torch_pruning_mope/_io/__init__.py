@@ -1,8 +1,30 @@
-"""Writing files and folders whole or not at all; no torch, no model."""
+"""Doors to everything outside: files, links, JSON and logs, written whole or not at all; no torch, no model.
 
+Pictures and URLs have theirs in ``_pictures`` and ``_urls``, whose imports take longer.
+"""
+
+from ._files import MOST_TEXT, OutsideError, list_files, open_inside, open_regular, printable, resolve_inside
 from ._folder import SAVING, located, write_folder
+from ._json import parse_json, read_json
 from ._jsonl import append_jsonl
 from ._lock import hold
 from ._whole import sync, write_whole
 
-__all__ = ["SAVING", "append_jsonl", "hold", "located", "sync", "write_folder", "write_whole"]
+__all__ = [
+    "MOST_TEXT",
+    "SAVING",
+    "OutsideError",
+    "append_jsonl",
+    "hold",
+    "list_files",
+    "located",
+    "open_inside",
+    "open_regular",
+    "parse_json",
+    "printable",
+    "read_json",
+    "resolve_inside",
+    "sync",
+    "write_folder",
+    "write_whole",
+]

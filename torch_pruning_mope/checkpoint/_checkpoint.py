@@ -1,36 +1,24 @@
-"""A checkpoint's configuration: what there was, what is left, and which bytes its files have."""
+"""``config.json`` of a checkpoint: what the model was, and which layers, heads, neurons and channels are left."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
-from .._io import located
+from .._io import open_regular, read_json
 from ..errors import ModelLoadError
 from . import _base
 from ._base import Base
-from ._files import BASE, CONFIG, WEIGHTS, checked, inside
-from ._json import MOST_BYTES, parse, unseal
-from ._manifest import Tensors, read_files, read_heads, read_tensors
-from ._shrink import Shapes
-from ._spec import Spec
-from ._spec_json import from_json
+from ._files import BASE, CONFIG, WEIGHTS, base_files, inside
+from ._spec import Spec, read_kept, read_object, read_spec
 
-FORMAT, VERSION = "torch-pruning-mope", 1
-_FIELDS = {
-    "format",
-    "format_version",
-    "versions",
-    "base",
-    "towers",
-    "embedding",
-    "tensors",
-    "buffers",
-    "heads_left",
-    "files",
-}
+FORMAT, VERSION = "torch-pruning-mope", 2
+_FIELDS = ("format", "format_version", "versions", "base", "towers", "heads_left", "buffers", "sha256")
+_MOST_BYTES = 2**22
+_HASH = re.compile(r"[0-9a-f]{64}")
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -38,121 +26,88 @@ class Checkpoint:
     """A checkpoint whose configuration has been read.
 
     Attributes:
-        folder: Where it is.
-        base: What the model was before pruning.
-        spec: What is left of it.
-        tensors: Type and shape of each tensor.
-        buffers: Type and shape of the buffers of floating point that are not among the tensors.
-        heads_left: Of value projections that know their heads, which of the base's they are.
-        summary: What goes in, and how many parameters there are.
+        folder: Its folder.
+        base: The model before pruning.
+        spec: Layers, heads, neurons and channels that are left.
+        heads_left: Heads of the base that are left, by name of the value projection that records them.
+        buffers: Types of the buffers that are not among the weights and not float32, by name.
+        sha256: SHA-256 of the weights and of the base's files, by path in the folder.
     """
 
     folder: Path
     base: Base
     spec: Spec
-    tensors: Tensors
-    buffers: Tensors
-    heads_left: dict[str, list[int]]
-    summary: Any
-
-    @property
-    def shapes(self) -> Shapes:
-        """Shape of each tensor."""
-        return {name: shape for name, (_, shape) in self.tensors.items()}
+    heads_left: dict[str, tuple[int, ...]]
+    buffers: dict[str, str]
+    sha256: dict[str, str]
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder looks like a checkpoint of this package, whole or damaged."""
+    """True for a folder that looks like a checkpoint of this package, whole or damaged."""
     try:
-        with located(folder, CONFIG).open("rb") as file:
-            return f'"{FORMAT}"'.encode() in file.read(MOST_BYTES)
-    except OSError:
+        with open_regular(inside(folder, CONFIG), _MOST_BYTES) as file:
+            return f'"{FORMAT}"'.encode() in file.read()
+    except (ModelLoadError, OSError):
         return False
 
 
-@contextmanager
-def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
-    """A checkpoint, whose weights are looked at byte by byte while the caller does something else.
-
-    Args:
-        folder: Where it is.
-
-    Yields:
-        The checkpoint. Leaving the context waits for the look at the weights.
-
-    Raises:
-        ModelLoadError: If it is none, damaged, or of another version.
-    """
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads the configuration and checks the files of the base, but not the weights."""
     content = _content(folder)
-    files = read_files(content["files"])
-    for name, (size, sha256) in files.items():
-        if name != WEIGHTS:
-            checked(inside(folder, name), name, size, sha256)
-    checkpoint = Checkpoint(
+    digests = _texts(content["sha256"], "sha256")
+    for name, digest in digests.items():
+        if (name != WEIGHTS and not name.startswith(f"{BASE}/")) or not _HASH.fullmatch(digest):
+            raise ModelLoadError(
+                f"sha256 must be of {WEIGHTS} and files in {BASE}; found {short(name)}: {short(digest)}."
+            )
+    if WEIGHTS not in digests:
+        raise ModelLoadError(f"sha256 must name {WEIGHTS}; found {sorted(digests)[:8]}.")
+    buffers = _texts(content["buffers"], "buffers")
+    if not set(buffers.values()) <= set(_FLOATS):
+        raise ModelLoadError(f"buffers must be of {', '.join(_FLOATS)}; found {short(sorted(buffers.values()))}.")
+    return Checkpoint(
         folder,
-        Base(_base.check(content["base"]), _base_files(folder, files)),
-        from_json(content["towers"]),
-        read_tensors(content["tensors"]),
-        read_tensors(content["buffers"]),
-        read_heads(content["heads_left"]),
-        content["embedding"],
+        Base(_base.check(content["base"]), base_files(folder, digests)),
+        read_spec(content["towers"]),
+        _heads(content["heads_left"]),
+        buffers,
+        digests,
     )
-    with ThreadPoolExecutor(1) as pool:  # hashing leaves the interpreter to others
-        looked = pool.submit(checked, inside(folder, WEIGHTS), WEIGHTS, *files[WEIGHTS])
-        yield checkpoint
-        looked.result()
 
 
-def _content(folder: Path) -> dict[str, Any]:
-    """The configuration.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        ModelLoadError: If it is none, damaged, or of another version.
-    """
-    path = inside(folder, CONFIG)
-    if path.stat().st_size > MOST_BYTES:
-        raise ModelLoadError(f"{CONFIG} must have at most {MOST_BYTES} bytes, found {path.stat().st_size}.")
-    data = path.read_bytes()
-    content = parse(data, CONFIG)
-    if content.get("format") != FORMAT:
-        raise ModelLoadError(
-            f"{CONFIG} must be of a checkpoint of {FORMAT}, found format {content.get('format')!r:.80}."
-        )
+def _content(folder: Path) -> Mapping[str, Any]:
+    """The fields of the configuration, of this version."""
+    try:
+        content = read_json(inside(folder, CONFIG), _MOST_BYTES)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelLoadError):
+            raise
+        raise ModelLoadError(f"{CONFIG} must be JSON of at most {_MOST_BYTES} bytes; found: {error}.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else content
+        raise ModelLoadError(f"{CONFIG} must be of a checkpoint of {FORMAT}; found format {short(found)}.")
     version = content.get("format_version")
     if type(version) is not int or version != VERSION:
         raise ModelLoadError(
-            f"{CONFIG} must be of format version {VERSION}, found {version!r:.80}. Another version of torch-pruning-mope may "
-            "read it."
+            f"{CONFIG} must be of format version {VERSION}; found {short(version)}. "
+            + (
+                "Save it again: version 1 was never released."
+                if version == 1
+                else "Install another torch-pruning-mope."
+            )
         )
-    content = unseal(data, CONFIG)
-    versions = content.get("versions")
-    if not isinstance(versions, dict) or not all(
-        isinstance(text, str) for text in (versions.get(FORMAT), *versions.values())
-    ):
-        raise ModelLoadError(f"versions must be texts, that of {FORMAT} among them, found {versions!r:.80}.")
-    if set(content) != _FIELDS:
-        raise ModelLoadError(f"{CONFIG} must have the fields {sorted(_FIELDS)}, found {sorted(content)[:20]}.")
+    return read_object(content, CONFIG, *_FIELDS)
+
+
+def _texts(content: Any, where: str) -> dict[str, str]:
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise ModelLoadError(f"{where} must be an object of texts; found {short(content)}.")
     return content
 
 
-def _base_files(folder: Path, files: dict[str, Any]) -> dict[str, bytes | Path]:
-    """What belongs to the base; nothing else may lie there, since tokenizers read what they find.
-
-    Returns:
-        The checkpoint, by name of each file.
-
-    Raises:
-        ModelLoadError: If there is something else, or something is missing.
-    """
-    names = {name.rpartition("/")[2] for name in files if name != WEIGHTS}
-    base = located(folder, BASE)
-    there = {path.name for path in base.iterdir()} if base.is_dir() else set()
-    if there != names:
-        raise ModelLoadError(
-            f"{BASE} must hold the files that {CONFIG} lists and no others, found {sorted(there ^ names)[:8]} too many or "
-            "missing."
-        )
-    return dict.fromkeys(names, folder)
+def _heads(content: Any) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for name, heads in _texts(content, "heads_left").items():
+        kept = read_kept(heads, f"heads_left.{name[:80]}")
+        found[name] = kept if isinstance(kept, tuple) else ()
+    return found

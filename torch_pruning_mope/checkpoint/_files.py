@@ -1,75 +1,66 @@
-"""Files of a checkpoint, read from nowhere else than its folder."""
+"""Files of a checkpoint: read from nowhere but its folder, and never code."""
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as short
 
-from .._io import located
+from .._io import OutsideError, located, open_regular, resolve_inside
 from ..errors import ModelLoadError
 
 CONFIG, WEIGHTS, CARD, BASE = "config.json", "model.safetensors", "README.md", "base"
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
+_DATA = (".jinja", ".json", ".model", ".txt")
+"""Suffixes of what tokenizers and processors save; a name of any other may be code."""
+_MOST_FILES = 32
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name can only be of a file in the folder that it is joined to."""
+    """True for a name that can only be of a file in the folder that it is joined to."""
     return _PLAIN.fullmatch(name) is not None
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A file of a checkpoint.
-
-    Args:
-        folder: The checkpoint.
-        name: Path in it.
-
-    Returns:
-        Where its content is. In the cache of the Hub's client, that is among the repository's blobs.
-
-    Raises:
-        ModelLoadError: If there is no such file, or it is elsewhere.
-    """
-    root, path = folder.resolve(), located(folder, name)
+    """A regular file of a checkpoint, with links resolved."""
     try:
-        target = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise ModelLoadError(f"a checkpoint must hold {name}, found none that can be read in {folder}.") from error
-    places = [root]
-    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        places.append(root.parent.parent / "blobs")
-    if not any(target.is_relative_to(place) for place in places):
-        raise ModelLoadError(f"{name} must lie inside of the checkpoint's folder, found a link out of {folder}.")
-    if not target.is_file():
-        raise ModelLoadError(f"{name} must be a file, found something else in {folder}.")
-    return target
-
-
-def checked(path: Path, name: str, size: object, sha256: object) -> Path:
-    """A file, after a look at all of its bytes.
-
-    Args:
-        path: The file.
-        name: Its name in the checkpoint, for messages.
-        size: How many bytes it must have.
-        sha256: Their digest.
-
-    Returns:
-        The path.
-
-    Raises:
-        ModelLoadError: If it is another file.
-    """
-    found = path.stat().st_size
-    if found != size:
+        path = resolve_inside(folder, located(folder, name).relative_to(folder))
+        open_regular(path).close()
+    except OutsideError as error:
         raise ModelLoadError(
-            f"{name} must have {size} bytes, found {found}: it was cut off or exchanged. Get it again."
+            f"{name} must lie inside of the checkpoint's folder; found a link out of {folder}."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise ModelLoadError(f"a checkpoint must hold {name}; found none that can be read in {folder}.") from error
+    return path
+
+
+def base_files(folder: Path, digests: Mapping[str, str]) -> dict[str, bytes | Path]:
+    """Checks the files in the folder of the base, which tokenizers look through."""
+    base = located(folder, BASE)
+    there = {path.name for path in base.iterdir()} if base.is_dir() else set()
+    names = {name.removeprefix(f"{BASE}/") for name in digests if name != WEIGHTS}
+    if bad := sorted(name for name in there | names if not (is_plain(name) and name.endswith(_DATA))):
+        raise ModelLoadError(f"{BASE} must hold files of {', '.join(_DATA)} alone; found {short(bad[0])}.")
+    if there != names or len(names) > _MOST_FILES:
+        raise ModelLoadError(
+            f"{BASE} must hold the files that {CONFIG} lists and no others; found {sorted(there ^ names)[:8]} too many or "
+            "missing."
         )
-    if sha256_of(path) != sha256:
-        raise ModelLoadError(f"{name} must be as it was written, found another SHA-256: it is damaged. Get it again.")
+    for name in names:
+        check_digest(folder, f"{BASE}/{name}", digests)
+    return dict.fromkeys(names, folder)
+
+
+def check_digest(folder: Path, name: str, digests: Mapping[str, str]) -> Path:
+    """Checks all bytes of a file."""
+    path = inside(folder, name)
+    if sha256_of(path) != digests[name]:
+        raise ModelLoadError(f"{name} must be as it was written; found another SHA-256: it is damaged. Get it again.")
     return path
 
 
 def sha256_of(path: Path) -> str:
-    """Digest of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a file, in hexadecimal."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

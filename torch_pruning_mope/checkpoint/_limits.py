@@ -1,45 +1,41 @@
-"""Bounds on what a configuration may ask for, so that building it takes neither hours nor all memory."""
+"""Bounds on the base of a checkpoint, by the size of the weights that came with it."""
 
-import re
-from collections.abc import Iterator
 from typing import Any
+
+import torch
+from torch import nn
 
 from ..errors import ModelLoadError
 
-_LIMITS = (
-    (re.compile(r"layers|depth|blocks|stages"), 512),
-    (re.compile(r"context|position|tokens|queries"), 2**15),
-    (re.compile(r"size|width|dim|ratio|heads"), 2**18),
-)
-_MOST = 2**21
-_UNSAFE = re.compile(r"^[a-z\-]+:|://|^[/~.]|\\|\.\.")
+_MOST_TIMES = 4096
+"""Parameters of the base for each that is left."""
+_LEAST = 2**22
+_MOST_FILLED = 2**25
+"""Numbers that a constructor fills in memory: parameters of its own and buffers, of one module."""
+_LAZY = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+"""These allocate parameters before they fill them, which :func:`parameters_on_meta` prevents."""
 
 
-def check_limits(config: Any, where: str) -> None:
-    """Looks at all numbers and texts of a configuration.
+def check_size(probe: nn.Module, left: int) -> None:
+    """Checks what building a model takes, on one of the ``meta`` device."""
+    most = max(_LEAST, _MOST_TIMES * left)
+    total, filled = 0, 0
+    for module in probe.modules():
+        own = sum(parameter.numel() for parameter in module._parameters.values() if parameter is not None)
+        buffers = sum(buffer.numel() for buffer in module._buffers.values() if buffer is not None)
+        total += own
+        filled = max(filled, 0 if isinstance(module, _LAZY) else own)
+        filled = max(filled, buffers)
+    for name, found, bound in (("parameters", total, most), ("filled numbers in a layer", filled, _MOST_FILLED)):
+        if found > bound:
+            raise ModelLoadError(
+                f"base.architecture must be of a model with at most {bound} {name} to be cut to {left} parameters; found "
+                f"{found}."
+            )
 
-    Args:
-        config: Parsed JSON.
-        where: What it is, for messages.
 
-    Raises:
-        ModelLoadError: If a number is beyond any model's, or a text is a path or an address.
-    """
-    for name, value in _leaves(config, ""):
-        if isinstance(value, str) and _UNSAFE.search(value):
-            raise ModelLoadError(f"{where}{name} must be no path or address, found {value[:80]!r}.")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            most = next((most for pattern, most in _LIMITS if pattern.search(name)), _MOST)
-            if abs(value) > most:
-                raise ModelLoadError(f"{where}{name} must be at most {most}, found {value}.")
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}")
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner, name)
-    else:
-        yield name, value
+def probe_of(factory: Any) -> nn.Module:
+    """The model that a factory builds, wholly on the ``meta`` device: in no memory, whatever its size."""
+    with torch.device("meta"):
+        model: nn.Module = factory()
+    return model

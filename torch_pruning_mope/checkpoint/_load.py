@@ -1,4 +1,4 @@
-"""Reading checkpoints: nothing in them is trusted, executed or pickled, and nothing is written."""
+"""Reading checkpoints: nothing in them is trusted, executed or unpickled, and nothing is written."""
 
 from pathlib import Path
 from typing import Any
@@ -7,28 +7,17 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from ..encoder import DualEncoder
-from ..errors import ModelLoadError
+from ..encoder import EncoderCore
+from ..errors import ModelLoadError, MopeError
 from ..loading import LoadedModel
 from . import _base
-from ._assemble import Wrapper, assemble, fill
-from ._checkpoint import Checkpoint, open_checkpoint
+from ._assemble import Wrapper, assemble
+from ._checkpoint import Checkpoint, read_checkpoint
 from ._files import BASE, CARD, CONFIG, WEIGHTS
 
 
 def fetch(path_or_repo: str | Path, **options: Any) -> Path:
-    """The folder of a checkpoint, downloaded if need be.
-
-    Args:
-        path_or_repo: A folder, or a repository of the Hub.
-        **options: Of ``huggingface_hub.snapshot_download``.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ModelLoadError: If there is none.
-    """
+    """The folder of a checkpoint, downloaded if need be."""
     folder = Path(path_or_repo).expanduser()
     if folder.is_dir():
         return folder
@@ -37,26 +26,25 @@ def fetch(path_or_repo: str | Path, **options: Any) -> Path:
         return Path(snapshot_download(str(path_or_repo), allow_patterns=wanted, **options))
     except Exception as error:  # whatever the Hub's client raises for a name, a network, a permission
         raise ModelLoadError(
-            f"path_or_repo must be the folder of a checkpoint or a repository of the Hub, found {str(path_or_repo)!r}: "
+            f"path_or_repo must be the folder of a checkpoint or a repository of the Hub; found {str(path_or_repo)!r}: "
             f"{type(error).__name__}: {str(error)[:300]}"
         ) from error
 
 
-def read(folder: Path, wrapper: Wrapper, model: nn.Module | None = None) -> tuple[DualEncoder, Checkpoint]:
-    """The encoder that was saved.
-
-    Args:
-        folder: A checkpoint.
-        wrapper: What wraps a model.
-        model: Mutated if given: the base.
-
-    Returns:
-        The encoder, and the checkpoint.
-    """
-    with open_checkpoint(folder) as checkpoint:
-        encoder = assemble(checkpoint, wrapper, model)
-    fill(encoder, checkpoint)
-    return encoder, checkpoint
+def read(folder: Path, wrapper: Wrapper, model: nn.Module | None = None) -> tuple[EncoderCore, Checkpoint]:
+    """Reads a checkpoint."""
+    try:
+        checkpoint = read_checkpoint(folder)
+        return assemble(checkpoint, wrapper, model), checkpoint
+    except ModelLoadError:
+        raise
+    except MopeError as error:
+        raise ModelLoadError(f"base must be a dual encoder that can be wrapped; found: {error}") from error
+    except Exception as error:  # libraries raise nearly anything about a configuration that makes no sense
+        raise ModelLoadError(
+            f"{CONFIG} must describe a model that the installed libraries build and run; found {type(error).__name__}: "
+            f"{str(error)[:300]}"
+        ) from error
 
 
 def load(
@@ -69,14 +57,14 @@ def load(
 ) -> LoadedModel:
     """Loads a pruned model with its preprocessing and its tokenizer, as ``open_clip.create_model_and_transforms`` does.
 
-    Neither a network nor the weights of the original are needed. Every byte is checked; nothing is executed or written.
+    Neither a network nor the weights of the original are needed. Nothing is executed or written.
 
     Args:
         path_or_repo: A folder that :meth:`DualEncoder.save_pretrained` wrote, or a repository of the Hub.
-        device: Where the model goes.
+        device: Device of the model.
         revision: Branch, tag or commit of the repository.
-        cache_dir: Where downloads are kept.
-        token: For repositories that are not public.
+        cache_dir: Folder of downloads.
+        token: Token for repositories that are not public.
 
     Returns:
         ``model, preprocess, tokenizer``; the model in evaluation mode and of the type that it was saved in.
@@ -85,5 +73,13 @@ def load(
         ModelLoadError: If there is no such checkpoint, or it is damaged, of another version, or not what it says.
     """
     folder = fetch(path_or_repo, revision=revision, cache_dir=cache_dir, token=token)
-    encoder, checkpoint = read(folder, DualEncoder)
-    return _base.inputs(checkpoint.base.description, folder, encoder.model.to(device))
+    encoder, checkpoint = read(folder, EncoderCore)
+    model = encoder.model.to(device)
+    try:
+        return _base.inputs(checkpoint.base.description, folder, model)
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(
+            f"base must have a preprocessing and a tokenizer; found {type(error).__name__}: {str(error)[:300]}"
+        ) from error

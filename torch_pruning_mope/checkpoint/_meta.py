@@ -14,12 +14,9 @@ from ..errors import MopeError
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Inside, modules register their parameters on the ``meta`` device, so that none is filled; buffers are made as usual.
+    """Inside, modules register their parameters on the ``meta`` device, so that none is filled; buffers are real.
 
     Buffers that state dicts do not hold (masks, rotary tables) are thus what the model's own code makes them.
-
-    Yields:
-        Nothing.
     """
     twins: Any = WeakIdKeyDictionary()  # a parameter that is registered twice stays one
 
@@ -39,24 +36,13 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def build(factory: Callable[[], nn.Module]) -> nn.Module:
-    """A model in evaluation mode with its parameters on the ``meta`` device.
-
-    Args:
-        factory: Makes the model.
-
-    Returns:
-        The model.
-    """
+    """The model of a factory in evaluation mode, with its parameters on the ``meta`` device."""
     with parameters_on_meta(), torch.random.fork_rng(devices=[]):
         return factory().eval()
 
 
 class Buffers:
-    """Mutates a model: moves its buffers to the ``meta`` device, until they are put back.
-
-    Args:
-        model: The model.
-    """
+    """Mutates a model: moves its buffers to the ``meta`` device, until they are put back."""
 
     def __init__(self, model: nn.Module) -> None:
         self._real: dict[int, tuple[Tensor, Tensor]] = {}
@@ -69,7 +55,7 @@ class Buffers:
                     self._real[id(twin)] = (twin, buffer)
 
     def put_back(self, model: nn.Module) -> None:
-        """Mutates the model: all buffers where they now are, in modules that took the place of others too."""
+        """Mutates the model: puts all buffers where their twins now are, in modules that replaced others too."""
         for module in model.modules():
             for name, buffer in module._buffers.items():
                 if id(buffer) in self._real:
@@ -77,21 +63,7 @@ class Buffers:
 
 
 def wrap(model: nn.Module, wrapper: Callable[[nn.Module], Any]) -> tuple[Any, Buffers | None]:
-    """Mutates a model of parameters on the ``meta`` device: wraps it, running nothing on real numbers if possible.
-
-    Text encoders of Hugging Face look at numbers as they run: their model gets zeros for weights, which take no memory until
-    they are read.
-
-    Args:
-        model: The model.
-        wrapper: What wraps it, and leaves it as it was if that fails.
-
-    Returns:
-        What the wrapper returns, and the buffers that are to be put back; None if there are zeros.
-
-    Raises:
-        MopeError: If the wrapper does.
-    """
+    """Mutates a model of parameters on ``meta``: wraps it, on ``meta`` too if it can; returns the buffers to put back if so."""
     buffers = Buffers(model)
     try:
         return wrapper(model), buffers
@@ -99,6 +71,7 @@ def wrap(model: nn.Module, wrapper: Callable[[nn.Module], Any]) -> tuple[Any, Bu
         raise
     except (NotImplementedError, RuntimeError):
         buffers.put_back(model)
+    # Text encoders of Hugging Face look at numbers as they run. Zeros take no memory until they are read.
     zeros: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

@@ -12,15 +12,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def shrink(model: nn.Module, shapes: Shapes) -> None:
-    """Mutates a model: parameters and buffers of other shapes than given become empty ones of these, and layers say so.
-
-    Args:
-        model: The model.
-        shapes: Shapes by name in the model's state dict.
-
-    Raises:
-        ModelLoadError: If a shape is not of a part of what there was, or cuts what cannot be cut.
-    """
+    """Mutates a model: parameters and buffers of other shapes than given become empty ones of these, and layers follow."""
     for prefix, module in model.named_modules():
         changed = False
         for table in (module._parameters, module._buffers):
@@ -31,7 +23,7 @@ def shrink(model: nn.Module, shapes: Shapes) -> None:
                     continue
                 if len(shape) != tensor.ndim or any(new > old for new, old in zip(shape, tensor.shape, strict=True)):
                     raise ModelLoadError(
-                        f"{full} must be part of its base's {list(tensor.shape)}, found {list(shape)}: not a pruned form of "
+                        f"{full} must be part of its base's {list(tensor.shape)}; found {list(shape)}: not a pruned form of "
                         "this base."
                     )
                 empty = torch.empty(shape, dtype=tensor.dtype, device="meta")
@@ -41,15 +33,11 @@ def shrink(model: nn.Module, shapes: Shapes) -> None:
                     module._buffers[name] = empty
                 changed = True
         if changed:
-            _describe(module, prefix)
+            _set_channels(module, prefix)
 
 
-def _describe(layer: Any, name: str) -> None:
-    """Mutates a layer: its numbers of channels as its weight has them.
-
-    Raises:
-        ModelLoadError: If they cannot be those of such a layer.
-    """
+def _set_channels(layer: Any, name: str) -> None:
+    """Mutates a layer: sets its numbers of channels to those of its weight."""
     weight = getattr(layer, "weight", None)
     shape = () if weight is None else tuple(weight.shape)
     match layer:
@@ -61,7 +49,7 @@ def _describe(layer: Any, name: str) -> None:
             elif layer.groups == 1 and not layer.transposed:
                 layer.out_channels, layer.in_channels = shape[:2]
             elif shape[:2] != (layer.out_channels, layer.in_channels // layer.groups):
-                raise ModelLoadError(f"{name} must keep its channels, being in groups; found {list(shape)}.")
+                raise ModelLoadError(f"{name} must keep its channels, which are in groups; found {list(shape)}.")
         case nn.modules.batchnorm._BatchNorm():
             if shape:
                 layer.num_features = shape[0]
@@ -73,7 +61,7 @@ def _describe(layer: Any, name: str) -> None:
             layer.num_channels = shape[0]
         case nn.Embedding():
             if shape[0] != layer.num_embeddings:
-                raise ModelLoadError(f"{name} must keep its {layer.num_embeddings} entries, found {shape[0]}.")
+                raise ModelLoadError(f"{name} must keep its {layer.num_embeddings} entries; found {shape[0]}.")
             layer.embedding_dim = shape[1]
         case nn.PReLU():
             layer.num_parameters = shape[0]

@@ -2,34 +2,28 @@
 
 from dataclasses import asdict
 
-import typer
-
-from ..planning import Plan
-from ._app import app, one_line_errors, write_json
-from ._config import record
-from ._options import ConfigOption, JsonOption, RunArgument
-from ._run import Run, wrapped
+from ._command import Call, RunArgument, command
 
 
-@app.command()
-def prune(
-    run: RunArgument,
-    json: JsonOption = None,
-    config: ConfigOption = None,
-) -> None:
+@command("prune")
+def prune(call: Call, run: RunArgument) -> None:
     """Removes what the plan says, exactly, and saves the smaller model."""
-    given = dict(locals())
-    with one_line_errors():
-        begun = Run(run)
+    from ..dual_encoder import DualEncoder
+    from ..planning import Plan
+    from ._started import StartedRun
+
+    folder = call.folder(run)
+    with folder.held():
+        begun = StartedRun(folder)
         made = Plan.load(begun.needs("plan.json", "plan"))
-        encoder = wrapped(begun.load())
+        encoder = DualEncoder(begun.load().model)
         before = encoder.counts()
         made.apply(encoder)
         after = encoder.counts()
-        encoder.save_pretrained(run / "pruned", base=begun.model_name)
-        record(run, "prune", given)
-        typer.echo(
-            f"{after.heads} of {before.heads} heads and {after.neurons} of {before.neurons} neurons left\n"
-            f"model in {run / 'pruned'}"
-        )
-        write_json({"before": asdict(before), "after": asdict(after), "model": str(run / "pruned")}, json)
+        encoder.save_pretrained(run / "pruned", base=begun.source.model)
+        folder.record()
+    call.say(
+        f"{after.heads} of {before.heads} heads and {after.neurons} of {before.neurons} neurons left",
+        f"model in {run / 'pruned'}",
+    )
+    call.answer({"before": asdict(before), "after": asdict(after), "model": str(run / "pruned")})

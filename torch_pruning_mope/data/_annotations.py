@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from torch_pruning_mope.data._decode import as_captions
-from torch_pruning_mope.data._listing import Listing
-from torch_pruning_mope.errors import DataError
+from .._io import read_json
+from ..errors import DataError
+from ._decode import as_captions
+from ._listing import Listing
 
 FORMS = "COCO captions (images, annotations) or a Karpathy split (images with split and sentences)"
 
@@ -28,8 +28,8 @@ def read_annotations(path: Path, split: str | None) -> Listing:
         DataError: The file is of neither form, or has no such split.
     """
     try:
-        content: Any = json.loads(path.read_bytes())
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        content: Any = read_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: must be JSON, found otherwise: {error}; get the file again") from error
     images = content.get("images") if isinstance(content, dict) else None
     if isinstance(images, list) and isinstance(content.get("annotations"), list):

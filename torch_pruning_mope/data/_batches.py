@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-from torch_pruning_mope.data._image_pairs import Described, ImagePairs
-from torch_pruning_mope.data._sharded_pairs import ShardedPairs
-from torch_pruning_mope.errors import DataError
+from ..errors import DataError
+from ._image_pairs import Described, ImagePairs
+from ._sharded_pairs import ShardedPairs
 
 
 class DescribedBatch(NamedTuple):

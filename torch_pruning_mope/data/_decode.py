@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
-from torch_pruning_mope.data._skipped import Problem
+from .._io import OutsideError, open_inside
+from .._io._pictures import MOST_PICTURE, open_picture
+from ._skipped import Problem
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 Preprocess = Callable[[Image.Image], Tensor]
 """From a picture to the model's input `[C, H, W]`, as `load_model` returns it."""
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -25,29 +29,27 @@ class Unusable(Exception):  # noqa: N818  (it never leaves the package)
         self.problem = problem
 
 
-def read_picture(file: str | Path | BytesIO, where: str) -> Image.Image:
-    """Reads a picture to its last pixel.
-
-    Args:
-        file: A file, or its content.
-        where: How a report calls it.
-
-    Returns:
-        The picture, in RGB.
-
-    Raises:
-        Unusable: There is no such file, or it cannot be decoded.
-        MemoryError: It does not fit.
-    """
+def read_picture(file: io.BufferedIOBase, where: str) -> Image.Image:
+    """Returns a picture in RGB, read to its last pixel, or raises Unusable."""
     try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
+        return open_picture(file)
+    except ValueError as error:
+        raise Unusable(Problem("image unreadable", f"{where}: {error}")) from error
+
+
+def read_picture_file(root: Path, name: str, *, follow_links: bool) -> Image.Image:
+    """Returns a picture of a dataset in RGB, or raises Unusable."""
+    where = str(root / name)
+    try:
+        with open_inside(root, name, follow_links=follow_links, most=MOST_PICTURE) as file:
+            return read_picture(file, where)
     except FileNotFoundError as error:
-        raise Unusable(Problem("file missing", f"{where}: FileNotFoundError")) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # on broken files, Pillow raises nearly anything
-        raise Unusable(Problem("image unreadable", f"{where}: {type(error).__name__}: {error}")) from error
+        hint = "; write its folders with / and not with a backslash" if "\\" in name else ""
+        raise Unusable(Problem("file missing", f"{where}: FileNotFoundError{hint}")) from error
+    except OutsideError as error:
+        raise Unusable(Problem("file outside", f"{where}: {error.strerror}")) from error
+    except OSError as error:
+        raise Unusable(Problem("image unreadable", f"{where}: {error.strerror}")) from error
 
 
 def prepare(picture: Image.Image, preprocess: Preprocess, where: str) -> Tensor:
@@ -60,6 +62,6 @@ def prepare(picture: Image.Image, preprocess: Preprocess, where: str) -> Tensor:
 
 
 def as_captions(value: object) -> tuple[str, ...]:
-    """Returns the captions in a JSON value, a string or a list of strings; blank ones and other types are none."""
+    """Returns the captions in a JSON value, a string or a list of strings; blank ones, and what has no UTF-8, are none."""
     found = value if isinstance(value, list) else [value]
-    return tuple(text for text in found if isinstance(text, str) and text.strip())
+    return tuple(text for text in found if isinstance(text, str) and text.strip() and not _SURROGATE.search(text))

@@ -8,11 +8,11 @@ from typing import Generic, TypeVar
 
 import torch
 
-from torch_pruning_mope.data._batches import described_batches
-from torch_pruning_mope.data._image_pairs import ImagePairs, position
-from torch_pruning_mope.data._pairs import Pairs
-from torch_pruning_mope.data._sharded_pairs import ShardedPairs
-from torch_pruning_mope.errors import DataError
+from ..errors import DataError
+from ._batches import described_batches
+from ._image_pairs import ImagePairs, position
+from ._pairs import Pairs
+from ._sharded_pairs import ShardedPairs
 
 AnyPairs = TypeVar("AnyPairs", ImagePairs, ShardedPairs)
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -14,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torch_pruning_mope.data._decode import Unusable, prepare, read_picture
-from torch_pruning_mope.data._listing import CaptionedImage
-from torch_pruning_mope.data._skipped import Counted, Problem, Skipped
-from torch_pruning_mope.errors import DataError
+from .._io import printable
+from ..errors import DataError
+from ._decode import Unusable, prepare, read_picture_file
+from ._listing import CaptionedImage
+from ._skipped import Counted, Problem, Skipped
 
 Captions = Literal["random", "first"]
 TRIES = 100  # draws of a substitute
@@ -48,6 +50,7 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         seed: Of the draws.
         name: How messages call this dataset.
         problems: Entries of the source that are not among `entries`.
+        follow_links: Reads files outside of `root` too, by links, absolute names or `..`.
 
     Raises:
         DataError: There is no image, none of the first files exists, or too many entries are problems.
@@ -66,10 +69,11 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
         name: str = "entries",
         problems: Sequence[Problem] = (),
+        follow_links: bool = False,
     ) -> None:
         check_captions(captions)
         self.entries = list(entries)
-        self.root = Path(root)
+        self.root, self.follow_links = Path(root), follow_links
         self.preprocess, self.tokenizer, self.captions = preprocess, tokenizer, captions
         dropped = Skipped.of(problems, len(self.entries))
         if not self.entries:
@@ -77,12 +81,19 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
                 f"{name}: must hold at least one image with a caption, found none ({dropped}); pass another"
             )
         super().__init__(name, max_skipped, seed, dropped, expected=(len(self.entries), 0))
-        first = [self.root / entry.name for entry in self.entries[:16]]
-        if not any(file.exists() for file in first):
-            raise DataError(
-                f"root: the image files of {name} must exist, found none of the first {len(first)} (first: {first[0]}); pass "
-                "the folder that their names are relative to"
-            )
+        self._check_first(16)
+
+    def _check_first(self, count: int) -> None:
+        for entry in self.entries[:count]:
+            with suppress(OSError, ValueError):  # ValueError: no name that a file can have
+                if (self.root / entry.name).exists():
+                    return
+        first = printable(str(self.root / self.entries[0].name))
+        slash = "; a backslash does not separate folders here, so write /" if "\\" in first else ""
+        raise DataError(
+            f"root: the image files of {self.name} must exist, found none of the first {min(count, len(self))} (first: "
+            f"{first}); pass the folder that their names are relative to{slash}"
+        )
 
     def _restart(self) -> None:
         super()._restart()
@@ -131,9 +142,8 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         return part
 
     def _picture(self, index: int) -> Image.Image | None:
-        file = self.root / self.entries[index].name
         try:
-            picture = read_picture(file, str(file))
+            picture = read_picture_file(self.root, self.entries[index].name, follow_links=self.follow_links)
         except Unusable as unusable:
             if self._status[index] != BAD:
                 self._status[index] = BAD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,15 +13,18 @@ import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset  # type: ignore[import-untyped]
+from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-untyped]
 
-from torch_pruning_mope.data._decode import Unusable, prepare, read_picture
-from torch_pruning_mope.data._image_pairs import Described, ImagePairs
-from torch_pruning_mope.data._listing import CaptionedImage
-from torch_pruning_mope.data._sharded_pairs import ShardedPairs
-from torch_pruning_mope.data._shards import Sample, image_of, is_shards, tar_files
-from torch_pruning_mope.data._skipped import Problem
-from torch_pruning_mope.errors import DataError
+from .._io import MOST_TEXT, list_files, open_inside
+from .._io._urls import is_url
+from ..errors import DataError
+from ._decode import Unusable, prepare, read_picture
+from ._image_pairs import Described, ImagePairs
+from ._listing import NOT_FOLLOWED, CaptionedImage, marked
+from ._sharded_pairs import ShardedPairs
+from ._shards import image_of, is_shards, tar_files
+from ._skipped import Problem
+from ._tar import Sample
 
 CLASSNAMES = "classnames.txt"
 WORDNET = re.compile(r"n\d{8}")
@@ -39,6 +43,9 @@ def open_labelled(
     *,
     classnames: Sequence[str] | str | Path | None = None,
     max_skipped: float = 0.1,
+    encoding: str = "utf-8",
+    allow_commands: bool = False,
+    follow_links: bool = False,
 ) -> LabelledImages:
     """Opens images with a class each, for zero-shot classification.
 
@@ -56,6 +63,9 @@ def open_labelled(
         preprocess: From a picture to the model's input, as `load_model` returns it.
         classnames: Names of the classes, or a file with one a line.
         max_skipped: The share of images or shards that may be unreadable.
+        encoding: Of the file of names.
+        allow_commands: Of shards: see `ShardedPairs`.
+        follow_links: Enters links to folders and reads files outside the folder, else skipped and counted.
 
     Returns:
         The dataset, and the names in the order of the labels.
@@ -63,39 +73,53 @@ def open_labelled(
     Raises:
         DataError: The source is missing or of neither form, or the classes have no names, or too few or many.
     """
+    shards: dict[str, Any] = {
+        "max_skipped": max_skipped,
+        "allow_commands": allow_commands,
+        "follow_links": follow_links,
+    }
     if not isinstance(source, str | Path):
-        return _shards(source, None, preprocess, _names(classnames, None), max_skipped)
+        return _shards(source, None, preprocess, _names(classnames, None, encoding), shards)
     folder = Path(source).expanduser()
-    if is_shards(str(source)) or tar_files(folder):
-        near = None if "://" in str(source) else folder if folder.is_dir() else folder.parent
-        return _shards(source, near, preprocess, _names(classnames, near), max_skipped)
-    if not folder.is_dir():
+    if is_shards(source) or tar_files(folder):
+        near = None if isinstance(source, str) and is_url(source) else folder if folder.is_dir() else folder.parent
+        return _shards(source, near, preprocess, _names(classnames, near, encoding), shards)
+    if not os.path.isdir(folder):  # noqa: PTH112  (is_dir raises for names that are too long)
         raise DataError(
             f"source: must be a folder with a folder per class, or shards, found {str(source)!r}; correct the path"
         )
-    try:
-        found, numbers = find_classes(folder)
-        files = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
-    except FileNotFoundError as error:
+    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if not found:
         raise DataError(
             f"source: a folder must hold a folder of images for each class, found none in {str(source)!r}; pass the folder "
             "above those of the classes"
-        ) from error
-    names = _names(classnames, folder) or _from_folders(found)
+        )
+    files, links = list_files(folder, follow_links=follow_links)
+    numbers = {name: str(number) for number, name in enumerate(found)}
+    pictures = (path.relative_to(folder) for path in files if path.suffix.lower() in IMG_EXTENSIONS)
+    entries = [CaptionedImage(str(path), (numbers[path.parts[0]],)) for path in pictures if len(path.parts) > 1]
+    names = _names(classnames, folder, encoding) or _from_folders(found)
     if len(names) != len(found):
         raise DataError(
             f"classnames: must be one for each of the {len(found)} folders of {str(source)!r}, in alphabetical order of these, "
             f"found {len(names)}; correct them"
         )
-    entries = [CaptionedImage(str(Path(path).relative_to(folder)), (str(label),)) for path, label in files]
     dataset = ImagePairs(
-        entries, preprocess, _numbers, root=folder, captions="first", max_skipped=max_skipped, name=str(source)
+        entries,
+        preprocess,
+        _numbers,
+        root=folder,
+        captions="first",
+        max_skipped=max_skipped,
+        name=str(source),
+        problems=[Problem("file outside", f"{link}{NOT_FOLLOWED}") for link in links],
+        follow_links=follow_links,
     )
     return LabelledImages(dataset, names)
 
 
 def _shards(
-    source: Any, near: Path | None, preprocess: Any, names: list[str] | None, max_skipped: float
+    source: Any, near: Path | None, preprocess: Any, names: list[str] | None, options: dict[str, Any]
 ) -> LabelledImages:
     if names is None:
         where = "" if near is None else f" in {str(near)!r} or above"
@@ -103,9 +127,7 @@ def _shards(
             f"classnames: shards need the names of their classes, found no {CLASSNAMES}{where}; pass classnames, as a list or "
             "a file with one a line"
         )
-    return LabelledImages(
-        LabelledShards(source, preprocess, _numbers, max_skipped=max_skipped, classes=len(names)), names
-    )
+    return LabelledImages(LabelledShards(source, preprocess, _numbers, classes=len(names), **options), names)
 
 
 class LabelledShards(ShardedPairs):
@@ -145,21 +167,35 @@ def _numbers(texts: Sequence[str]) -> Tensor:
     return torch.tensor([[int(text)] for text in texts])
 
 
-def _names(given: Sequence[str] | str | Path | None, near: Path | None) -> list[str] | None:
-    """The names that were given, or lie near the images; None if there are none."""
+def _names(given: Sequence[str] | str | Path | None, near: Path | None, encoding: str) -> list[str] | None:
+    """Returns the names that were given, or lie near the images; None if there are none."""
     if given is not None and not isinstance(given, str | Path):
         return list(given)
     if given is not None:
-        file = Path(given).expanduser()
-        if not file.is_file():
-            raise DataError(f"classnames: must be names or a file with one a line, found no file {str(given)!r}")
+        places = [Path(given).expanduser()]
     else:
         places = [] if near is None else [near / CLASSNAMES, near.parent / CLASSNAMES]
-        found = [place for place in places if place.is_file()]
-        if not found:
-            return None
-        file = found[0]
-    return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    for place in places:
+        try:
+            with open_inside(place.parent, place.name, follow_links=given is not None, most=MOST_TEXT) as file:
+                return _lines(file.read(), place, encoding)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataError(
+                f"classnames: {place} must be a file, found it {error.strerror}; pass classnames"
+            ) from error
+    if given is not None:
+        raise DataError(f"classnames: must be names or a file with one a line, found no file {str(given)!r}")
+    return None
+
+
+def _lines(content: bytes, file: Path, encoding: str) -> list[str]:
+    try:
+        text = content.decode(marked(encoding))
+    except UnicodeError as error:
+        raise DataError(f"classnames: {file} must be in {encoding}, found other bytes; pass encoding") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _from_folders(folders: list[str]) -> list[str]:

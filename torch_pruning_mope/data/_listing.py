@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-import json
+import io
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from torch_pruning_mope.data._decode import as_captions
-from torch_pruning_mope.data._skipped import Problem, Reason
-from torch_pruning_mope.errors import DataError
+from .._io import MOST_TEXT, OutsideError, list_files, open_inside, open_regular, parse_json, resolve_inside
+from ..errors import DataError
+from ._decode import as_captions
+from ._skipped import Problem, Reason
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 METADATA = "metadata.jsonl"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+NOT_FOLLOWED = ": a link to a folder, which is entered with follow_links=True alone"
 
 
 class CaptionedImage(NamedTuple):
@@ -56,24 +61,25 @@ class Listing:
         return [name for name, captions in self._found.items() if not captions]
 
 
-def read_table(path: Path, *, separator: str | None, image_key: str, caption_key: str) -> Listing:
-    """Reads a table with a header line and a caption a line, as open_clip's CsvDataset does.
+def read_table(path: Path, *, separator: str | None, image_key: str, caption_key: str, encoding: str) -> Listing:
+    """Reads a table with a header line and a caption a line, as open_clip's CsvDataset does; rows of an image are put together.
 
     Args:
         path: The file.
-        separator: What stands between the columns; None for a tab if the header has one, else a comma.
+        separator: Stands between the columns; None for a tab if the header has one, else a comma.
         image_key: Name of the column of image files.
         caption_key: Name of the column of captions.
+        encoding: Of the text.
 
     Returns:
-        Its images; rows of one image are put together.
+        Its images.
 
     Raises:
         DataError: The header lacks a column, or the file is no table.
     """
     listing = Listing()
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline()
+    with _text(path, encoding) as file:
+        header = file.readline(MOST_TEXT)
         file.seek(0)
         separator = separator or ("\t" if "\t" in header else ",")
         try:
@@ -88,8 +94,8 @@ def read_table(path: Path, *, separator: str | None, image_key: str, caption_key
                 where, image, text = f"{path.name}:{rows.line_num}", row[image_key], row[caption_key]
                 if None in row or None in row.values():
                     listing.refuse("entry malformed", f"{where}: not as many columns as the header")
-                elif "�" in image + text:
-                    listing.refuse("entry malformed", f"{where}: not UTF-8")
+                elif REPLACEMENT in image + text:
+                    listing.refuse("entry malformed", f"{where}: not {encoding.upper()}; pass encoding")
                 elif "\n" in text and "\t" in text:
                     listing.refuse("entry malformed", f"{where}: a quote that is not closed swallowed lines")
                 else:
@@ -104,8 +110,8 @@ def read_lines(path: Path, *, image_key: str, caption_key: str) -> Listing:
 
     Args:
         path: The file.
-        image_key: Where an object has its image file.
-        caption_key: Where it has its caption, or a list of captions.
+        image_key: Key of an object's image file.
+        caption_key: Key of its caption, or list of captions.
 
     Returns:
         Its images; lines of one image are put together.
@@ -115,13 +121,15 @@ def read_lines(path: Path, *, image_key: str, caption_key: str) -> Listing:
     """
     listing = Listing()
     keys: dict[str, None] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with _opened(path) as file:
+        for number in itertools.count(1):
             where = f"{path.name}:{number}"
+            if not (line := file.readline(MOST_TEXT)):
+                break
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:  # also of text that is not UTF-8
                 listing.refuse("entry malformed", f"{where}: {error}")
                 continue
@@ -138,43 +146,81 @@ def read_lines(path: Path, *, image_key: str, caption_key: str) -> Listing:
     return listing
 
 
-def read_folder(folder: Path, *, image_key: str, caption_key: str) -> Listing:
-    """Reads a folder of images, with its subfolders.
+def read_folder(folder: Path, *, image_key: str, caption_key: str, encoding: str, follow_links: bool) -> Listing:
+    """Reads a folder of images, with its subfolders, in alphabetical order.
 
-    An image's captions are the lines of the text file of the same name (`a.jpg`, `a.txt`), and what `metadata.jsonl` has.
+    An image's captions are the lines of the text file of the same name (`a.jpg`, `a.txt`), and those in `metadata.jsonl`.
 
     Args:
         folder: The folder.
-        image_key: Where `metadata.jsonl` has its image files.
-        caption_key: Where it has its captions.
+        image_key: Key of `metadata.jsonl` for image files.
+        caption_key: Key for captions.
+        encoding: Of text files.
+        follow_links: Enters links to folders, and reads files outside.
 
     Returns:
-        Its images, in alphabetical order.
+        Its images.
 
     Raises:
         DataError: There are no images.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    found, links = list_files(folder, follow_links=follow_links)
+    files = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         suffixes = sorted({path.suffix or path.name for path in folder.iterdir()})
         raise DataError(
             f"{folder}: a folder must hold images with text files beside them, or shards (*.tar), found "
-            f"{', '.join(suffixes[:10]) or 'nothing'}; pass the folder of the images"
+            f"{', '.join(suffixes[:10]) or 'nothing'}{NOT_FOLLOWED if links else ''}; pass the folder of the images"
         )
     listing = Listing(str(path.relative_to(folder)) for path in files)
-    if (metadata := folder / METADATA).is_file():
+    for link in links:
+        listing.refuse("file outside", f"{link}{NOT_FOLLOWED}")
+    if os.path.lexists(folder / METADATA):
+        metadata = _inside(folder, METADATA, follow_links)
         described = read_lines(metadata, image_key=image_key, caption_key=caption_key)
         listing.problems += [problem for problem in described.problems if problem.reason == "entry malformed"]
         for entry in described.entries:
             listing.add(entry.name, entry.captions, metadata.name)
     silent = set(listing.without_captions)
+    texts = {path for path in found if path.suffix == ".txt"}
     for path in files:
         name, text = str(path.relative_to(folder)), path.with_suffix(".txt")
+        captions: tuple[str, ...] = ()
         try:
-            captions = as_captions(text.read_text(encoding="utf-8-sig").splitlines() if text.is_file() else [])
-        except ValueError as error:
-            listing.refuse("entry malformed", f"{text.relative_to(folder)}: {error}")
+            if text in texts:
+                with open_inside(folder, text, follow_links=follow_links, most=MOST_TEXT) as file:
+                    captions = as_captions(file.read().decode(marked(encoding)).splitlines())
+        except (OSError, ValueError) as error:
+            reason: Reason = "file outside" if isinstance(error, OutsideError) else "entry malformed"
+            listing.refuse(reason, f"{text.relative_to(folder)}: {error}")
             continue
         if captions or name in silent:
             listing.add(name, captions, "no text file, or a blank one")
     return listing
+
+
+def _inside(folder: Path, name: str, follow_links: bool) -> Path:
+    try:
+        return resolve_inside(folder, name, follow_links=follow_links)
+    except OSError as error:
+        raise DataError(f"{folder / name}: must be a file of its folder, found it {error.strerror}") from error
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise DataError(f"{path}: must be a file, found it {error.strerror}") from error
+
+
+def _text(path: Path, encoding: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(_opened(path), newline="", encoding=marked(encoding), errors="replace")
+
+
+def marked(encoding: str) -> str:
+    """Returns the name of an encoding, in which UTF-8 may begin with a byte order mark; raises DataError for an unknown one."""
+    try:
+        "a".encode(encoding)
+    except (LookupError, ValueError) as error:
+        raise DataError(f"encoding: must be one that Python knows, found {encoding!r}; latin-1 or cp1252?") from error
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding

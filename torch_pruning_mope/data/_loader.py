@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from torch_pruning_mope.data._image_pairs import ImagePairs, position
-from torch_pruning_mope.data._sharded_pairs import ShardedPairs
+from ._image_pairs import ImagePairs, position
+from ._sharded_pairs import ShardedPairs
 
 
 class PairLoader(DataLoader[tuple[Tensor, Tensor]]):

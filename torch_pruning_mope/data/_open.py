@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,21 +10,21 @@ from typing import Any, Literal
 from PIL import Image
 from torch import Tensor
 
-from torch_pruning_mope.data._annotations import read_annotations
-from torch_pruning_mope.data._image_pairs import Captions, ImagePairs
-from torch_pruning_mope.data._listing import Listing, read_folder, read_lines, read_table
-from torch_pruning_mope.data._sharded_pairs import ShardedPairs
-from torch_pruning_mope.data._shards import SHARD_SUFFIXES, is_shards, tar_files
-from torch_pruning_mope.errors import DataError
+from ..errors import DataError
+from ._annotations import read_annotations
+from ._image_pairs import Captions, ImagePairs
+from ._listing import Listing, read_folder, read_lines, read_table
+from ._sharded_pairs import ShardedPairs
+from ._shards import SHARD_SUFFIXES, is_shards, tar_files
 
 Format = Literal["table", "lines", "annotations", "folder", "shards"]
 SUFFIXES: dict[str, Format] = {".csv": "table", ".tsv": "table", ".jsonl": "lines", ".json": "annotations"}
 OPTIONS: dict[Format, tuple[str, ...]] = {
-    "table": ("root", "image_key", "caption_key", "separator"),
-    "lines": ("root", "image_key", "caption_key"),
-    "annotations": ("root", "split"),
-    "folder": ("image_key", "caption_key"),
-    "shards": ("caption_key", "shuffle", "resample", "samples", "by_rank"),
+    "table": ("root", "image_key", "caption_key", "separator", "encoding", "follow_links"),
+    "lines": ("root", "image_key", "caption_key", "follow_links"),
+    "annotations": ("root", "split", "follow_links"),
+    "folder": ("image_key", "caption_key", "encoding", "follow_links"),
+    "shards": ("caption_key", "shuffle", "resample", "samples", "by_rank", "allow_commands", "follow_links"),
 }
 WORDS: dict[Format, str] = {
     "table": "a table",
@@ -38,6 +39,8 @@ MENDS = {
     "resample": "give the DataLoader a sampler",
     "samples": "give the DataLoader a sampler",
     "by_rank": "give the DataLoader a DistributedSampler",
+    "encoding": "JSON is UTF-8",
+    "allow_commands": "shards alone have URLs",
 }
 
 
@@ -51,6 +54,7 @@ def open_pairs(
     image_key: str | None = None,
     caption_key: str | None = None,
     separator: str | None = None,
+    encoding: str | None = None,
     shuffle: int | None = None,
     resample: bool | None = None,
     samples: int | None = None,
@@ -58,6 +62,8 @@ def open_pairs(
     captions: Captions = "random",
     max_skipped: float = 0.1,
     seed: int = 0,
+    allow_commands: bool = False,
+    follow_links: bool = False,
 ) -> ImagePairs | ShardedPairs:
     """Opens pairs of images and captions as a dataset of `(image, tokens)`.
 
@@ -76,6 +82,10 @@ def open_pairs(
     Entries that name no image or have no caption are left out, with a warning now; images that cannot be read are found in
     reading, and counted in `skipped`, also by the workers of a DataLoader. More than `max_skipped` of either is an error.
 
+    Pictures become 8-bit RGB: turned upright as their EXIF says, 16 bits scaled to 8, transparency composited on white. Those
+    of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or over 100 times as long as wide, are skipped. Only files under `root`
+    are read, and data runs no command, unless you allow it.
+
     Args:
         source: What to read.
         preprocess: From a picture to the model's input, as `load_model` returns it.
@@ -85,6 +95,7 @@ def open_pairs(
         image_key: Column, or key of JSON lines, of the image files.
         caption_key: That of the captions; in shards, where a sample's `json` has its caption (`caption`).
         separator: Of the columns; by default a tab if the header has one, else a comma.
+        encoding: Of tables and text files; UTF-8 by default.
         shuffle: Of shards: see `ShardedPairs`.
         resample: Of shards: see `ShardedPairs`.
         samples: Of shards: see `ShardedPairs`.
@@ -92,6 +103,8 @@ def open_pairs(
         captions: Which caption an item has, `random` or `first`.
         max_skipped: The share of entries, images or shards that may be unusable.
         seed: Of all draws.
+        allow_commands: Takes URLs of shards that run a command, such as `pipe:`; only for URLs of your own.
+        follow_links: Reads files outside of `root` too, by links, absolute names or `..`; else they are skipped and counted.
 
     Returns:
         The dataset.
@@ -107,10 +120,13 @@ def open_pairs(
         "image_key": image_key,
         "caption_key": caption_key,
         "separator": separator,
+        "encoding": encoding,
         "shuffle": shuffle,
         "resample": resample,
         "samples": samples,
         "by_rank": by_rank,
+        "allow_commands": allow_commands or None,
+        "follow_links": follow_links or None,
     }
     given = {key: value for key, value in options.items() if value is not None}
     for key, value in given.items():
@@ -131,6 +147,7 @@ def open_pairs(
         root=folder if root is None else Path(root).expanduser(),
         name=str(source),
         problems=listing.problems,
+        follow_links=follow_links,
         **common,
     )
 
@@ -139,24 +156,27 @@ def _list(form: Format, path: Path, given: dict[str, Any]) -> Listing:
     table = form == "table"
     image = given.get("image_key", "filepath" if table else "file_name")
     caption = given.get("caption_key", "title" if table else "text")
+    encoding = given.get("encoding", "utf-8")
     match form:
         case "table":
-            return read_table(path, separator=given.get("separator"), image_key=image, caption_key=caption)
+            separator = given.get("separator")
+            return read_table(path, separator=separator, image_key=image, caption_key=caption, encoding=encoding)
         case "lines":
             return read_lines(path, image_key=image, caption_key=caption)
         case "annotations":
             return read_annotations(path, given.get("split"))
         case _:
-            return read_folder(path, image_key=image, caption_key=caption)
+            links = bool(given.get("follow_links"))
+            return read_folder(path, image_key=image, caption_key=caption, encoding=encoding, follow_links=links)
 
 
 def _form(source: str | Path | Sequence[str | Path]) -> Format:
-    if not isinstance(source, str | Path) or is_shards(str(source)):
+    if not isinstance(source, str | Path) or is_shards(source):
         return "shards"
     path = Path(source).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  (is_dir and exists raise for names that are too long)
         return "shards" if tar_files(path) else "folder"
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110
         raise DataError(
             f"source: must be a file, a folder, a pattern or a URL, found nothing at {str(source)!r}; correct it"
         )

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torch_pruning_mope.data._emoji import Scene, caption, draw_content, draw_scene, render
-from torch_pruning_mope.data._pairs import Pairs
-from torch_pruning_mope.data._tokenizer import EmojiTokenizer
+from ._emoji import Scene, caption, draw_content, draw_scene, render
+from ._pairs import Pairs
+from ._tokenizer import EmojiTokenizer
 
 Split = Literal["train", "calibration", "test"]
 Content = tuple[tuple[int, ...], str]

@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from torch_pruning_mope.data._decode import Unusable, prepare
-from torch_pruning_mope.data._image_pairs import Captions, Described, check_captions, position
-from torch_pruning_mope.data._shards import Sample, expand_shards, has_caption_lines, read_sample, webdataset
-from torch_pruning_mope.data._skipped import Counted, Skipped
-from torch_pruning_mope.errors import DataError
+from ..errors import DataError
+from ._decode import Unusable, prepare
+from ._image_pairs import Captions, Described, check_captions, position
+from ._shards import expand_shards, has_caption_lines, read_sample, webdataset
+from ._skipped import Counted, Skipped
+from ._tar import Sample, read_shard
 
 LONG = 10_000  # samples, after which more than `max_skipped` of them end the epoch
 
@@ -36,8 +37,8 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
     in a pass. Order and captions depend on `seed`, the epoch (`set_epoch`), rank and worker alone.
 
     Args:
-        shards: A path, folder, glob (`*.tar`), brace pattern (`{000..127}.tar`), any URL that WebDataset takes, or a list of
-            these. A URL that starts with `pipe:` runs a command.
+        shards: A path, folder, glob (`*.tar`), brace pattern (`{000..127}.tar`), a URL (`https:`, `hf:`, …), or a
+            list of these. A `Path` is never read as a URL.
         preprocess: From a picture to the model's input.
         tokenizer: From captions to tokens.
         caption_key: Where a sample's `json` has the caption.
@@ -49,6 +50,8 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         captions: Which caption an item has, `random` or `first`.
         max_skipped: The share of samples, and of shards, that may be unreadable.
         seed: Of all draws.
+        allow_commands: Takes URLs that run a command: `pipe:`, `gs:`, `s3:` and others that WebDataset knows.
+        follow_links: Reads shards that a folder or pattern finds by links that lead elsewhere.
 
     Raises:
         DataError: WebDataset is not installed, a pattern fits nothing, a URL is of no kind that it takes, or too many
@@ -70,6 +73,8 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         captions: Captions = "random",
         max_skipped: float = 0.1,
         seed: int = 0,
+        allow_commands: bool = False,
+        follow_links: bool = False,
     ) -> None:
         check_captions(captions)
         if shuffle < 0:
@@ -78,7 +83,8 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
             raise ValueError("samples: resampling has no end, found None; say how many samples make an epoch")
         if samples is not None and samples < 1:
             raise ValueError(f"samples: must be at least 1, found {samples}; leave it out for one pass")
-        self.urls, problems = expand_shards(shards)
+        self.allow_commands = allow_commands
+        self.urls, problems = expand_shards(shards, allow_commands=allow_commands, follow_links=follow_links)
         missing = Skipped.of(problems, 0)
         dropped = dataclasses.replace(missing, shards=len(self.urls) + len(problems))
         name = str(shards) if isinstance(shards, str | Path) else f"{shards[0]} and {len(shards) - 1} more"
@@ -161,7 +167,8 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
 
         def note(error: Exception) -> bool:
             nonlocal failed
-            text = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
+            said = getattr(error, "strerror", None) or (error.args[0] if error.args else "")
+            text = f"{type(error).__name__}: {said}"
             if isinstance(error, ValueError):  # a name that comes twice
                 self._skip("entry malformed", f"{url}: {text}")
             elif not failed:
@@ -169,7 +176,7 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
                 self._skip("shard unreadable", f"{url}: {text}")
             return True
 
-        for sample in webdataset().tarfile_samples([{"url": url}], handler=note):
+        for sample in read_shard(url, note, allow_commands=self.allow_commands):
             count += 1
             if self._mine(url, sample["__key__"]):
                 yield sample

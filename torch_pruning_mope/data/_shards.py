@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import glob
 import io
-import json
-import re
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from PIL import Image
 
-from torch_pruning_mope.data._decode import Unusable, as_captions, read_picture
-from torch_pruning_mope.data._skipped import Problem
-from torch_pruning_mope.errors import DataError
+from .._io import MOST_TEXT, open_regular, parse_json, printable, resolve_inside
+from .._io._urls import check_url, is_url
+from ..errors import DataError
+from ._decode import Unusable, as_captions, read_picture
+from ._skipped import Problem
+from ._tar import Sample
 
-SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 IMAGE_KEYS = ("jpg", "png", "jpeg", "webp")
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-Sample = dict[str, Any]
 
 
 def webdataset() -> Any:
-    """Returns the library.
-
-    Raises:
-        DataError: It is not installed.
-    """
+    """Returns the library, or raises DataError if it is not installed."""
     try:
         import webdataset as library  # optional
     except ImportError as error:
@@ -37,119 +36,132 @@ def webdataset() -> Any:
     return library
 
 
-def is_url(text: str) -> bool:
-    """Returns whether this is `scheme:…`, with a scheme of at least two letters."""
-    return SCHEME.match(text) is not None
-
-
-def is_shards(text: str) -> bool:
+def is_shards(source: str | Path) -> bool:
     """Returns whether this is a URL, several, or a path or pattern of tar files."""
-    return is_url(text) or "::" in text or text.endswith(SHARD_SUFFIXES)
+    urls = isinstance(source, str) and (is_url(source) or "::" in source)
+    return urls or str(source).endswith(SHARD_SUFFIXES)
 
 
 def tar_files(folder: Path) -> list[Path]:
     """Returns the tar files of a folder, in alphabetical order; none of what is no folder."""
-    return sorted(path for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES)) if folder.is_dir() else []
+    if not os.path.isdir(folder):  # noqa: PTH112  (is_dir raises for names that are too long)
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES))
 
 
-def expand_shards(source: str | Path | Sequence[str | Path]) -> tuple[list[str], list[Problem]]:
-    """Expands patterns and folders to shards, and takes out local ones that are missing or of no bytes.
+def expand_shards(
+    source: str | Path | Sequence[str | Path], *, allow_commands: bool = False, follow_links: bool = False
+) -> tuple[list[str], list[Problem]]:
+    """Expands patterns and folders to shards: URLs as they are, files as absolute paths, which are never taken for URLs again.
 
     Args:
-        source: Paths, patterns and URLs; several in a string are separated by `::`, as WebDataset has it.
+        source: Paths, patterns and URLs; several in a string are separated by `::`, as WebDataset has it. A `Path` is no URL.
+        allow_commands: Takes URLs of schemes that run commands.
+        follow_links: Takes what a folder or pattern finds by links that lead elsewhere.
 
     Returns:
-        The shards, and those taken out.
+        The shards, and those taken out because they are missing, of no bytes, or elsewhere.
 
     Raises:
-        DataError: A pattern is malformed or fits no file, or WebDataset does not know a URL's scheme.
+        DataError: A pattern is malformed or fits no file, or a URL is refused.
     """
-    library = webdataset()
-    found: list[str] = []
+    shards: list[str] = []
+    problems: list[Problem] = []
     for pattern in [source] if isinstance(source, str | Path) else source:
-        try:
-            urls = library.shardlists.expand_urls(str(pattern))
-        except (AssertionError, ValueError) as error:  # a variable that is not set, an unbalanced brace
-            raise DataError(f"source: must be a pattern of shards, found {str(pattern)!r}: {error}; mend it") from error
-        for url in urls:
-            found += [_known(url, library)] if is_url(url) else _local(url)
-    if not found:
+        for item in _expand(pattern):
+            if isinstance(item, str):
+                shards.append(_checked(item, allow_commands))
+                continue
+            for path, folder in _local(item):
+                problem = _problem(path, folder, follow_links)
+                problems += [problem] if problem else []
+                shards += [] if problem else [str(path)]
+    if not shards and not problems:
         raise DataError(f"source: must be at least one shard, found {source!r}; pass paths, patterns or URLs")
-    urls, problems = [], []
-    for url in found:
-        if not is_url(url) and not Path(url).is_file():
-            problems.append(Problem("shard unreadable", f"{url}: no such file"))
-        elif not is_url(url) and not Path(url).stat().st_size:
-            problems.append(Problem("shard empty", f"{url}: no bytes"))
+    if not shards:
+        raise DataError(
+            f"source: must be at least one shard with samples, found {len(problems)} that are missing or empty (first: "
+            f"{printable(problems[0].where)}); correct the path"
+        )
+    return shards, problems
+
+
+def _expand(pattern: str | Path) -> list[str | Path]:
+    """Returns the URLs and paths that a pattern of braces stands for; a file or folder of its very name comes first."""
+    plain = isinstance(pattern, Path) or not (is_url(pattern) or "::" in pattern)
+    if plain and os.path.exists(os.path.expanduser(pattern)):  # noqa: PTH110, PTH111  (never raise)
+        return [Path(pattern).expanduser()]
+    try:
+        texts = webdataset().shardlists.expand_urls(str(pattern))
+    except (AssertionError, ValueError) as error:  # a variable that is not set, an unbalanced brace
+        raise DataError(f"source: must be a pattern of shards, found {str(pattern)!r}: {error}; mend it") from error
+    found: list[str | Path] = []
+    for text in texts:
+        if isinstance(pattern, Path) or not is_url(text):
+            found.append(Path(text).expanduser())
+        elif text.lower().startswith("file:"):
+            found.append(Path(url2pathname(urlsplit(text).path)))
         else:
-            urls.append(url)
-    if not urls:
+            found.append(text)
+    return found
+
+
+def _local(path: Path) -> list[tuple[Path, Path | None]]:
+    """Returns absolute paths, and the folder that they were found in: those in a folder, those that a pattern fits, or one."""
+    if files := tar_files(path):
+        return [(file.absolute(), path) for file in files]
+    if not glob.has_magic(str(path)) or os.path.lexists(path):
+        return [(path.absolute(), None)]
+    if not (matches := sorted(glob.glob(str(path)))):  # noqa: PTH207  (Path.glob takes no absolute pattern)
         raise DataError(
-            f"source: must be at least one shard with samples, found {len(found)} that are missing or empty (first: "
-            f"{problems[0].where}); correct the path"
+            f"source: a pattern must fit shards, found none for {str(path)!r}; correct the folder or the pattern"
         )
-    return urls, problems
+    folder = next(parent for parent in path.absolute().parents if not glob.has_magic(str(parent)))
+    return [(Path(match).absolute(), folder) for match in matches]
 
 
-def _local(path: str) -> list[str]:
-    path = str(Path(path).expanduser())
-    if files := tar_files(Path(path)):
-        return [str(file) for file in files]
-    if not glob.has_magic(path) or Path(path).exists():
-        return [path]
-    if not (matches := sorted(glob.glob(path))):  # noqa: PTH207  (Path.glob takes no absolute pattern)
-        raise DataError(
-            f"source: a pattern must fit shards, found none for {path!r}; correct the folder or the pattern"
-        )
-    return matches
+def _problem(path: Path, folder: Path | None, follow_links: bool) -> Problem | None:
+    try:
+        found = resolve_inside(folder or path.parent, path, follow_links=follow_links or folder is None)
+        with open_regular(found) as file:
+            return None if file.read(1) else Problem("shard empty", f"{path}: no bytes")
+    except FileNotFoundError:
+        return Problem("shard unreadable", f"{path}: no such file")
+    except OSError as error:
+        return Problem("shard unreadable", f"{path}: {error.strerror}")
 
 
-def _known(url: str, library: Any) -> str:
-    scheme = url.partition(":")[0]
-    known = {"file", *library.gopen_schemes} - {"__default__"}
-    if scheme.lower() not in known:
-        raise DataError(
-            f"source: WebDataset takes URLs of {', '.join(sorted(known))}, found {url!r}; use pipe: with a command that prints "
-            "the shard, such as pipe:aws s3 cp URL -"
-        )
+def _checked(url: str, allow_commands: bool) -> str:
+    try:
+        check_url(url, allow_commands=allow_commands)
+    except ValueError as error:
+        raise DataError(f"source: {error}") from error
     return url
 
 
-def has_caption_lines(url: str) -> bool:
-    """Returns whether a shard's `txt` has a caption a line, as CLIP_benchmark's sets for retrieval have it.
+def has_caption_lines(shard: str) -> bool:
+    """Returns whether a `dataset_type.txt` beside a shard, or above, says `retrieval`: then `txt` has a caption a line.
 
-    They say so in a `dataset_type.txt`, in the folder of the shard or in the one above.
+    CLIP_benchmark's sets for retrieval have it.
     """
-    if is_url(url):
-        return False
-    folder = Path(url).resolve().parent
-    files = [place / "dataset_type.txt" for place in (folder, folder.parent)]
-    return any(file.is_file() and file.read_text(encoding="utf-8").strip().lower() == "retrieval" for file in files)
+    for place in () if is_url(shard) else Path(shard).parents[:2]:
+        with suppress(OSError), open_regular(place / "dataset_type.txt") as file:
+            return file.read(64).strip().lower() == b"retrieval"
+    return False
 
 
 def read_sample(
     sample: Sample, caption_key: str, where: str, *, caption_lines: bool = False
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """Decodes what WebDataset calls a sample: the content of the files of one name, by suffix.
-
-    Args:
-        sample: The files.
-        caption_key: Where its `json` has its caption, if there is no `txt`.
-        where: How a report calls it.
-        caption_lines: Whether its `txt` has a caption a line.
-
-    Returns:
-        The picture and its captions.
-
-    Raises:
-        Unusable: It lacks one, or one cannot be decoded.
-    """
+    """Decodes the picture and the captions of a sample, or raises Unusable; `caption_lines`: `txt` has one a line."""
     found = image_of(sample, where)
+    if max(len(sample.get(key, b"")) for key in ("txt", "json")) > MOST_TEXT:
+        raise Unusable(Problem("entry malformed", f"{where}: more than {MOST_TEXT} bytes of text"))
     try:
         text = sample["txt"].decode("utf-8-sig") if "txt" in sample else None
         captions = as_captions(text.splitlines() if text and caption_lines else text)
         if not captions and "json" in sample:
-            content = json.loads(sample["json"])
+            content = parse_json(sample["json"])
             captions = as_captions(content.get(caption_key)) if isinstance(content, dict) else ()
     except ValueError as error:
         raise Unusable(Problem("entry malformed", f"{where}: {error}")) from error
@@ -159,11 +171,7 @@ def read_sample(
 
 
 def image_of(sample: Sample, where: str) -> bytes:
-    """Returns the content of a sample's image file.
-
-    Raises:
-        Unusable: It has none.
-    """
+    """Returns the content of a sample's image file, or raises Unusable."""
     found: bytes | None = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
     if found is None:
         raise Unusable(Problem("image missing", f"{where}: {_keys(sample)}"))

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from torch_pruning_mope.errors import DataError
+from .._io import printable
+from ..errors import DataError
 
 Reason = Literal[
     "file missing",
+    "file outside",
     "image unreadable",
     "image missing",
     "caption missing",
@@ -52,7 +54,7 @@ class Skipped:
     @classmethod
     def of(cls, problems: Iterable[Problem], read: int) -> Skipped:
         """Returns the summary of a list of problems."""
-        problems = list(problems)
+        problems = [Problem(reason, printable(where)) for reason, where in problems]
         examples = {
             reason: tuple(where for found, where in problems if found == reason)[:EXAMPLES]
             for reason in dict.fromkeys(found for found, _ in problems)
@@ -183,6 +185,7 @@ class Counted:
 
     def _skip(self, reason: Reason, where: str) -> None:
         """Counts one problem, and stops the epoch if the rest of it cannot make up for them."""
+        where = printable(where)
         row, column = _row(), REASONS.index(reason)
         earlier = int(self._counts[row, 2 + column])
         if earlier < EXAMPLES:

@@ -10,7 +10,7 @@ import open_clip
 import torch
 from safetensors.torch import load
 
-from torch_pruning_mope.data._tokenizer import EmojiTokenizer
+from ._tokenizer import EmojiTokenizer
 
 
 def tiny_clip_config() -> dict[str, Any]:

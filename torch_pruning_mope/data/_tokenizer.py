@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from torch_pruning_mope.data._emoji import GRAMMAR_WORDS, concepts
+from ._emoji import GRAMMAR_WORDS, concepts
 
 CONTEXT_LENGTH = 24
 PAD = 0

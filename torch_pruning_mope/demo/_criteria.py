@@ -7,7 +7,7 @@ from typing import Any
 import torch_pruning as tp
 
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..importance import MoPEImportance, UnitImportance, WeightedImportance
 
 

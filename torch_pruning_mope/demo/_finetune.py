@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from ..data import emoji_batches
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..scoring import batch_losses
 
 MAX_LOGIT_SCALE = math.log(100)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..evaluation import evaluate_retrieval
 
 

@@ -10,11 +10,10 @@ import torch
 from tqdm import tqdm
 
 from ..data import Pairs, emoji_pairs, load_tiny_clip
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..evaluation import multiply_adds, parameters
 from ..importance import MoPEImportance
-from ..pruning import Counts
-from ..pruning._prune import prune
+from ..pruning import Counts, prune
 from ..scoring import ScoreTable
 from ._criteria import CRITERIA
 from ._finetune import fine_tune

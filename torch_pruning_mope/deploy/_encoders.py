@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .._version import __version__
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..surgery import reached_leaves
 from ._fold import folded_encoder
 from ._text import FoldedClip
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
         return self._encode(inputs)
 
 
-def deployed_encoders(encoder: DualEncoder) -> dict[TowerName, Encoder]:
+def deployed_encoders(encoder: EncoderCore) -> dict[TowerName, Encoder]:
     """Each encoder of a model in deployment form, on the CPU.
 
     Args:
@@ -46,13 +46,13 @@ def deployed_encoders(encoder: DualEncoder) -> dict[TowerName, Encoder]:
         Both.
     """
     encoder.check_has_weights()
-    folded = folded_encoder(DualEncoder(copy.deepcopy(encoder.model).eval().cpu()))
+    folded = folded_encoder(EncoderCore(copy.deepcopy(encoder.model).eval().cpu()))
     model = folded.model
     text = model.encode_text if isinstance(model, FoldedClip) else lambda tokens: folded.embed("text", tokens)
     return {"image": Encoder(model, lambda images: folded.embed("image", images)), "text": Encoder(model, text)}
 
 
-def some_inputs(encoder: DualEncoder, tower: TowerName, count: int, seed: int = 0) -> Tensor:
+def some_inputs(encoder: EncoderCore, tower: TowerName, count: int, seed: int = 0) -> Tensor:
     """Random inputs, on the CPU: noise, or ids of which the highest ends a caption and zeros follow.
 
     Args:
@@ -77,7 +77,7 @@ def some_inputs(encoder: DualEncoder, tower: TowerName, count: int, seed: int = 
     return tokens
 
 
-def vocabulary(encoder: DualEncoder) -> int:
+def vocabulary(encoder: EncoderCore) -> int:
     """How many ids the text encoder knows."""
     inputs = encoder.example_inputs["tokens"]
     used = reached_leaves(encoder.model, lambda: [encoder.embed("text", inputs)])
@@ -126,7 +126,7 @@ def weights_of_one(encoder: Encoder, inputs: Tensor) -> Iterator[None]:
             parameter.data = data
 
 
-def description(encoder: DualEncoder) -> str:
+def description(encoder: EncoderCore) -> str:
     """What a user of the files has to know, as JSON."""
     inputs = encoder.example_inputs
     scale, bias = (

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import ExportError, MopeError
 from ._encoders import deployed_encoders, description, some_inputs, weights_of_one
 from ._programs import Runner, write_executorch, write_onnx, write_program
@@ -27,7 +27,7 @@ _PROGRAMS = {
 }
 _COUNTS = {"executorch": (1,)}
 """How many inputs a program is tried on, where it does not take any number."""
-_STOCK: dict[str, Callable[[DualEncoder, Path], dict[TowerName, Runner]]] = {
+_STOCK: dict[str, Callable[[EncoderCore, Path], dict[TowerName, Runner]]] = {
     "open_clip": write_open_clip,
     "transformers": write_transformers,
 }
@@ -37,7 +37,7 @@ _TOLERANCE, _COARSE = 1e-4, 5e-2
 
 
 def export(
-    model: nn.Module | DualEncoder,
+    model: nn.Module | EncoderCore,
     folder: str | Path,
     *,
     format: Format = "onnx",  # noqa: A002 (what it is)
@@ -76,8 +76,8 @@ def export(
         raise ValueError(f"format must be one of {', '.join(get_args(Format))}; found {format!r}.")
     if opset is not None and format != "onnx":
         raise ValueError(f"opset must be None for format {format!r}; found {opset}. It is ONNX's.")
-    root = model.model if isinstance(model, DualEncoder) else model
-    encoder = DualEncoder(copy.deepcopy(root).eval())
+    root = model.model if isinstance(model, EncoderCore) else model
+    encoder = EncoderCore(copy.deepcopy(root).eval())
     encoder.check_has_weights()
     encoder.model.cpu()
     target = Path(folder)
@@ -99,7 +99,7 @@ def export(
             target.rmdir()
 
 
-def _write_programs(encoder: DualEncoder, folder: Path, format: str, opset: int | None) -> None:  # noqa: A002
+def _write_programs(encoder: EncoderCore, folder: Path, format: str, opset: int | None) -> None:  # noqa: A002
     """Both encoders, and what a user has to know of them."""
     write, suffix = _PROGRAMS[format]
     for tower, part in deployed_encoders(encoder).items():
@@ -125,7 +125,7 @@ def _write_programs(encoder: DualEncoder, folder: Path, format: str, opset: int 
 
 
 @torch.no_grad()
-def _check(encoder: DualEncoder, tower: TowerName, embed: Runner, run: Runner, counts: Sequence[int] = (1, 3)) -> None:
+def _check(encoder: EncoderCore, tower: TowerName, embed: Runner, run: Runner, counts: Sequence[int] = (1, 3)) -> None:
     """Raises if what was written puts out something else than the model.
 
     Raises:

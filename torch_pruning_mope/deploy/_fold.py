@@ -8,7 +8,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
 from torch import nn
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..surgery import PrunableAttention
 from ..towers import Tower
 from ..towers._open_clip import OpenClipText, OpenClipVision
@@ -20,7 +20,7 @@ from ._text import FoldedClip, FoldedTextTransformer
 from ._transformers import fold_transformers_attention
 
 
-def fold(model: nn.Module | DualEncoder) -> Any:
+def fold(model: nn.Module | EncoderCore) -> Any:
     """A copy of a model in deployment form: the same embeddings, in less time.
 
     Queries, keys and values come from one matrix product, the softmax scale is in its weights, layer scales are in the layers
@@ -41,12 +41,12 @@ def fold(model: nn.Module | DualEncoder) -> Any:
         UnsupportedModelError: If the model, or one of its parts, is of an unknown type.
         ValueError: If weights are on the ``meta`` device.
     """
-    encoder = DualEncoder(copy.deepcopy(model.model if isinstance(model, DualEncoder) else model).eval())
+    encoder = EncoderCore(copy.deepcopy(model.model if isinstance(model, EncoderCore) else model).eval())
     encoder.check_has_weights()
     return folded_encoder(encoder).model
 
 
-def folded_encoder(encoder: DualEncoder) -> DualEncoder:
+def folded_encoder(encoder: EncoderCore) -> EncoderCore:
     """Mutates an encoder's model: brings it into deployment form.
 
     Args:
@@ -76,7 +76,7 @@ def folded_encoder(encoder: DualEncoder) -> DualEncoder:
 
 
 @torch.no_grad()
-def _narrowing(tower: Tower, encoder: DualEncoder) -> Narrowing | None:
+def _narrowing(tower: Tower, encoder: EncoderCore) -> Narrowing | None:
     if isinstance(tower, OpenClipText):
         return "pooled"
     stream = tower.stem(encoder.example_inputs["images"])

@@ -16,13 +16,13 @@ from open_clip.transformer import (
 from safetensors.torch import save_file
 from torch import nn
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import ExportError
 from ._programs import Runner, quiet
 from ._widths import one_width, stock_state
 
 
-def write_open_clip(encoder: DualEncoder, folder: Path) -> dict[TowerName, Runner]:
+def write_open_clip(encoder: EncoderCore, folder: Path) -> dict[TowerName, Runner]:
     """Writes a folder that open_clip loads by ``local-dir:``.
 
     Args:
@@ -71,7 +71,7 @@ def write_open_clip(encoder: DualEncoder, folder: Path) -> dict[TowerName, Runne
     return {"image": loaded.encode_image, "text": loaded.encode_text}
 
 
-def _vision(encoder: DualEncoder, visual: Any) -> dict[str, Any]:
+def _vision(encoder: EncoderCore, visual: Any) -> dict[str, Any]:
     layers, heads, neurons = one_width(encoder, "image")
     width = visual.conv1.out_channels
     return {
@@ -88,7 +88,7 @@ def _vision(encoder: DualEncoder, visual: Any) -> dict[str, Any]:
     }
 
 
-def _text(encoder: DualEncoder, owner: Any) -> dict[str, Any]:
+def _text(encoder: EncoderCore, owner: Any) -> dict[str, Any]:
     layers, heads, neurons = one_width(encoder, "text")
     words, width = owner.token_embedding.weight.shape
     projection = owner.text_projection

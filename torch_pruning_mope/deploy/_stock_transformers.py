@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import ExportError
 from ..towers import towers_of
 from ._programs import Runner, quiet
@@ -15,7 +15,7 @@ from ._widths import one_width, stock_state
 _SIZES = ("num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def write_transformers(encoder: DualEncoder, folder: Path) -> dict[TowerName, Runner]:
+def write_transformers(encoder: EncoderCore, folder: Path) -> dict[TowerName, Runner]:
     """Writes a folder that transformers loads by ``from_pretrained``.
 
     Args:

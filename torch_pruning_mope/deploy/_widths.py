@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import ExportError
 from ..surgery import PrunableAttention
 
 
-def one_width(encoder: DualEncoder, tower: TowerName) -> tuple[int, int, int]:
+def one_width(encoder: EncoderCore, tower: TowerName) -> tuple[int, int, int]:
     """Layers, heads per layer and neurons per layer of a tower whose layers are alike.
 
     Args:

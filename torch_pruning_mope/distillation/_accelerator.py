@@ -11,32 +11,15 @@ import torch
 
 @contextmanager
 def accelerator_for(precision: str, log_with: Any, folder: Path | None) -> Iterator[Any]:
-    """An accelerator whose settings end with it.
+    """Yields an accelerator, and afterwards puts back the settings that Accelerate keeps per process.
 
-    Accelerate keeps one set of settings per process and refuses a second precision. Those of this training are put in their
-    place, and what was there before, such as an accelerator of the user's own, is put back on every path. The process group
-    stays.
+    Accelerate refuses a second precision in one process; each training has its own. Trackers are finished in the end, and the
+    process group stays. Raises as :func:`distill` does.
+    """  # noqa: DOC501
+    from accelerate import Accelerator  # takes a second to import
+    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import DistributedDataParallelKwargs
 
-    Args:
-        precision: Mixed precision.
-        log_with: A tracker, several, or None.
-        folder: Where trackers write that write files.
-
-    Yields:
-        The accelerator, which the extra ``train`` installs. Its trackers are finished in the end.
-
-    Raises:
-        ImportError: If Accelerate, or a tracker, is not installed.
-        ValueError: If a tracker has no folder to write to, or the precision is not for this device.
-        NotImplementedError: If it is configured to shard the model.
-        RuntimeError: If it would train in this process alone, of several that were launched together.
-    """
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState, GradientState
-        from accelerate.utils import DistributedDataParallelKwargs
-    except ImportError as error:
-        raise ImportError('distil needs Accelerate: pip install "torch-pruning-mope[train]"') from error
     _check_trackers(log_with, folder)
     shared: list[dict[str, Any]] = [AcceleratorState._shared_state, GradientState._shared_state]
     before = [dict(state) for state in shared]
@@ -55,7 +38,7 @@ def accelerator_for(precision: str, log_with: Any, folder: Path | None) -> Itera
         if kind in {"FSDP", "DEEPSPEED", "MEGATRON_LM"}:
             raise NotImplementedError(
                 f"Accelerate must be configured for one process or for data parallelism (DDP); found {kind}. Launch without "
-                "it, as torchrun does; distil(shard=True) is what spreads a student over ranks here."
+                "it, as torchrun does; distill(shard=True) spreads a student over ranks here."
             )
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if accelerator.num_processes != launched:

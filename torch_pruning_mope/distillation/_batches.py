@@ -1,4 +1,4 @@
-"""Training batches: drawn from pairs by seed and step alone, or as they are given."""
+"""Training batches, drawn from pairs by seed and step, or taken as they come."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,16 +15,7 @@ Batches = Pairs | Iterable[tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a batch.
-
-    Attributes:
-        images: The student's images.
-        tokens: A caption of each.
-        teacher_images: The same images as the teacher takes them.
-        teacher_tokens: The same captions, likewise.
-        rows: Which images of the pairs they are, where that is known.
-        captions: Which captions.
-    """
+    """One rank's share of a batch; ``rows`` and ``captions`` are its places in the pairs, where it comes from pairs."""
 
     images: Tensor
     tokens: Tensor
@@ -37,50 +28,28 @@ class Batch:
 def drawn(
     pairs: Pairs, teacher_pairs: Pairs | None, begun: int, batch_size: int, seed: int, rank: int, world: int
 ) -> Iterator[Batch]:
-    """This rank's share of batch after batch; a matter of the seed and the step alone.
-
-    Args:
-        pairs: The pairs.
-        teacher_pairs: The same as the teacher takes them; None if it takes them as the student does.
-        begun: Steps done.
-        batch_size: Pairs of a batch, over all ranks.
-        seed: Of the order.
-        rank: This rank.
-        world: How many there are.
-
-    Yields:
-        Batches, without end.
-    """
+    """Yields this rank's share of each batch after the first ``begun``; they depend on the seed and the step alone."""
     theirs = teacher_pairs or pairs
     per_epoch = pairs.num_images // batch_size
-    for step in count(begun):
-        epoch, place = divmod(step, per_epoch)
+    first, place = divmod(begun, per_epoch)
+    for epoch in count(first):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(pairs.num_images, generator=generator)
         ranked = torch.randperm(pairs.num_captions, generator=generator)
         # The last write wins: of an image's captions, the one that comes last in a random order.
         chosen = torch.empty(pairs.num_images, dtype=torch.long)
         chosen[pairs.image_index[ranked]] = ranked
-        rows = order[place * batch_size : (place + 1) * batch_size][rank::world]
-        captions = chosen[rows]
-        own = pairs.images[rows], pairs.tokens[captions]
-        other = own if teacher_pairs is None else (theirs.images[rows], theirs.tokens[captions])
-        yield Batch(*own, *other, rows, captions)
+        for start in range(place * batch_size, per_epoch * batch_size, batch_size):
+            rows = order[start : start + batch_size][rank::world]
+            captions = chosen[rows]
+            own = pairs.images[rows], pairs.tokens[captions]
+            other = own if teacher_pairs is None else (theirs.images[rows], theirs.tokens[captions])
+            yield Batch(*own, *other, rows, captions)
+        place = 0
 
 
 def given(batches: Iterable[tuple[Tensor, ...]], begun: int) -> Iterator[Batch]:
-    """Batch after batch as given, from the beginning again at the end.
-
-    Args:
-        batches: The batches.
-        begun: Steps done, whose batches are skipped.
-
-    Yields:
-        Batches, without end.
-
-    Raises:
-        ValueError: If there are none, or one is not of two or four tensors.
-    """
+    """Yields the batches after the first ``begun``, from the beginning again at the end."""
     seen = 0
     while True:
         before = seen
@@ -95,19 +64,11 @@ def given(batches: Iterable[tuple[Tensor, ...]], begun: int) -> Iterator[Batch]:
                 )
             yield Batch(*batch[:2], *(batch[2:] or batch))
         if seen == before:
-            raise ValueError("pairs must yield batches (images, tokens) as often as they are gone through; found none.")
+            raise ValueError("pairs must yield batches (images, tokens) each time they are iterated; found none.")
 
 
 def check_aligned(pairs: Batches, teacher_pairs: Pairs | None) -> None:
-    """Raises unless the teacher's pairs are the same as the student's.
-
-    Args:
-        pairs: The student's.
-        teacher_pairs: The teacher's, if they differ.
-
-    Raises:
-        ValueError: If they are others, or the student's come as batches.
-    """
+    """Raises ValueError unless the teacher's pairs are the student's images and captions in the same order."""
     if teacher_pairs is None:
         return
     if not isinstance(pairs, Pairs):

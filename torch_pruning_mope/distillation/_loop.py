@@ -1,4 +1,4 @@
-"""The loop of training: step after step, with checkpoints."""
+"""Training loop: step after step, with checkpoints."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +13,16 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from ..errors import NonFiniteError
+from ..scoring import Ranks
 from ._batches import Batch
 from ._cache import TeacherPrecision
-from ._checkpoint import latest_training, load_training, save_training, training_tensors
+from ._checkpoint import load_training, save_training, training_tensors
 from ._chunks import chunked_backward
-from ._distillation import DistillationLoss, Encoded
+from ._loss import DistillationLoss, Encoded
 from ._optimizer import schedule, take_average
 from ._shard import Shards
 from ._student import clamp_temperature
-from ._taught import Teacher, taught
+from ._teacher import Teacher, run_teacher
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TrainingStep:
         step: Its number, from 1.
         loss: The loss.
         terms: Its terms, not weighted.
-        learning_rate: What it was made with.
+        learning_rate: The learning rate of the step.
     """
 
     step: int
@@ -43,26 +44,14 @@ class TrainingStep:
 
 @dataclass
 class Loop:
-    """What the steps of training share.
+    """State that the steps of one training share.
 
-    Attributes:
-        accelerator: Accelerate's.
-        model: The model that is trained.
-        module: What encodes a batch with it: wrapped for data parallelism by :meth:`take_up`, unless it is in shards.
-        optimizer: Its optimizer.
-        average: The average of its weights, if there is one.
-        loss: The objective.
-        teacher: The teacher, or what is kept of one; None for none.
-        teacher_precision: What the teacher computes in; None for as the student does.
-        chunks: Parts that a rank's share of a batch is run in.
-        max_norm: Of gradients; None for as they are.
-        folder: Where checkpoints are; None for none.
-        about: What the run is.
-        history: Every step so far.
-        last: The last checkpoint, if there is one.
+    ``module`` encodes a batch with ``model``; :meth:`resume` wraps it for data parallelism unless it is in shards. ``key`` is
+    all that the numbers depend on.
     """
 
     accelerator: Any
+    ranks: Ranks
     model: nn.Module
     module: nn.Module
     optimizer: Any
@@ -73,15 +62,17 @@ class Loop:
     chunks: int
     max_norm: float | None
     folder: Path | None
-    about: dict[str, Any]
+    key: dict[str, Any]
     history: list[TrainingStep] = field(default_factory=list)
     last: Path | None = None
 
-    def take_up(self) -> None:
-        """Mutates the model and the optimizer: as they are in the last checkpoint, if there is one; and wraps them."""
-        if self.folder is not None and (found := latest_training(self.folder)) is not None:
-            _, logged = load_training(found, self.model, self.optimizer, self.about, self.average)
-            self.history, self.last = [TrainingStep(**entry) for entry in logged], found
+    def resume(self) -> None:
+        """Mutates model and optimizer to the last checkpoint, if there is one, and wraps them."""
+        if self.folder is not None:
+            self.last, logged = load_training(
+                self.folder, self.key, self.model, self.optimizer, self.average, self.ranks
+            )
+            self.history = [TrainingStep(**entry) for entry in logged]
         if isinstance(self.module, Shards):
             return
         if self.average is not None:
@@ -98,31 +89,22 @@ class Loop:
         on_step: Callable[[TrainingStep], object],
         show: bool,
     ) -> None:
-        """Mutates the model: trains it to the last step, and leaves it in eval mode with its average, if there is one.
-
-        Args:
-            batches: One for each step that is left.
-            steps: All steps.
-            learning_rate: The highest.
-            warmup: Share of the steps in which it rises.
-            save_every: Steps between checkpoints.
-            on_step: Called with every step on the first rank.
-            show: Whether to show a progress bar.
-        """
+        """Mutates the model: trains it to the last step; its average, if there is one, takes its place. Ends in eval mode."""
         begun = len(self.history)
         self.module.train()
-        for step in tqdm(range(begun, steps), initial=begun, total=steps, disable=not show, unit="step"):
-            entry = self._step(next(batches), step, learning_rate * schedule(step, steps, warmup))
-            self.history.append(entry)
-            if self.accelerator.is_main_process:
-                on_step(entry)
-            values = {"loss": entry.loss, "learning_rate": entry.learning_rate, **entry.terms}
-            self.accelerator.log(values, step=step + 1)
-            if (step + 1) % save_every == 0 or step + 1 == steps:
-                self._save(step + 1)
-            self.accelerator.wait_for_everyone()
-        take_average(self.model, self.average)
-        self.model.eval()
+        try:
+            for step in tqdm(range(begun, steps), initial=begun, total=steps, disable=not show, unit="step"):
+                entry = self._step(next(batches), step, learning_rate * schedule(step, steps, warmup))
+                self.history.append(entry)
+                if self.accelerator.is_main_process:
+                    on_step(entry)
+                values = {"loss": entry.loss, "learning_rate": entry.learning_rate, **entry.terms}
+                self.accelerator.log(values, step=step + 1)
+                if self.folder is not None and ((step + 1) % save_every == 0 or step + 1 == steps):
+                    self._save(self.folder, step + 1)
+            take_average(self.model, self.average)
+        finally:
+            self.model.eval()
 
     def _step(self, batch: Batch, step: int, rate: float) -> TrainingStep:
         """Mutates the model: one step of the optimizer."""
@@ -147,21 +129,17 @@ class Loop:
             self.average.update_parameters(self.model)
         return TrainingStep(step + 1, value, terms, rate)
 
-    def _save(self, step: int) -> None:
-        if self.folder is None:
-            return
-        first = self.accelerator.is_main_process
-        tensors = training_tensors(self.model, self.optimizer, self.average, kept=first)
-        if first:
-            history = [asdict(entry) for entry in self.history]
-            self.last = save_training(self.folder, tensors, step, self.about, history)
+    def _save(self, folder: Path, step: int) -> None:
+        tensors = training_tensors(self.model, self.optimizer, self.average, self.ranks)
+        history = [asdict(entry) for entry in self.history]
+        self.last = self.ranks.from_first(lambda: save_training(folder, tensors, step, self.key, history))
 
     def _backward(self, batch: Batch) -> tuple[float, dict[str, float]]:
-        """Adds the gradients of a batch, and returns its loss and terms."""
+        """Adds the gradients of a batch; returns its loss and terms."""
         accelerator, module, loss = self.accelerator, self.module, self.loss
         device = accelerator.device
         images, tokens = batch.images.to(device), batch.tokens.to(device)
-        theirs = taught(self.teacher, batch, accelerator, self.teacher_precision, hidden="hidden" in loss.weights)
+        theirs = run_teacher(self.teacher, batch, accelerator, self.teacher_precision, hidden="hidden" in loss.weights)
         if self.chunks == 1:
             with accelerator.autocast():
                 out: Encoded = module(images, tokens)
@@ -200,6 +178,6 @@ class Loop:
 
 
 def _touching(total: Tensor, out: Encoded) -> Tensor:
-    """A loss that depends on temperature and bias, if only by nothing: DDP waits for gradients of all that is returned."""
+    """Adds nothing to a loss that depends on temperature and bias: DDP waits for gradients of all that is returned."""
     numbers = [each for each in (out.logit_scale, out.logit_bias) if isinstance(each, Tensor) and each.requires_grad]
     return total + 0.0 * torch.stack([each.float().sum() for each in numbers]).sum() if numbers else total

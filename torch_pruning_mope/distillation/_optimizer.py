@@ -1,4 +1,4 @@
-"""What training is made with: its rates, its optimizer, the average of its weights."""
+"""Learning rates, optimizer and moving average of a training."""
 
 import math
 from typing import Any
@@ -9,16 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the highest learning rate: up in a line, down in half a cosine.
-
-    Args:
-        step: Steps done.
-        steps: All steps.
-        warmup: Share of them in which the rate rises.
-
-    Returns:
-        The share.
-    """
+    """Share of the highest learning rate: a linear rise over ``warmup`` of the steps, then half a cosine."""
     rising = max(1, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
@@ -26,17 +17,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 
 def adamw(model: nn.Module, learning_rate: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW of what is to be trained; biases, norms and the temperature do not decay.
-
-    Args:
-        model: The model.
-        learning_rate: The highest.
-        betas: AdamW's.
-        weight_decay: Of matrices.
-
-    Returns:
-        The optimizer.
-    """
+    """AdamW of the parameters that require gradients; biases, norms and the temperature do not decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
@@ -46,26 +27,13 @@ def adamw(model: nn.Module, learning_rate: float, betas: tuple[float, float], we
 
 
 def averaged(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """The exponential moving average of a model's weights, which begins with what they are after the first step.
-
-    Args:
-        model: The model.
-        decay: The share of the average that a step leaves; None for no average.
-
-    Returns:
-        A copy that averages, or None.
-    """
+    """Exponential moving average of a model's weights, from those after the first step on."""
     return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 @torch.no_grad()
 def take_average(model: nn.Module, average: AveragedModel | None) -> None:
-    """Mutates ``model``: its weights become their average, if there is one.
-
-    Args:
-        model: The model.
-        average: Its average.
-    """
+    """Mutates ``model``: its weights become their average, if there is one."""
     if average is not None:
         for own, mean in zip(model.parameters(), average.module.parameters(), strict=True):
             own.copy_(mean)

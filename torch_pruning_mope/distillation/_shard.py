@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from ..encoder import DualEncoder
-from ._distillation import Encoded
+from ..encoder import EncoderCore
+from ._loss import Encoded
 from ._student import Student
 
 
@@ -32,7 +32,7 @@ class Shards(nn.Module):
         NotImplementedError: If PyTorch is too old.
     """
 
-    def __init__(self, student: DualEncoder, device: torch.device, *, hidden: bool, ema: float | None) -> None:
+    def __init__(self, student: EncoderCore, device: torch.device, *, hidden: bool, ema: float | None) -> None:
         super().__init__()
         fully_shard = _fully_shard()
         self._device = device
@@ -117,7 +117,7 @@ class Shards(nn.Module):
         return torch.stack(norms).square().sum() if norms else torch.zeros((), device=self._device)
 
     @torch.no_grad()
-    def put_back(self, student: DualEncoder) -> None:
+    def put_back(self, student: EncoderCore) -> None:
         """Mutates the student, on every rank: its weights become the copy's, its buffers the first rank's; in eval mode.
 
         Args:
@@ -168,9 +168,9 @@ def placed(tensor: Tensor, like: Any) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
-def _twin(student: DualEncoder) -> DualEncoder:
+def _twin(student: EncoderCore) -> EncoderCore:
     """A copy, whose blocks have the student's numbers."""
-    twin = DualEncoder(copy.deepcopy(student.model))
+    twin = EncoderCore(copy.deepcopy(student.model))
     for name, tower in twin.towers.items():
         numbered = list(student.numbered[name])
         for number, block in zip(student.block_numbers(name), tower.blocks, strict=True):

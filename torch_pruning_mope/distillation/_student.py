@@ -1,4 +1,4 @@
-"""A dual encoder as one module whose forward encodes a batch, which is what data parallelism can wrap."""
+"""A dual encoder as one module whose forward encodes a batch, as data parallelism needs it."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,22 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..towers import first_tensor
-from ._distillation import Encoded
+from ._loss import Encoded
 
 TOWERS: tuple[TowerName, ...] = ("image", "text")
 
 
 class Student(nn.Module):
-    """Encodes images and captions, and keeps what leaves the blocks if asked to.
+    """Encodes images ``[I, C, R, R]`` and captions ``[N, T]``; keeps the states that leave the blocks on request."""
 
-    Args:
-        encoder: The dual encoder.
-        hidden: Whether hidden states are kept.
-    """
-
-    def __init__(self, encoder: DualEncoder, *, hidden: bool = False) -> None:
+    def __init__(self, encoder: EncoderCore, *, hidden: bool = False) -> None:
         super().__init__()
         self.model: nn.Module = encoder.model
         self.hidden = hidden
@@ -33,15 +28,7 @@ class Student(nn.Module):
         self._blocks = numbered_blocks(encoder, TOWERS if hidden else ())
 
     def forward(self, images: Tensor, tokens: Tensor) -> Encoded:
-        """Encodes a batch.
-
-        Args:
-            images: ``[I, C, R, R]``.
-            tokens: ``[N, T]``.
-
-        Returns:
-            What the losses take; hidden states by the number that a block had when the model was wrapped.
-        """
+        """Encodes a batch; hidden states are keyed by the numbers that blocks had when the model was wrapped."""
         encoder = self._encoder[0]
         with watched(self._blocks) as seen:
             embedded = encoder.embed("image", images), encoder.embed("text", tokens)
@@ -53,16 +40,8 @@ class Student(nn.Module):
 Blocks = Mapping[str, Mapping[int, nn.Module]]
 
 
-def numbered_blocks(encoder: DualEncoder, towers: Collection[TowerName]) -> Blocks:
-    """Blocks by tower and the number that they had when the model was wrapped; attention pools and their like are none.
-
-    Args:
-        encoder: The dual encoder.
-        towers: Whose blocks.
-
-    Returns:
-        Their modules.
-    """
+def numbered_blocks(encoder: EncoderCore, towers: Collection[TowerName]) -> Blocks:
+    """Blocks by tower and by their numbers when the model was wrapped, without attention pools and the like."""
     return {
         tower: {
             number: block.module
@@ -75,14 +54,7 @@ def numbered_blocks(encoder: DualEncoder, towers: Collection[TowerName]) -> Bloc
 
 @contextmanager
 def watched(blocks: Blocks) -> Iterator[dict[str, dict[int, Tensor]]]:
-    """What leaves each block, by tower and number.
-
-    Args:
-        blocks: The blocks that are watched.
-
-    Yields:
-        What is filled as towers are run inside; of both towers, if only with nothing.
-    """
+    """Yields a mapping, by tower and number, that fills with the blocks' outputs as towers run inside."""
     seen: dict[str, dict[int, Tensor]] = {tower: {} for tower in TOWERS}
     handles = []
 
@@ -99,15 +71,8 @@ def watched(blocks: Blocks) -> Iterator[dict[str, dict[int, Tensor]]]:
             handle.remove()
 
 
-def has_idle(encoder: DualEncoder) -> bool:
-    """Whether something that is trained has no part in the embeddings, such as CoCa's decoder: DDP has to be told.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-
-    Returns:
-        Whether there is such a thing, besides the temperature and the bias.
-    """
+def has_idle(encoder: EncoderCore) -> bool:
+    """Tells whether a trained parameter has no part in the embeddings, as in CoCa's decoder, which DDP must know."""
     trained = [
         parameter
         for name, parameter in encoder.model.named_parameters()
@@ -123,12 +88,7 @@ def has_idle(encoder: DualEncoder) -> bool:
 
 @torch.no_grad()
 def clamp_temperature(model: nn.Module, most: float = 100.0) -> None:
-    """Mutates ``model``: keeps its learnt temperature in CLIP's bounds.
-
-    Args:
-        model: The model.
-        most: Largest multiplier of similarities.
-    """
+    """Mutates ``model``: keeps its learnt temperature within CLIP's bounds (arXiv 2103.00020, section 2.5)."""
     scale = getattr(model, "logit_scale", None)
     if isinstance(scale, nn.Parameter):
         scale.clamp_(0, float(torch.tensor(most).log()))

@@ -1,104 +1,59 @@
-"""A teacher's embeddings of fixed pairs, computed once."""
+"""Outputs of a teacher on a batch: computed, or read from a cache."""
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from .._state import evaluation_mode
 from ..data import Pairs
-from ..encoder import DualEncoder
-from ..errors import WrongModelError
-from ..scoring import fingerprint
-from ._distillation import Encoded
+from ..encoder import EncoderCore
+from ._batches import Batch, Batches
+from ._cache import HALF, TeacherCache, TeacherPrecision
+from ._loss import DistillationLoss, Encoded
+from ._student import Student
+
+Teacher = EncoderCore | TeacherCache
 
 
-@dataclass(frozen=True, eq=False)
-class TeacherEmbeddings:
-    """What a teacher makes of some pairs, so that epochs after the first pay for the student alone.
+def check_teacher(teacher: Teacher | None, pairs: Batches, teacher_pairs: Pairs | None, loss: DistillationLoss) -> None:
+    """Raises ValueError unless a teacher has what a loss asks of it."""
+    if "hidden" in loss.weights and not (
+        isinstance(teacher, EncoderCore) or (isinstance(teacher, TeacherCache) and teacher.hidden)
+    ):
+        raise ValueError(
+            "teacher must be a DualEncoder, or a TeacherCache with hidden=True, for the term 'hidden'; found "
+            f"{type(teacher).__name__}. Pass such a teacher, or a DistillationLoss(hidden=0.0)."
+        )
+    if not isinstance(teacher, TeacherCache):
+        return
+    if not isinstance(pairs, Pairs) or teacher_pairs is not None:
+        raise ValueError(
+            "pairs must be Pairs, and teacher_pairs left out, for a TeacherCache, which is of fixed pairs; found "
+            f"{'batches' if teacher_pairs is None else 'teacher_pairs'}. Make the cache from the teacher's pairs."
+        )
+    if (teacher.num_images, teacher.num_captions) != (pairs.num_images, pairs.num_captions):
+        raise ValueError(
+            f"teacher must be a cache of pairs; found one of {teacher.num_images} images and {teacher.num_captions} captions "
+            f"for {pairs.num_images} and {pairs.num_captions}. Make it again."
+        )
 
-    Attributes:
-        images: A row per image.
-        texts: A row per caption.
-        logit_scale: The teacher's.
-    """
 
-    images: Float[Tensor, "I J"]
-    texts: Float[Tensor, "N J"]
-    logit_scale: float
-
-    @property
-    def num_images(self) -> int:
-        """How many images there are."""
-        return len(self.images)
-
-    @property
-    def num_captions(self) -> int:
-        """How many captions there are."""
-        return len(self.texts)
-
-    def encoded(
-        self, rows: Int[Tensor, "B"], captions: Int[Tensor, "C"], device: torch.device | str = "cpu"
-    ) -> Encoded:
-        """What the teacher makes of some images and captions.
-
-        Args:
-            rows: Which images.
-            captions: Which captions.
-            device: Where it is wanted.
-
-        Returns:
-            Embeddings.
-        """
-        return Encoded(self.images[rows].to(device), self.texts[captions].to(device), self.logit_scale)
-
-    @classmethod
-    def of(
-        cls, teacher: DualEncoder, pairs: Pairs, *, path: str | Path | None = None, batch_size: int = 128
-    ) -> "TeacherEmbeddings":
-        """The embeddings of pairs that are always seen in the same view.
-
-        Args:
-            teacher: The teacher; left as it is.
-            pairs: The pairs.
-            path: A file that they are written to, or read from if it holds those of this teacher and these pairs.
-            batch_size: Inputs at once.
-
-        Returns:
-            The embeddings, on the CPU.
-
-        Raises:
-            WrongModelError: If the file holds those of another teacher, or of other pairs.
-        """
-        of = {"weights": fingerprint(teacher.model), "pairs": pairs.fingerprint()}
-        target = None if path is None else Path(path)
-        if target is not None and target.exists():
-            return cls._read(target, of)
-        with torch.inference_mode(), evaluation_mode(teacher.model):
-            images = torch.cat([teacher.embed("image", part).cpu() for part in pairs.images.split(batch_size)])
-            texts = torch.cat([teacher.embed("text", part).cpu() for part in pairs.tokens.split(batch_size)])
-        scale = float(torch.as_tensor(teacher.logit_scale).detach())
-        if target is not None:
-            tensors = {"images": images.contiguous(), "texts": texts.contiguous()}
-            partial = target.with_name(target.name + ".part")
-            save_file(tensors, partial, {"of": json.dumps(of), "logit_scale": repr(scale)})
-            partial.replace(target)
-        return cls(images.clone(), texts.clone(), scale)
-
-    @classmethod
-    def _read(cls, path: Path, of: dict[str, str]) -> "TeacherEmbeddings":
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            found = json.loads(about.get("of", "{}"))
-            if found != of:
-                other = " and ".join(name for name, value in of.items() if found.get(name) != value)
-                raise WrongModelError(
-                    f"path must be free, or hold embeddings of this teacher and these pairs; {path} is for other {other}. "
-                    "Choose another path, or delete the file."
-                )
-            return cls(file.get_tensor("images"), file.get_tensor("texts"), float(about["logit_scale"]))
+def run_teacher(
+    teacher: Teacher | None, batch: Batch, accelerator: Any, precision: TeacherPrecision | None, *, hidden: bool
+) -> Encoded | None:
+    """Outputs of the teacher, if there is one, without a graph; in the student's precision unless told otherwise."""
+    if teacher is None:
+        return None
+    device = accelerator.device
+    if isinstance(teacher, TeacherCache):
+        if batch.rows is None or batch.captions is None:
+            return None
+        return teacher.encoded(batch.rows, batch.captions, device)
+    dtype = None if precision is None else HALF[precision]
+    own: AbstractContextManager[Any] = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+    with torch.no_grad(), evaluation_mode(teacher.model), accelerator.autocast(), own:
+        found: Encoded = Student(teacher, hidden=hidden)(
+            batch.teacher_images.to(device), batch.teacher_tokens.to(device)
+        )
+    return found

@@ -1,29 +1,35 @@
-"""The training that brings a pruned student back."""
+"""Training that recovers a pruned student."""
 
+import hashlib
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from .._fingerprint import fingerprint
+from .._io import hold
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
+from ..scoring import Ranks
 from ._accelerator import accelerator_for
 from ._batches import Batches, check_aligned, drawn, given
 from ._cache import TeacherPrecision
-from ._distillation import DistillationLoss
 from ._loop import Loop, TrainingStep
+from ._loss import DistillationLoss
 from ._optimizer import adamw, averaged
 from ._shard import Shards
 from ._student import Student, has_idle
-from ._taught import Teacher, check_teacher
+from ._teacher import Teacher, check_teacher
 
 Precision = Literal["no", "bf16", "fp16"]
 
 
-def distil(
-    student: DualEncoder,
+def distill(
+    student: EncoderCore,
     pairs: Batches,
     *,
     teacher: Teacher | None = None,
@@ -48,77 +54,82 @@ def distil(
     on_step: Callable[[TrainingStep], object] = lambda _: None,
     progress: bool = True,
 ) -> list[TrainingStep]:
-    """Mutates the student: trains it, to do what the teacher does if there is one.
+    """Mutates the student: trains it, towards the outputs of a teacher if one is given.
 
-    On Accelerate: under ``accelerate launch`` or ``torchrun`` each rank takes its share of every batch, and the loss is that of
-    the whole batch. The defaults are those reported for MoPE-CLIP (AdamW, cosine, 10 % of warm-up).
+    Runs on Accelerate: under ``accelerate launch`` or ``torchrun`` each rank takes its share of every batch, and the loss is
+    that of the whole batch. AdamW, linear warm-up and cosine decay are those reported for MoPE-CLIP (arXiv 2403.07839).
 
     Args:
-        student: The dual encoder, as it is to be trained.
-        pairs: Training pairs, of which a batch holds one caption per image: of several, a random one each time. Or batches
-            ``(images, tokens)`` of this rank's share, as a DataLoader over WebDataset shards yields them, gone through as
-            often as it takes; a run that goes on skips those it has seen. A teacher of another resolution or tokenizer takes
-            batches ``(images, tokens, teacher's images, teacher's tokens)``.
-        teacher: The teacher, left as it is; or its embeddings of these pairs, or a cache of them on disk, with hidden states if
-            they are asked for.
+        student: The dual encoder to train; only parameters with ``requires_grad`` change.
+        pairs: Training pairs, of which a batch holds one caption per image, drawn anew each epoch. Or batches
+            ``(images, tokens)`` of this rank's share, as a DataLoader over WebDataset shards yields them, iterated as often
+            as needed; a resumed run skips those it has seen. A teacher of another resolution or tokenizer takes batches
+            ``(images, tokens, teacher's images, teacher's tokens)``.
+        teacher: The teacher, left as it is, or a cache of its outputs on these pairs.
         teacher_pairs: The same pairs as the teacher takes them, if its resolution or tokenizer differs.
-        teacher_precision: What the teacher computes in; None for as the student does.
-        loss: The objective. By default MoPE-CLIP's with a teacher (without hidden states where only the teacher's embeddings
-            are given), else the contrastive loss.
+        teacher_precision: Autocast of the teacher; None for the student's.
+        loss: The objective; by default ``DistillationLoss()`` with a teacher, the contrastive loss without.
         steps: Optimizer steps.
-        batch_size: Pairs of a step, over all ranks; not for batches that come made.
+        batch_size: Pairs of a step, over all ranks; ignored for given batches.
         chunks: Parts that a rank's share of a batch is run in, to save memory; the gradients are the same.
         learning_rate: The highest.
         betas: AdamW's.
         weight_decay: Of matrices; biases, norms and the temperature have none.
         warmup: Share of the steps in which the rate rises.
-        max_norm: Gradients are scaled down to this norm; None for as they are.
-        ema: Decay of an exponential moving average of the weights, such as 0.999, which is what the student ends with; None for
-            the last weights.
+        max_norm: Largest norm of the gradients; None for no clipping.
+        ema: Decay of an exponential moving average of the weights, such as 0.999, with which the student ends; None for the
+            last weights.
         precision: Mixed precision.
-        shard: Whether each rank holds a part of the weights, gradients, optimizer and average (FSDP2, torch 2.7), not all. A
-            copy is trained, and the student changed in the end, on whatever device it is: leave it on the CPU where it does
-            not fit elsewhere. Steps and checkpoints are those of ranks that hold everything. The teacher is whole on every
-            rank; with bf16, so are copies of the weights until they are passed backwards.
+        shard: Each rank holds a part of the weights, gradients, optimizer and average (FSDP2, torch 2.7). A copy is trained,
+            and the student changed at the end, on whatever device it is: leave it on the CPU where it does not fit
+            elsewhere. Steps and checkpoints equal those of ranks that hold everything. The teacher is whole on every rank;
+            with bf16, so are copies of the weights until they are passed backwards.
         seed: Of the order of the pairs, and of what is random in the model.
-        path: Folder for checkpoints. With one there, training goes on from it, to the same bits on a CPU.
+        path: Folder of checkpoints. Training resumes from one of the same run, to the same bits on a CPU; one of any other
+            student, teacher, data or setting is refused. Only the first rank reads and writes it.
         save_every: Steps between checkpoints; by default a tenth of all.
         log_with: A tracker that Accelerate knows, such as ``wandb`` or ``tensorboard``, whose files go to ``path / "mope"``; or
             one of your own.
         on_step: Called with every step on the first rank.
-        progress: Whether to show a progress bar.
+        progress: Show a progress bar.
 
     Returns:
-        Every step, those before an interruption too.
+        All steps, those before an interruption included.
 
     Raises:
-        ValueError: If an argument cannot be, or ``path`` holds another run.
+        ValueError: If an argument is out of its range, differs between ranks, or ``path`` holds another run.
+        FolderInUseError: If another training writes to ``path``.
         NonFiniteError: If the loss is NaN or infinite; the message names the last checkpoint.
-        ImportError: If Accelerate, or a tracker, is not installed.
+        ImportError: If a tracker is not installed.
         NotImplementedError: If Accelerate is configured to shard the model, or torch is too old for ``shard``.
         RuntimeError: If this process would train alone, of several that were launched together.
     """
-    _check(
-        steps, batch_size, chunks, learning_rate, warmup, ema, pairs.num_images if isinstance(pairs, Pairs) else None
-    )
+    images = pairs.num_images if isinstance(pairs, Pairs) else None
+    _check(steps, batch_size, chunks, learning_rate, warmup, ema, images)
     loss = loss or _default_loss(teacher)
     check_teacher(teacher, pairs, teacher_pairs, loss)
     check_aligned(pairs, teacher_pairs)
     needs_hidden = "hidden" in loss.weights
     if needs_hidden and chunks > 1:
         raise ValueError(f"chunks must be 1 for the term 'hidden', whose states fill the memory; found {chunks}.")
-    folder = None if path is None else Path(path)
-    about = {
+    settings = {
         "steps": steps,
         "batch_size": batch_size,
+        "chunks": chunks,
         "learning_rate": learning_rate,
+        "betas": list(betas),
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "max_norm": max_norm,
+        "ema": ema,
+        "precision": precision,
+        "teacher_precision": teacher_precision,
         "seed": seed,
-        "pairs": pairs.fingerprint() if isinstance(pairs, Pairs) else "batches",
-        "weights": loss.weights,
-        "shapes": [list(p.shape) for p in student.model.parameters()],
+        "loss": [type(loss).__qualname__, loss.weights, loss.sigmoid],
     }
-    about |= {} if ema is None else {"ema": ema}
-    with accelerator_for(precision, log_with, folder) as accelerator:
+    folder = None if path is None else Path(path)
+    with accelerator_for(precision, log_with, folder) as accelerator, _together(settings, folder) as ranks:
+        key = {} if folder is None else settings | _identities(student, teacher, pairs, teacher_pairs)
         torch.manual_seed(seed + accelerator.process_index)
         shards = _shards(student, accelerator, precision, hidden=needs_hidden, ema=ema) if shard else None
         model = student.model if shards is None else shards.model
@@ -126,6 +137,7 @@ def distil(
             accelerator.ddp_handler.find_unused_parameters = has_idle(student)
         loop = Loop(
             accelerator,
+            ranks,
             model,
             shards or Student(student, hidden=needs_hidden),
             adamw(model, learning_rate, betas, weight_decay),
@@ -136,15 +148,13 @@ def distil(
             chunks,
             max_norm,
             folder,
-            about,
+            key,
         )
-        loop.take_up()
-        config = {name: value for name, value in about.items() if isinstance(value, int | float | str)}
-        accelerator.init_trackers("mope", config=config)
-        ranks = accelerator.process_index, accelerator.num_processes
+        loop.resume()
+        accelerator.init_trackers("mope", {name: v for name, v in settings.items() if isinstance(v, int | float | str)})
         begun = len(loop.history)
         batches = (
-            drawn(pairs, teacher_pairs, begun, batch_size, seed, *ranks)
+            drawn(pairs, teacher_pairs, begun, batch_size, seed, ranks.rank, ranks.world)
             if isinstance(pairs, Pairs)
             else given(pairs, begun)
         )
@@ -156,20 +166,20 @@ def distil(
 
 
 def check_training(pairs: Batches, **arguments: Any) -> None:
-    """Raises unless training could begin: to know before a long run that ends with it.
+    """Raises unless training could begin; called before a long run that ends with it.
 
     Args:
-        pairs: What would be trained on.
-        **arguments: Those of :func:`distil` but for the student, the teacher, ``path`` and ``progress``.
+        pairs: Training pairs, or batches of them.
+        **arguments: Those of :func:`distill` but for the student, the teacher, ``path`` and ``progress``.
 
     Raises:
         TypeError: If ``steps`` is missing, or there is no such argument.
     """
-    known = inspect.signature(distil).parameters
+    known = inspect.signature(distill).parameters
     unknown = sorted(arguments.keys() - known.keys() | arguments.keys() & {"student", "pairs", "teacher"})
     if unknown or "steps" not in arguments:
         raise TypeError(
-            f"training must have steps, and arguments of distil alone; found {', '.join(unknown) or 'no steps'}. It takes "
+            f"training must have steps, and arguments of distill alone; found {', '.join(unknown) or 'no steps'}. It takes "
             f"{', '.join(known.keys() - {'student', 'pairs', 'teacher', 'path', 'progress'})}."
         )
     given = {name: arguments.get(name, parameter.default) for name, parameter in known.items()}
@@ -177,8 +187,43 @@ def check_training(pairs: Batches, **arguments: Any) -> None:
     _check(**values, images=pairs.num_images if isinstance(pairs, Pairs) else None)
 
 
-def _shards(student: DualEncoder, accelerator: Any, precision: Precision, *, hidden: bool, ema: float | None) -> Shards:
-    """The student in parts."""
+@contextmanager
+def _together(settings: dict[str, Any], folder: Path | None) -> Iterator[Ranks]:
+    """The ranks that train together, once they agree on the settings, and the first holds the folder."""
+    ranks, held = Ranks(), ExitStack()
+    try:
+        everyone = ranks.gather(settings)
+        differing = sorted(name for name in settings if any(each[name] != settings[name] for each in everyone))
+        if differing:
+            raise ValueError(f"arguments must be the same on all ranks; found other {', '.join(differing)}.")
+        if folder is not None:
+            ranks.from_first(lambda: held.enter_context(hold(folder, "distill")))
+        yield ranks
+    finally:
+        held.close()
+        ranks.close()
+
+
+def _identities(
+    student: EncoderCore, teacher: Teacher | None, pairs: Batches, teacher_pairs: Pairs | None
+) -> dict[str, Any]:
+    """All that the numbers depend on besides the settings; given batches have no identity."""
+    return {
+        "student": _identity(student),
+        "frozen": [name for name, parameter in student.model.named_parameters() if not parameter.requires_grad],
+        "teacher": _identity(teacher) if isinstance(teacher, EncoderCore) else getattr(teacher, "about", None),
+        "pairs": pairs.fingerprint() if isinstance(pairs, Pairs) else "batches",
+        "teacher_pairs": None if teacher_pairs is None else teacher_pairs.fingerprint(),
+    }
+
+
+def _identity(encoder: EncoderCore) -> list[str]:
+    """Digests of a model's weights and of its architecture, activations included, without addresses in memory."""
+    architecture = re.sub(r" at 0x[0-9a-f]+", "", repr(encoder.model))
+    return [fingerprint(encoder.model), hashlib.sha256(architecture.encode()).hexdigest()]
+
+
+def _shards(student: EncoderCore, accelerator: Any, precision: Precision, *, hidden: bool, ema: float | None) -> Shards:
     if accelerator.num_processes == 1:
         raise ValueError(
             "shard must be False for one process, which has nobody to share with; found True. Launch several: torchrun "
@@ -190,10 +235,7 @@ def _shards(student: DualEncoder, accelerator: Any, precision: Precision, *, hid
 
 
 def _default_loss(teacher: Teacher | None) -> DistillationLoss:
-    if teacher is None:
-        return DistillationLoss(similarity=0.0, features=0.0, hidden=0.0)
-    kept = not isinstance(teacher, DualEncoder) and not getattr(teacher, "hidden", False)
-    return DistillationLoss(hidden=0.0) if kept else DistillationLoss()
+    return DistillationLoss(similarity=0.0, features=0.0) if teacher is None else DistillationLoss()
 
 
 def _check(

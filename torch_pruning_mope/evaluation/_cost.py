@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._flops import count_multiply_adds
 from .._state import evaluation_mode, synchronise
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ._embedder import Embedder
 
 

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
+from ..dual_encoder import DualEncoder
+from ..encoder import TowerName
 from ..errors import UnsupportedModelError
 from ..metrics import normalised
 from ..towers import is_known, towers_of

@@ -16,7 +16,8 @@ from open_clip.model import CLIPTextCfg, CustomTextCLIP
 from rich.table import Table
 from torch import nn
 
-from ..encoder import DualEncoder, TowerName
+from ..dual_encoder import DualEncoder
+from ..encoder import TowerName
 from ..errors import MopeError
 
 _DEPTH = 2
@@ -167,15 +168,15 @@ def _build(name: str, config: dict[str, Any]) -> tuple[nn.Module, str]:
 
 def _hub_config(name: str) -> tuple[Any, str]:
     """The configuration of a text encoder on the Hub, or the default one of its type; two layers deep."""
-    import transformers
+    from ..loading._transformers import build_config, read_config  # slow to import
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     kind = next(kind for part, kind in _TYPES.items() if part in name)
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = read_config(name)
         remark = "text encoder checked with two layers and few words"
     except OSError:
-        config = transformers.AutoConfig.for_model(kind)
+        config = build_config({"model_type": kind})
         remark = (
             f"text encoder checked with two layers of {kind}'s default size: cannot reach the configuration of {name}"
         )

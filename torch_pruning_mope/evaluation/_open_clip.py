@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..encoder import DualEncoder, TowerName
+from ..dual_encoder import DualEncoder
+from ..encoder import TowerName
 from ._embedder import Embedder
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data import DescribedBatch, ImagePairs, Pairs, ShardedPairs, check_batch, described_batches
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..metrics import image_to_text_ranks, text_to_image_ranks
 from ._embedder import Embedder
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._state import evaluation_mode
 from ..data import ImagePairs, ShardedPairs
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..metrics import class_ranks
 from ._embedder import Embedder
 from ._open_clip import OpenClipModel

@@ -8,10 +8,12 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from .._fingerprint import fingerprint
 from .._state import own_gradients
 from ..data import Pairs
-from ..encoder import DualEncoder
-from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, fingerprint, freed_parameters
+from ..encoder import EncoderCore
+from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, freed_parameters
+from ..surgery import removal_group
 from ..towers import Prunable
 from ._unit import Key, check_finite, unit_sublayers
 
@@ -20,7 +22,7 @@ _ADDS_UP = {"group_reduction": "sum", "normalizer": None}
 """A unit's importance is the sum over its weights."""
 
 
-def stock_scores(encoder: DualEncoder, pairs: Pairs, criterion: Stock, *, seed: int = 0) -> ScoreTable:
+def stock_scores(encoder: EncoderCore, pairs: Pairs, criterion: Stock, *, seed: int = 0) -> ScoreTable:
     """Ranks single heads and neurons of both towers by one of Torch-Pruning's criteria, per parameter that they free.
 
     The table is an order of everything, as of ``interaction="joint"``, that :func:`make_plan` cuts at any budget. Its numbers
@@ -54,17 +56,17 @@ def stock_scores(encoder: DualEncoder, pairs: Pairs, criterion: Stock, *, seed: 
     )
 
 
-def _sublayers(encoder: DualEncoder) -> list[tuple[Key, Prunable, nn.Module]]:
+def _sublayers(encoder: EncoderCore) -> list[tuple[Key, Prunable, nn.Module]]:
     """Those of the towers that embed."""
     return [entry for entry in unit_sublayers(encoder) if entry[0][1] != "decoder"]
 
 
-def _random(encoder: DualEncoder, seed: int) -> dict[Key, Tensor]:
+def _random(encoder: EncoderCore, seed: int) -> dict[Key, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {key: torch.rand(units.num_units, generator=generator) for key, units, _ in _sublayers(encoder)}
 
 
-def _raw(encoder: DualEncoder, pairs: Pairs, name: Stock) -> dict[Key, Tensor]:
+def _raw(encoder: EncoderCore, pairs: Pairs, name: Stock) -> dict[Key, Tensor]:
     """The criterion, summed over each head's channels and each neuron's group."""
     criterion: Any = {
         "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1, **_ADDS_UP),
@@ -77,13 +79,12 @@ def _raw(encoder: DualEncoder, pairs: Pairs, name: Stock) -> dict[Key, Tensor]:
             accumulate_gradients(encoder, pairs, squared=name == "hessian", batch_size=64)
         graph = encoder.dependency_graph()
         for key, units, output in _sublayers(encoder):
-            takes = graph.get_pruner_of_module(output).prune_in_channels
-            values = criterion(graph.get_pruning_group(output, takes, list(range(units.channels))))
+            values = criterion(removal_group(graph, output))
             found[key] = values.detach().double().cpu().view(-1, units.unit_size).sum(1)
     return found
 
 
-def _ranked(encoder: DualEncoder, raw: Mapping[Key, Tensor], *, per_parameter: bool) -> list[Score]:
+def _ranked(encoder: EncoderCore, raw: Mapping[Key, Tensor], *, per_parameter: bool) -> list[Score]:
     scores: list[Score] = []
     for key, units, _ in _sublayers(encoder):
         (kind, tower, layer), size = key, units.unit_size

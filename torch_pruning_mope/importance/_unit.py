@@ -10,10 +10,10 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..encoder import DualEncoder
+from .._fingerprint import fingerprint
+from ..encoder import EncoderCore
 from ..errors import NonFiniteError, WrongModelError
 from ..pruning import round_to_of
-from ..scoring import fingerprint
 from ..towers import Prunable
 from ._stock import call_criterion
 
@@ -36,8 +36,8 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
         ValueError: If a minimum is below 1.
     """
 
-    def __init__(self, encoder: DualEncoder, *, fallback: Any = None, min_heads: int = 1, min_neurons: int = 2) -> None:
-        if not isinstance(encoder, DualEncoder):
+    def __init__(self, encoder: EncoderCore, *, fallback: Any = None, min_heads: int = 1, min_neurons: int = 2) -> None:
+        if not isinstance(encoder, EncoderCore):
             raise TypeError(
                 f"encoder must be a DualEncoder; found {type(encoder).__name__}. Wrap the model: DualEncoder(model)."
             )
@@ -147,7 +147,7 @@ def _in_chunks(values: Float[Tensor, "U"], size: int) -> Float[Tensor, "U"]:
     return torch.empty_like(values).scatter_(0, order, means)
 
 
-def unit_sublayers(encoder: DualEncoder) -> list[tuple[Key, Prunable, nn.Module]]:
+def unit_sublayers(encoder: EncoderCore) -> list[tuple[Key, Prunable, nn.Module]]:
     """Everything that has heads or neurons, with its key and the layer that takes them."""
     return [
         ((kind, layer.tower, layer.index), units, units.output)

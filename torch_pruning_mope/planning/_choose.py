@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..scoring import Unit
 from ._budget import Limit, Measure, Sizes, unreachable
 from ._cost import cumulative
@@ -13,7 +13,7 @@ Measured = Callable[[Sequence[Unit]], Sizes]
 """What a model takes once some units have gone."""
 
 
-def allowed(encoder: DualEncoder, order: Sequence[Step], min_heads: int, min_neurons: int) -> list[Step]:
+def allowed(encoder: EncoderCore, order: Sequence[Step], min_heads: int, min_neurons: int) -> list[Step]:
     """The order without what would leave too little.
 
     Args:

@@ -8,18 +8,18 @@ from torch import nn
 
 from .._flops import multiply_adds_between
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..scoring import Unit, freed_parameters
 from ._footprint import TOWERS, Footprint
 from ._order import Cost, Step
 
 
-def parameter_cost(encoder: DualEncoder) -> Cost:
+def parameter_cost(encoder: EncoderCore) -> Cost:
     """What a unit frees in parameters, cut out of the whole model."""
     return cache(partial(freed_parameters, encoder))
 
 
-def multiply_add_cost(encoder: DualEncoder, whole: Mapping[TowerName, Footprint]) -> Cost:
+def multiply_add_cost(encoder: EncoderCore, whole: Mapping[TowerName, Footprint]) -> Cost:
     """What a unit frees in multiply-adds of one input, cut out of the whole model; measured in one run of each tower.
 
     Args:

@@ -10,7 +10,7 @@ from torch import nn
 
 from .._flops import count_multiply_adds
 from .._state import evaluation_mode, synchronise
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..surgery import reached_leaves
 
 TOWERS: tuple[TowerName, ...] = ("image", "text")
@@ -31,7 +31,7 @@ class Footprint:
     multiply_adds: int
 
 
-def footprints(encoder: DualEncoder) -> dict[TowerName, Footprint]:
+def footprints(encoder: EncoderCore) -> dict[TowerName, Footprint]:
     """What each tower takes.
 
     Args:
@@ -53,7 +53,7 @@ def footprints(encoder: DualEncoder) -> dict[TowerName, Footprint]:
     return found
 
 
-def _counted(encoder: DualEncoder, tower: TowerName, example: torch.Tensor) -> tuple[int, set[nn.Parameter]]:
+def _counted(encoder: EncoderCore, tower: TowerName, example: torch.Tensor) -> tuple[int, set[nn.Parameter]]:
     """Multiply-adds of a tower, and the parameters that its embedding depends on, from one run."""
     macs, outputs = 0, []
 
@@ -73,7 +73,7 @@ def _token_embedding(model: nn.Module, used: set[nn.Parameter]) -> set[nn.Parame
 
 
 @torch.inference_mode()
-def latencies(encoder: DualEncoder, *, batch_size: int = 1, repeats: int = 15) -> dict[TowerName, float]:
+def latencies(encoder: EncoderCore, *, batch_size: int = 1, repeats: int = 15) -> dict[TowerName, float]:
     """Median seconds of each tower on its own device, on inputs of full length.
 
     Args:

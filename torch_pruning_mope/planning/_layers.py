@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..scoring import Unit
 
 
@@ -53,7 +53,7 @@ class LayerPlan:
     loss: float
 
 
-def layer_plans(encoder: DualEncoder, units: Sequence[Unit], reasons: Sequence[Reason]) -> tuple[LayerPlan, ...]:
+def layer_plans(encoder: EncoderCore, units: Sequence[Unit], reasons: Sequence[Reason]) -> tuple[LayerPlan, ...]:
     """What becomes of each layer.
 
     Args:

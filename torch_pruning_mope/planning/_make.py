@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..scoring import ScoreTable, Unit
 from ._budget import Budget, Limit, Measure, Sizes, limits_of
 from ._choose import allowed, put_back, shortest
@@ -19,7 +19,7 @@ from ._rounding import Multiple, multiple_of
 
 
 def make_plan(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     table: ScoreTable,
     *,
     parameters: Budget | None = None,
@@ -110,7 +110,7 @@ def make_plan(
 
 
 def _order(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     table: ScoreTable,
     cost: Cost,
     round_to: int,
@@ -169,7 +169,7 @@ class _Counted:
         batch_size: Inputs at once for latencies; None for none.
     """
 
-    def __init__(self, encoder: DualEncoder, batch_size: int | None) -> None:
+    def __init__(self, encoder: EncoderCore, batch_size: int | None) -> None:
         self._encoder, self._batch_size = encoder, batch_size
         self._found: dict[tuple[Unit, ...], tuple[Mapping[TowerName, Footprint], Sizes]] = {}
 

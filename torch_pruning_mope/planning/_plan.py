@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._fingerprint import fingerprint
 from .._io import write_whole
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import PruningMismatchError, WrongModelError
-from ..pruning._remove import cut, remove_units
-from ..scoring import Unit, fingerprint
+from ..pruning import cut, remove_units
+from ..scoring import Unit
 from ._footprint import Footprint, footprints
 from ._layers import LayerPlan, Reason, layers_table
 
@@ -44,7 +45,7 @@ class Plan:
     reasons: tuple[Reason, ...] = ()
     layers: tuple[LayerPlan, ...] = ()
 
-    def apply(self, encoder: DualEncoder) -> None:
+    def apply(self, encoder: EncoderCore) -> None:
         """Mutates the encoder's model: removes exactly these units, whole layers last.
 
         Args:
@@ -125,8 +126,8 @@ class Plan:
 
 
 def outcome(
-    encoder: DualEncoder, units: Sequence[Unit], *, checked: bool = True
-) -> tuple[DualEncoder, dict[TowerName, Footprint]]:
+    encoder: EncoderCore, units: Sequence[Unit], *, checked: bool = True
+) -> tuple[EncoderCore, dict[TowerName, Footprint]]:
     """A copy without some units, and its footprints.
 
     Args:
@@ -137,12 +138,12 @@ def outcome(
     Returns:
         Both. In the copy all parameters that the whole model trains ask for gradients, needed or not.
     """
-    smaller = DualEncoder(copy.deepcopy(encoder.model))
+    smaller = EncoderCore(copy.deepcopy(encoder.model))
     cut(smaller, units, checked=checked)
     return smaller, footprints(smaller)
 
 
-def weights_of(encoder: DualEncoder) -> str | None:
+def weights_of(encoder: EncoderCore) -> str | None:
     """SHA-256 of a model's weights; None on the ``meta`` device."""
     meta = any(parameter.is_meta for parameter in encoder.model.parameters())
     return None if meta else fingerprint(encoder.model)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..scoring import Score, ScoreTable, enumerate_units, freed_parameters
 from ._budget import Budget, Measure, Sizes, limits_of, unreachable
 from ._choose import allowed, excess, units_of
@@ -84,7 +84,7 @@ def sizes_of(found: Mapping[TowerName, Footprint], seconds: Mapping[TowerName, f
 
 
 def plan_range(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     *,
     kinds: Collection[str] = ("head", "neurons", "block"),
     towers: Collection[str] = ("image", "text"),

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 
 Multiple = int | Literal["auto"]
 _MULTIPLES = {"cuda": 64}
@@ -13,7 +13,7 @@ _STEPS = 8
 """Widths that an MLP must still have to choose from."""
 
 
-def multiple_of(encoder: DualEncoder, round_to: Multiple) -> int:
+def multiple_of(encoder: EncoderCore, round_to: Multiple) -> int:
     """The multiple that the neurons left in every MLP are of.
 
     Args:

@@ -1,8 +1,20 @@
-"""Pruning: the request in ratios and in counts, Torch-Pruning's pruner run on it, and removal of given units.
+"""Pruning: the request in ratios and in counts, Torch-Pruning's pruner run on it, and removal of given units."""
 
-``prune`` and ``remove_units`` are written against the encoder, which needs the request: they are imported from their files.
-"""
+from ..towers import Counts
+from ._arguments import PrunerMixin
+from ._prune import prune
+from ._remove import Removable, cut, remove_units
+from ._request import PruningRequest, Ratios, note_round_to, round_to_of
 
-from ._request import Counts, Layer, PruningRequest, Ratios, note_round_to, round_to_of
-
-__all__ = ["Counts", "Layer", "PruningRequest", "Ratios", "note_round_to", "round_to_of"]
+__all__ = [
+    "Counts",
+    "PrunerMixin",
+    "PruningRequest",
+    "Ratios",
+    "Removable",
+    "cut",
+    "note_round_to",
+    "prune",
+    "remove_units",
+    "round_to_of",
+]

@@ -3,96 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch_pruning as tp
 from torch import nn
 
-from ..towers import Block, Prunable
+from ..towers import Counts, Layer, Prunable
+from ._ratios import HeadCounts, HeadRatio, Ratio, scheduler, share, width_of
 
 Ratios = Mapping[nn.Module | tuple[nn.Module, ...], float]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One block of one tower.
-
-    Attributes:
-        tower: ``image``, ``text`` or ``decoder``.
-        index: Position of the block in its tower.
-        block: The block.
-    """
-
-    tower: Literal["image", "text", "decoder"]
-    index: int
-    block: Block
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Units removed, or left: heads, FFN neurons and residual channels, summed over what was asked for."""
-
-    heads: int = 0
-    neurons: int = 0
-    width: int = 0
-
-
-class _Ratio(float):
-    """A ratio, of which Torch-Pruning's ``int(total * (1 - ratio))`` keeps exactly what :func:`_share` leaves."""
-
-    def __rsub__(self, one: Any) -> Any:
-        return _Kept(self)
-
-    def at(self, progress: float) -> "_Ratio":
-        """The share of it that the steps so far have removed."""
-        return _Ratio(float(self) * progress)
-
-
-class _Kept:
-    """``1 - ratio``, to multiply a total with."""
-
-    def __init__(self, ratio: float) -> None:
-        self._ratio = float(ratio)
-
-    def __rmul__(self, total: Any) -> int:
-        return int(total) - _share(self._ratio, total)
-
-
-class _HeadRatio(_Ratio):
-    """A layer's head ratio that knows the head count it is a share of.
-
-    For heads of a single layer, Torch-Pruning takes the ceiling of the cumulative ratio times the heads that are *left*, and so
-    removes too many over several steps.
-    """
-
-    heads: int
-
-    @classmethod
-    def of(cls, ratio: float, heads: int) -> "_HeadRatio":
-        made = cls(ratio)
-        made.heads = heads
-        return made
-
-    def at(self, progress: float) -> "_HeadRatio":
-        return self.of(float(self) * progress, self.heads)
-
-    def __mul__(self, left: Any) -> int:
-        return max(0, _share(float(self), self.heads) - (self.heads - int(left)))
-
-
-def _scheduler(ratio: float, steps: int) -> list[float]:
-    """Cumulative ratios per step, after a 0; Torch-Pruning's constructor calls it on every ratio that it was given."""
-    if not isinstance(ratio, _Ratio):
-        raise ValueError(
-            "pruning_ratio, head_pruning_ratio and their dictionaries must stay as pruner_arguments makes them; found a ratio "
-            f"of {ratio!r} in their place. Give head_ratio, ffn_ratio, width_ratio or pruning_ratio_dict to pruner_arguments."
-        )
-    return [ratio.at(step / steps) for step in range(steps + 1)]
-
-
-def _share(ratio: float, total: int) -> int:
-    """How many of ``total`` a ratio removes: the ceiling, as Torch-Pruning rounds, free of floating-point surprises."""
-    return math.ceil(ratio * total - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -131,12 +50,29 @@ class PruningRequest:
         _check_modules("ignored_layers", self.ignored_layers)
         for key in self.pruning_ratio_dict:
             _check_modules("pruning_ratio_dict's keys", key if isinstance(key, tuple) else (key,))
+        self._check_no_head_is_cut()
         self._check_no_layer_empties()
+
+    def _check_no_head_is_cut(self) -> None:
+        """Raises if projections of an attention have a channel ratio of their own, which would cut through heads."""
+        projections = {s for layer in self.layers if layer.block.attention for s in layer.block.attention.sources}
+        for key, ratio in self.pruning_ratio_dict.items():
+            cut = {inner for module in (key if isinstance(key, tuple) else (key,)) for inner in module.modules()}
+            if ratio and cut & projections:
+                raise ValueError(
+                    f"pruning_ratio_dict must be 0 for the projections of attention; found {ratio}, of channels, which "
+                    "would cut through heads. Give head_ratio, towers and ignored_layers."
+                )
+
+    @property
+    def modules(self) -> set[nn.Module]:
+        """The modules that it names."""
+        keys = [key if isinstance(key, tuple) else (key,) for key in self.pruning_ratio_dict]
+        return {*self.ignored_layers, *(module for key in keys for module in key)}
 
     def _free(self, units: Prunable) -> bool:
         """Whether none of the layers around some units is ignored, and those that make them have no ratio of their own."""
-        own = [module for key in self.pruning_ratio_dict for module in (key if isinstance(key, tuple) else (key,))]
-        taken = {inner for module in (*own, *self.ignored_layers) for inner in module.modules()}
+        taken = {inner for module in self.modules for inner in module.modules()}
         ignored = {inner for module in self.ignored_layers for inner in module.modules()}
         return units.output not in ignored and not any(
             inner in taken for module in units.sources for inner in module.modules()
@@ -158,7 +94,7 @@ class PruningRequest:
     def widths(self) -> list[tuple[nn.Module, int]]:
         """Layers whose output channels are a residual width that the width ratio is for, each with that width."""
         found = [output for outputs in self.streams.values() for output in outputs]
-        return [(output, _width(output)) for output in found]
+        return [(output, width_of(output)) for output in found]
 
     @property
     def asked(self) -> Counts:
@@ -168,11 +104,11 @@ class PruningRequest:
         return Counts(
             heads=self._total(self.head_ratio, heads),
             neurons=self._total(self.ffn_ratio, neurons),
-            width=sum(_share(self.width_ratio, width) for _, width in self.widths),
+            width=sum(share(self.width_ratio, width) for _, width in self.widths),
         )
 
     def _total(self, ratio: float, sizes: Sequence[int]) -> int:
-        return _share(ratio, sum(sizes)) if self.global_pruning else sum(_share(ratio, size) for size in sizes)
+        return share(ratio, sum(sizes)) if self.global_pruning else sum(share(ratio, size) for size in sizes)
 
     def _check_no_layer_empties(self) -> None:
         for name, ratio, kind, sizes in (
@@ -185,7 +121,7 @@ class PruningRequest:
                 largest = sum(max(0, size - least) for size in sizes)
                 bad, most = self._total(ratio, sizes) > largest, largest / max(1, sum(sizes))
             else:
-                bad = any(_share(ratio, size) > size - least for size in sizes) and ratio > 0
+                bad = any(share(ratio, size) > size - least for size in sizes) and ratio > 0
                 most = min(((size - least) / size for size in sizes), default=1.0)
             if bad:
                 raise ValueError(
@@ -199,38 +135,34 @@ class PruningRequest:
         attentions, feed_forwards = self.attentions, self.feed_forwards
         if self.head_ratio and attentions:
             # Torch-Pruning removes heads only where some channel ratio is above 0.
-            ratios[tuple(source for units in attentions for source in units.sources)] = _Ratio(self.head_ratio)
+            ratios[tuple(source for units in attentions for source in units.sources)] = Ratio(self.head_ratio)
         if self.ffn_ratio and feed_forwards:
-            ratios[tuple(source for units in feed_forwards for source in units.sources)] = _Ratio(self.ffn_ratio)
+            ratios[tuple(source for units in feed_forwards for source in units.sources)] = Ratio(self.ffn_ratio)
         if self.width_ratio:
-            ratios |= {output: _Ratio(self.width_ratio) for output, _ in self.widths}
-        ratios |= {key: _Ratio(ratio) for key, ratio in self.pruning_ratio_dict.items()}
+            ratios |= {output: Ratio(self.width_ratio) for output, _ in self.widths}
+        ratios |= {key: Ratio(ratio) for key, ratio in self.pruning_ratio_dict.items()}
         heads = {source: units.num_units for units in attentions for source in units.sources}
         return {
-            "pruning_ratio": _Ratio(0.0),
+            "pruning_ratio": Ratio(0.0),
             "pruning_ratio_dict": ratios,
             "global_pruning": self.global_pruning,
             "iterative_steps": self.iterative_steps,
-            "iterative_pruning_ratio_scheduler": _scheduler,
+            "iterative_pruning_ratio_scheduler": scheduler,
             "round_to": self.round_to,
             "ignored_layers": list(self.ignored_layers),
             # Both serve: the dictionary where layers are ranked alone, the ratio where they are ranked together.
-            "head_pruning_ratio": _Ratio(self.head_ratio),
+            "head_pruning_ratio": Ratio(self.head_ratio),
             "head_pruning_ratio_dict": {
-                source: _HeadRatio.of(self.head_ratio, count) for source, count in heads.items()
+                source: HeadRatio.of(self.head_ratio, count) for source, count in heads.items()
             },
             "prune_num_heads": True,
             "prune_head_dims": False,
-            "num_heads": heads,
+            "num_heads": HeadCounts(heads),
             # Torch-Pruning's own defaults are shared between pruners and get written to.
             "in_channel_groups": {},
             "out_channel_groups": {},
             "channel_groups": {},
         }
-
-
-def _width(output: Any) -> int:
-    return int(output.weight.shape[0])
 
 
 def _check_ratio(name: str, ratio: object) -> None:

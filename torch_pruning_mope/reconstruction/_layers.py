@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import WrongModelError
 from ..surgery import noted_channels
 from ._site import Site
@@ -171,7 +171,7 @@ def _wrong(student: Steps, found: str) -> WrongModelError:
     )
 
 
-def check_models(encoder: DualEncoder, dense: DualEncoder) -> None:
+def check_models(encoder: EncoderCore, dense: EncoderCore) -> None:
     """Raises unless one model can have been pruned from the other."""
     own = {parameter.data_ptr() for parameter in encoder.model.parameters() if parameter.numel()}
     if encoder is dense or any(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .._fingerprint import fingerprint
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
-from ..scoring import Ranks, fingerprint
+from ..encoder import EncoderCore, TowerName
+from ..scoring import Ranks
 from ..scoring._memory import resolve_memory
 from ._fit import fit_group
 from ._layers import Refit, check_models, groups_of
@@ -30,8 +31,8 @@ _TOKENS_ELSEWHERE = 32_768
 
 
 def reconstruct(
-    encoder: DualEncoder,
-    dense: DualEncoder,
+    encoder: EncoderCore,
+    dense: EncoderCore,
     pairs: PairsLike,
     *,
     ridge: float | None = None,
@@ -116,7 +117,7 @@ class _Tower:
     """One tower's reconstruction."""
 
     def __init__(
-        self, encoder: DualEncoder, dense: DualEncoder, tower: TowerName, source: Source, ranks: Ranks,
+        self, encoder: EncoderCore, dense: EncoderCore, tower: TowerName, source: Source, ranks: Ranks,
         batch_size: int | None, memory: int, alone: dict[str, str], *, inputs: bool,
     ) -> None:  # fmt: skip
         self._student, self._dense, self._ranks = steps_of(encoder, tower), steps_of(dense, tower), ranks
@@ -153,11 +154,11 @@ class _Tower:
             yield fit_projection(self._student, self.tracks, fold, self._ranks, ridge)
 
 
-def _find_sites(refits: Sequence[Refit], dense: DualEncoder, tower: TowerName, example: Tensor) -> None:
+def _find_sites(refits: Sequence[Refit], dense: EncoderCore, tower: TowerName, example: Tensor) -> None:
     """Looks for the stream after each output layer, in single precision at least."""
     exact = dense
     if next(dense.model.parameters()).dtype not in {torch.float32, torch.float64}:
-        exact = DualEncoder(copy.deepcopy(dense.model).float())
+        exact = EncoderCore(copy.deepcopy(dense.model).float())
         exact.model.eval()
         example = example.float() if example.is_floating_point() else example
     steps, names = steps_of(exact, tower), {module: name for name, module in dense.model.named_modules()}
@@ -195,7 +196,7 @@ def _batch_size(steps: Steps, example: Tensor) -> int:
 
 
 @contextmanager
-def _running(*encoders: DualEncoder) -> Iterator[None]:
+def _running(*encoders: EncoderCore) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -205,7 +206,7 @@ def _running(*encoders: DualEncoder) -> Iterator[None]:
 
 
 @contextmanager
-def _unless_refused(encoder: DualEncoder) -> Iterator[None]:
+def _unless_refused(encoder: EncoderCore) -> Iterator[None]:
     """Mutates the model inside; on any error its weights are what they were."""
     before = {parameter: parameter.detach().clone() for parameter in encoder.model.parameters()}
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data import Pairs, check_batch
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..towers import BlockTower
 
 PairsLike = Pairs | Iterable[tuple[Tensor, Tensor]]
@@ -40,7 +40,7 @@ class Source:
         encoder: The model whose inputs they must be.
     """
 
-    def __init__(self, pairs: PairsLike, held_out: float, memory: int, encoder: DualEncoder) -> None:
+    def __init__(self, pairs: PairsLike, held_out: float, memory: int, encoder: EncoderCore) -> None:
         self._period = max(2, round(1 / held_out))
         self._digests: dict[TowerName, list[str]] = {}
         self._encoder = encoder

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..towers import Block, OpaqueTower, Prunable, Stream, Sublayer, Tower, first_tensor
 from ..towers._resume import resume, shape_alone
 
@@ -23,7 +23,7 @@ class Steps(ABC):
     readout: int
     """Position of the last step."""
 
-    def __init__(self, encoder: DualEncoder, tower: TowerName) -> None:
+    def __init__(self, encoder: EncoderCore, tower: TowerName) -> None:
         self.encoder = encoder
         self.tower: TowerName = tower
         self.view = encoder.towers[tower]
@@ -51,7 +51,7 @@ class StreamSteps(Steps):
 
     view: Tower
 
-    def __init__(self, encoder: DualEncoder, tower: TowerName) -> None:
+    def __init__(self, encoder: EncoderCore, tower: TowerName) -> None:
         super().__init__(encoder, tower)
         self._steps: list[Sublayer] = [part for block in self.blocks if block.is_in_parts for part in block.sublayers]
         self.readout = len(self._steps)
@@ -90,7 +90,7 @@ class Replay:
 class HookSteps(Steps):
     """A tower that runs by the model's own code: a step is a layer, or the whole tower where layers run several times."""
 
-    def __init__(self, encoder: DualEncoder, tower: TowerName) -> None:
+    def __init__(self, encoder: EncoderCore, tower: TowerName) -> None:
         super().__init__(encoder, tower)
         in_order = not isinstance(self.view, OpaqueTower) or self.view.in_order
         self._modules = list(dict.fromkeys(block.module for block in self.blocks)) if in_order else []
@@ -116,7 +116,7 @@ class HookSteps(Steps):
         return Replay(state.inputs, (*before, resume(encode, state.inputs, self._modules, state.before, step)))
 
 
-def steps_of(encoder: DualEncoder, tower: TowerName) -> Steps:
+def steps_of(encoder: EncoderCore, tower: TowerName) -> Steps:
     """The steps of a tower."""
     return (StreamSteps if isinstance(encoder.towers[tower], Tower) else HookSteps)(encoder, tower)
 

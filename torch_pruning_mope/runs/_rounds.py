@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
-from ..encoder import DualEncoder, TowerName
+from ..dual_encoder import DualEncoder
+from ..encoder import TowerName
 from ..planning import Budget, Footprint, parse_amount, parts_of, plan_range
 
 Spacing = Literal["geometric", "linear"]

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from .._fingerprint import fingerprint
 from ..data import Pairs
 from ..distillation import DistillationLoss, check_training
-from ..encoder import DualEncoder
+from ..dual_encoder import DualEncoder
 from ..metrics import MetricLike, resolve_metric
 from ..planning import Budget, footprints
-from ..scoring import fingerprint
 from ._folder import RunFolder
 from ._rounds import Spacing, check_budgets, round_budget
 from ._steps import Batches, StageRun
@@ -36,11 +36,11 @@ def pretrain_stage(
     Args:
         model: A zero-shot CLIP. To go on with a run, pass it unpruned again.
         calibration: Pairs to score on; neither trained nor tested on.
-        train: Training pairs, or batches of them; see :func:`torch_pruning_mope.distil`.
+        train: Training pairs, or batches of them; see :func:`torch_pruning_mope.distill`.
         path: Folder of the run.
         width: Parameters left once heads and neurons have gone: a share, a number, or one for each tower; None for all.
         parameters: Parameters left once layers have gone too, likewise, of the whole model; None for all layers kept.
-        **options: Those of :func:`run_stage`, and of :func:`torch_pruning_mope.distil`, ``steps`` among them.
+        **options: Those of :func:`run_stage`, and of :func:`torch_pruning_mope.distill`, ``steps`` among them.
 
     Returns:
         The student.
@@ -72,7 +72,7 @@ def finetune_stage(
         width: Parameters left once heads and neurons have gone.
         parameters: Parameters left once layers have gone too; None for all layers kept, and one distillation.
         finetune_steps: Steps of contrastive training before anything else, with the other arguments of the distillation.
-        **options: Those of :func:`run_stage`, and of :func:`torch_pruning_mope.distil`, for each training.
+        **options: Those of :func:`run_stage`, and of :func:`torch_pruning_mope.distill`, for each training.
 
     Returns:
         The student.
@@ -129,11 +129,10 @@ def run_stage(
         groups: Neuron groups per MLP.
         round_to: Multiple that the neurons left in every MLP are of.
         uniform: Whether all layers of a tower keep as many heads and neurons.
-        cache_teacher: Whether the teacher sees every training pair once, and what it makes of it is kept in the folder for all
-            trainings: the same losses to rounding. With hidden states, which :class:`DistillationLoss` has unless told
-            otherwise, that is a number per token, channel and layer, for each image and caption.
+        cache_teacher: Run the teacher once on each training pair and keep its outputs in the folder for all trainings: the same
+            losses to rounding. With hidden states, that is a number per token, channel and layer, for each image and caption.
         progress: Whether to show progress bars.
-        **training: Arguments of :func:`torch_pruning_mope.distil`, for each training.
+        **training: Arguments of :func:`torch_pruning_mope.distill`, for each training.
 
     Returns:
         The student.
@@ -209,4 +208,4 @@ def _prune_and_train(
 
 def _contrastive(loss: DistillationLoss | None) -> DistillationLoss:
     """The part of an objective that needs no teacher."""
-    return DistillationLoss(similarity=0.0, features=0.0, hidden=0.0, sigmoid=loss is not None and loss.sigmoid)
+    return DistillationLoss(similarity=0.0, features=0.0, sigmoid=loss is not None and loss.sigmoid)

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..data import Pairs
-from ..distillation import DistillationLoss, TeacherCache, TrainingStep, distil
-from ..encoder import DualEncoder
+from ..distillation import DistillationLoss, TeacherCache, TrainingStep, distill
+from ..dual_encoder import DualEncoder
 from ..metrics import MetricLike
 from ..planning import Budget, Plan, make_plan, plan_range
 from ..scoring import score
@@ -30,7 +30,7 @@ class StageRun:
         metric: What units are scored by.
         groups: Neuron groups per MLP.
         progress: Whether to show progress bars.
-        training: Arguments of :func:`torch_pruning_mope.distil`.
+        training: Arguments of :func:`torch_pruning_mope.distill`.
         cache_teacher: Whether what the teacher makes of the pairs is kept in the folder.
         teacher: The whole model, or what is kept of it; None before it is there.
     """
@@ -62,7 +62,7 @@ class StageRun:
             teacher,
             self.train_on,
             path=path,
-            hidden=loss is None or "hidden" in loss.weights,
+            hidden=loss is not None and "hidden" in loss.weights,
             precision=None if precision == "no" else precision,
         )
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
@@ -108,7 +108,7 @@ class StageRun:
 
         Args:
             step: Its name.
-            **other: Arguments of :func:`torch_pruning_mope.distil`, before those of the run.
+            **other: Arguments of :func:`torch_pruning_mope.distill`, before those of the run.
         """
         log = TrainingLog(self.folder, step)
         arguments = {**self.training, **other}
@@ -121,7 +121,7 @@ class StageRun:
             log.add(entry)
             told(entry)
 
-        history = distil(
+        history = distill(
             self.encoder,
             self.train_on,
             teacher=self.teacher,

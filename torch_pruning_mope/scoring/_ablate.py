@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .._state import kept_modules
-from ..encoder import DualEncoder, TowerName
-from ..surgery import masking_is_removal
+from ..encoder import EncoderCore, TowerName
+from ..surgery import masking_is_removal, removal_group
 from ..towers import Prunable, first_tensor
 from ._units import Ablation, Part
 
@@ -30,9 +30,9 @@ class Ablator:
         encoder: The dual encoder; left as it is.
     """
 
-    def __init__(self, encoder: DualEncoder) -> None:
+    def __init__(self, encoder: EncoderCore) -> None:
         self._encoder = encoder
-        self._copy: DualEncoder | None = None
+        self._copy: EncoderCore | None = None
         self._graph: tp.DependencyGraph | None = None
         self.physical: frozenset[Place] = self._find()
 
@@ -41,7 +41,7 @@ class Ablator:
         return not any(place[0] == tower for place in self.physical)
 
     @contextmanager
-    def without(self, tower: TowerName, ablations: Collection[Ablation]) -> Iterator[DualEncoder]:
+    def without(self, tower: TowerName, ablations: Collection[Ablation]) -> Iterator[EncoderCore]:
         """The encoder, or a copy of it, in which some units of a tower contribute nothing; restored afterwards.
 
         Args:
@@ -61,7 +61,7 @@ class Ablator:
         if any((tower, *key) in self.physical for key in gone):
             if self._copy is None:
                 with warnings.catch_warnings(action="ignore"):  # whatever there was to say of the model has been said
-                    self._copy = DualEncoder(copy.deepcopy(encoder.model))
+                    self._copy = EncoderCore(copy.deepcopy(encoder.model))
             encoder = self._copy
         with ExitStack() as stack:
             blocks = encoder.towers[tower].blocks
@@ -82,12 +82,11 @@ class Ablator:
             yield encoder
 
     @contextmanager
-    def _cut(self, copied: DualEncoder, units: Prunable, channels: list[int]) -> Iterator[None]:
+    def _cut(self, copied: EncoderCore, units: Prunable, channels: list[int]) -> Iterator[None]:
         """The copy without some channels; physically."""
         if self._graph is None:
             self._graph = copied.dependency_graph()
-        takes = self._graph.get_pruner_of_module(units.output).prune_in_channels
-        group = self._graph.get_pruning_group(units.output, takes, channels)
+        group = removal_group(self._graph, units.output, channels)
         with kept_modules(copied.model):
             try:
                 group.prune(record_history=False)

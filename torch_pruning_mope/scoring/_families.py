@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ._curves import isotonic_pools, pooled
 from ._greedy import greedy_path
 from ._joint import freed_parameters, joint_path
@@ -22,7 +22,7 @@ Family = list[tuple[Unit, Loss]]
 
 
 def families(
-    meter: Meter, encoder: DualEncoder, units: Sequence[Unit], interaction: Interaction, most: int | None, bar: Progress
+    meter: Meter, encoder: EncoderCore, units: Sequence[Unit], interaction: Interaction, most: int | None, bar: Progress
 ) -> Iterator[Family]:
     """Measures units by families: a path, an MLP's nested groups, or any unit by itself.
 
@@ -66,7 +66,7 @@ def families(
             yield [(unit, losses[unit]) for unit in members]
 
 
-def scores_of(family: Family, encoder: DualEncoder, images: int, per_parameter: bool) -> Iterator[Score]:
+def scores_of(family: Family, encoder: EncoderCore, images: int, per_parameter: bool) -> Iterator[Score]:
     """Isotonic increments along a family, with the standard error of their paired differences per calibration image.
 
     Args:

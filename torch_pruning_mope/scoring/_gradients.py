@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from .._state import evaluation_mode, own_gradients, trainable
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ..errors import NonFiniteError
 from ..metrics import contrastive_losses, normalised
 from ._meter import PairsLike
@@ -21,7 +20,7 @@ _PARTS = 8
 """Batches are summed in so many parts, whoever computes them: the same order of summation, so the same bits."""
 
 
-def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Float[Tensor, "N"]:
+def batch_losses(encoder: EncoderCore, images: Tensor, tokens: Tensor) -> Float[Tensor, "N"]:
     """Contrastive loss of each of a batch of pairs, differentiable, at the model's own temperature.
 
     Args:
@@ -35,13 +34,13 @@ def batch_losses(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Float[
     return _losses(encoder, encoder.embed("image", images), encoder.embed("text", tokens))
 
 
-def _losses(encoder: DualEncoder, images: Float[Tensor, "N J"], texts: Float[Tensor, "N J"]) -> Float[Tensor, "N"]:
+def _losses(encoder: EncoderCore, images: Float[Tensor, "N J"], texts: Float[Tensor, "N J"]) -> Float[Tensor, "N"]:
     index = torch.arange(len(images), device=images.device)
     image, text = normalised(images, "image")[None], normalised(texts, "text")[None]
     return contrastive_losses(image, text, index, encoder.logit_scale)[0]
 
 
-class GradientsMixin:
+class GradientsMixin(EncoderCore):
     """Adds :meth:`accumulate_gradients` to a dual encoder."""
 
     def accumulate_gradients(
@@ -61,14 +60,12 @@ class GradientsMixin:
             NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.
             ValueError: If the weights are on the ``meta`` device, or ``batch_size`` is below 2.
         """
-        encoder = cast("DualEncoder", self)
-        encoder.check_has_weights()
-        pairs = Pairs.coerce(pairs)
-        accumulate_gradients(encoder, pairs, squared=squared, batch_size=batch_size, progress=progress)
+        self.check_has_weights()
+        accumulate_gradients(self, Pairs.coerce(pairs), squared=squared, batch_size=batch_size, progress=progress)
 
 
 def accumulate_gradients(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: Pairs,
     *,
     squared: bool,
@@ -106,7 +103,7 @@ def accumulate_gradients(
 
 def _add(
     sums: Sequence[Tensor],
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     parameters: Sequence[nn.Parameter],
     images: Tensor,
     tokens: Tensor,
@@ -123,14 +120,14 @@ def _add(
 
 
 def _batch_gradients(
-    encoder: DualEncoder, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
+    encoder: EncoderCore, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
 ) -> Iterator[Sequence[Tensor | None]]:
     """The gradient of the batch's summed loss."""
     yield torch.autograd.grad(batch_losses(encoder, images, tokens).sum(), parameters, allow_unused=True)
 
 
 def _pair_gradients(
-    encoder: DualEncoder, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
+    encoder: EncoderCore, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
 ) -> Iterator[Sequence[Tensor | None]]:
     """Each pair's part of that gradient: what reaches the weights through its own image and its own caption.
 

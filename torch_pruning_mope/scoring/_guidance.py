@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data import Pairs
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ._meter import PairsLike
 from ._score import score
 from ._table import ScoreTable
@@ -109,7 +109,7 @@ def _expected(gaps: Float[Tensor, "U"], errors: Float[Tensor, "U"], z: float, ra
 
 
 def calibration_guidance(
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     pairs: PairsLike,
     kind: str,
     remove: int,

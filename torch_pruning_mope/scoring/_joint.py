@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ..encoder import DualEncoder
+from ..encoder import EncoderCore
 from ._greedy import cheapest_first
 from ._loss import Loss
 from ._meter import Meter
 from ._units import Unit
 
 
-def freed_parameters(encoder: DualEncoder, unit: Unit) -> int:
+def freed_parameters(encoder: EncoderCore, unit: Unit) -> int:
     """Parameters that go with a unit when it is cut out of the whole model.
 
     Biases of output linears go with no head and no neuron, and norms with their block alone.
@@ -48,7 +48,7 @@ def _count(module: nn.Module) -> int:
 
 def joint_path(
     meter: Meter,
-    encoder: DualEncoder,
+    encoder: EncoderCore,
     units: Sequence[Unit],
     *,
     lazy: bool = True,

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ._ablate import Ablator
+from ._ranks import Ranks
 from ._units import Ablation
 
 
@@ -24,7 +25,7 @@ class PlainEngine:
 
     def __init__(
         self,
-        encoder: DualEncoder,
+        encoder: EncoderCore,
         *,
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
@@ -36,6 +37,9 @@ class PlainEngine:
 
     def reserve(self, held: int, needed: int) -> None:
         """Nothing is recorded here, so nothing need be left free."""
+
+    def agree(self, ranks: Ranks) -> None:
+        """Ablations run one by one, so there is nothing to agree on."""
 
     def embeddings(self, tower: TowerName, inputs: Tensor, removed: Collection[Ablation] = ()) -> Float[Tensor, "N J"]:
         """As in :class:`PrefixEngine`."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .._state import evaluation_mode
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 from ..towers import OpaqueTower
 from ._ablate import Ablator
 from ._units import Ablation
@@ -51,7 +51,7 @@ class ReplayWalk(Walk):
 
     per_block = 1
 
-    def __init__(self, encoder: DualEncoder, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
+    def __init__(self, encoder: EncoderCore, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
         self._tower: TowerName = tower
         self._encoder = encoder
         self._removed = tuple(removed)
@@ -133,7 +133,7 @@ class ReplayWalk(Walk):
                 return reached.args[0]
 
 
-def _modules(encoder: DualEncoder, tower: TowerName) -> list[nn.Module]:
+def _modules(encoder: EncoderCore, tower: TowerName) -> list[nn.Module]:
     """The layers, each once."""
     return list(dict.fromkeys(block.module for block in encoder.towers[tower].blocks))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from ..encoder import DualEncoder, TowerName
+from ..encoder import EncoderCore, TowerName
 
 Part = Literal["head", "neurons", "block"]
 UnitKind = Literal["head", "neurons", "block", "attention", "mlp"]
@@ -73,7 +73,7 @@ class Ablation:
 
 
 def enumerate_units(
-    encoder: DualEncoder, kinds: Collection[str], orders: Orders, groups: int, towers: Collection[str]
+    encoder: EncoderCore, kinds: Collection[str], orders: Orders, groups: int, towers: Collection[str]
 ) -> list[Unit]:
     """All units of a model.
 

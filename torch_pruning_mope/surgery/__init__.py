@@ -2,6 +2,7 @@
 
 from . import _open_clip as _open_clip  # registers itself
 from . import _timm as _timm
+from . import _torch as _torch
 from . import _transformers as _transformers
 from ._attention import HeadProjection, PrunableAttention
 from ._check import check_grouped, reached_leaves
@@ -12,6 +13,7 @@ from ._graph import (
     check_untied,
     kept_whole,
     masking_is_removal,
+    removal_group,
     tracing_forward,
     uncuttable,
 )
@@ -36,6 +38,7 @@ __all__ = [
     "reached_leaves",
     "record",
     "register_attention",
+    "removal_group",
     "swap_attention",
     "tracing_forward",
     "uncuttable",

@@ -92,6 +92,10 @@ class PrunableAttention(nn.Module):
 
     unlisted: tuple[str, ...] = ()
     """Parts whose units are none of the encoder's."""
+    in_proj_weight = None
+    in_proj_bias = None
+    """None as in attention without biases, which torch's Transformer layers run by their plain code."""
+    _qkv_same_embed_dim = False
 
     def __init__(
         self,

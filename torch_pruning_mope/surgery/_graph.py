@@ -11,7 +11,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .._state import exclusive, trainable
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, WrongModelError
 from ._attention import tracing
 from ._pruners import customized_pruners
 
@@ -50,6 +50,11 @@ def tracing_forward(
 
     def forward(traced: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
         try:
+            if traced is not model:
+                raise WrongModelError(
+                    "a pruner must be given the model that its arguments were made for; found another, such as a copy. Wrap "
+                    "that one and call its pruner_arguments."
+                )
             with trainable(traced), tracing(traced):
                 outputs = [encode_image(inputs["images"]), encode_text(inputs["tokens"])]
                 return outputs if decode is None else [*outputs, decode(inputs["images"], inputs["tokens"])]
@@ -83,6 +88,13 @@ def build_graph(
         )
 
 
+def removal_group(graph: tp.DependencyGraph, output: nn.Module, channels: Sequence[int] | None = None) -> Any:
+    """The group that goes with input channels of a sub-layer's output layer; of all of them by default."""
+    pruner = graph.get_pruner_of_module(output)
+    chosen = range(pruner.get_in_channels(output)) if channels is None else channels
+    return graph.get_pruning_group(output, pruner.prune_in_channels, list(chosen))
+
+
 def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
     """Whether zeroing input channels of a layer is what removing them from the model would do, for any of them.
 
@@ -96,9 +108,7 @@ def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
     Returns:
         Whether it is.
     """
-    pruner = graph.get_pruner_of_module(output)
-    channels = list(range(pruner.get_in_channels(output)))
-    for dep, _ in graph.get_pruning_group(output, pruner.prune_in_channels, channels):
+    for dep, _ in removal_group(graph, output):
         module = dep.target.module
         if module is output or isinstance(module, nn.modules.batchnorm._BatchNorm) or dep.target.type in _OPERATIONS:
             continue

@@ -1,38 +1,13 @@
-"""Attention of torch and open_clip."""
+"""Attention of open_clip."""
 
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
 from ._attention import PrunableAttention
-from ._swap import build, chunked, fused, register_attention
-
-
-@register_attention(nn.MultiheadAttention)
-def _from_torch(module: nn.MultiheadAttention) -> PrunableAttention:
-    if module.bias_k is not None or module.add_zero_attn:
-        raise UnsupportedModelError(
-            "nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot be pruned; register a converter for a "
-            "subclass of it with torch_pruning_mope.register_attention."
-        )
-    fused_weight: Tensor | None = module.in_proj_weight  # None where keys or values have a width of their own
-    if fused_weight is not None:
-        projections = fused(fused_weight, module.in_proj_bias)
-    else:
-        separate: list[Any] = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
-        biases = [None] * 3 if module.in_proj_bias is None else chunked(module.in_proj_bias, 3)
-        projections = dict(zip("qkv", zip(separate, biases, strict=True), strict=True))
-    return build(
-        PrunableAttention,
-        module,
-        projections,
-        module.out_proj,
-        module.num_heads,
-        dropout=module.dropout,
-        batch_first=module.batch_first,
-    )
+from ._swap import build, in_projections, register_attention
 
 
 class _SelfAttention(PrunableAttention):
@@ -58,13 +33,29 @@ class _SelfAttention(PrunableAttention):
         return dropped
 
 
+class _CrossAttention(_SelfAttention):
+    """Stands in for the ``Attention`` of open_clip 4, which takes keys and values as ``k_x`` and ``v_x``."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        k_x: Tensor | None = None,
+        v_x: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attention over ``[N, T, D]``; a boolean mask is True where attention is *allowed*."""
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = ~attn_mask
+        return super().forward(x, k_x, x if v_x is None else v_x, attn_mask)
+
+
 @register_attention("open_clip.transformer.Attention")
 def _from_open_clip(module: Any) -> _SelfAttention:
     per_head = module.head_scale is not None or module.logit_scale is not None
     attention = build(
-        _SelfAttention,
+        _CrossAttention if "k_x" in signature(module.forward).parameters else _SelfAttention,
         module,
-        fused(module.in_proj_weight, module.in_proj_bias),
+        in_projections(module),
         module.out_proj,
         module.num_heads,
         dropout=module.attn_drop.p,

@@ -2,12 +2,17 @@
 
 from . import _open_clip as _open_clip  # these register themselves
 from . import _timm as _timm
+from . import _torch as _torch
 from . import _transformers as _transformers
 from ._discover import register_channels
 from ._fallback import ChannelsTower
-from ._opaque import OpaqueTower, first_tensor
+from ._layer import Counts, Layer, TowerName
+from ._look import first_tensor
+from ._opaque import OpaqueTower
+from ._pair import TwoEncoders
 from ._prunable import Channels, Prunable
-from ._registry import Towers, is_known, register_towers, towers_of
+from ._registry import Towers, register_towers
+from ._structure import is_known, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
 from ._tower import Block, BlockTower, Tower
 
@@ -17,13 +22,17 @@ __all__ = [
     "BlockTower",
     "Channels",
     "ChannelsTower",
+    "Counts",
     "FeedForwardSublayer",
+    "Layer",
     "OpaqueTower",
     "Prunable",
     "Stream",
     "Sublayer",
     "Tower",
+    "TowerName",
     "Towers",
+    "TwoEncoders",
     "first_tensor",
     "is_known",
     "register_channels",

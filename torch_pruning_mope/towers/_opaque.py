@@ -12,6 +12,7 @@ from .._state import evaluation_mode
 from ..errors import UnsupportedModelError
 from ..surgery import PrunableAttention
 from ._discover import FoundLayer, discover
+from ._look import common_root, first_tensor, summed_dimensions
 from ._tower import Block, BlockTower
 
 
@@ -37,11 +38,13 @@ class OpaqueTower(BlockTower):
         root: The module that holds the encoder.
         encode: The encoder: inputs to embeddings, not normalising.
         example: Makes one input, for a look at what runs in which order.
-        dimensions: For bare parameters, by their name in ``root``, the dimension along the residual width where that is not
-            the last.
+        dimensions: For bare parameters, by their name in ``root``, the dimension along the residual width. Of others it is the
+            one that a matrix product sums over, else the last.
         more_parameters: Bare parameters outside of ``root``.
         fixed: Tells of a layer that it cannot be deleted, though it stands in a list of layers.
         check: As :meth:`BlockTower.check_inputs`.
+        within: Whether ``root`` may hold more than the encoder, which is then the smallest module in it that holds all that
+            runs.
     """
 
     def __init__(
@@ -54,8 +57,9 @@ class OpaqueTower(BlockTower):
         more_parameters: Callable[[], Sequence[tuple[nn.Parameter, int]]] = lambda: (),
         fixed: Callable[[nn.Module], bool] = lambda _: False,
         check: Callable[[Tensor], None] = lambda _: None,
+        within: bool = False,
     ) -> None:
-        self.root = root
+        self._root, self._within = root, within
         self.encode = encode
         self._example = example
         self._dimensions = dimensions or {}
@@ -63,6 +67,14 @@ class OpaqueTower(BlockTower):
         self._fixed = fixed
         self._check = check
         self._seen: tuple[object, dict[nn.Module, _Call]] = (None, {})
+        self._summed: dict[str, int] | None = None
+
+    @property
+    def root(self) -> nn.Module:
+        """The module that holds the encoder."""
+        if self._within:
+            self._root, self._within = common_root(self._root, self._run), False
+        return self._root
 
     def check_inputs(self, inputs: Tensor) -> None:
         """As given."""
@@ -108,11 +120,16 @@ class OpaqueTower(BlockTower):
         """All parameters of no layer that Torch-Pruning knows, unless they are left alone."""
         attentions = (module for module in self.root.modules() if isinstance(module, PrunableAttention))
         alone = {id(parameter) for attention in attentions for parameter in attention.left_alone()}
-        return [
-            (parameter, self._dimensions.get(name, _last(parameter)))
-            for name, parameter in _bare_parameters(self.root)
-            if id(parameter) not in alone
-        ] + list(self._more_parameters())
+        bare = {name: parameter for name, parameter in _bare_parameters(self.root) if id(parameter) not in alone}
+        if self._summed is None:
+            unknown = {name: each for name, each in bare.items() if each.ndim == 2 and name not in self._dimensions}
+            self._summed = summed_dimensions(unknown, self._run) if unknown else {}
+        dimensions = self._summed | self._dimensions
+        found = [(parameter, dimensions.get(name, _last(parameter))) for name, parameter in bare.items()]
+        return found + list(self._more_parameters())
+
+    def _run(self) -> Any:
+        return self.encode(self._example())
 
     def _blocks(self, layer: FoundLayer, call: _Call) -> Iterator[Block]:
         siblings = layer.siblings if call.residual and not self._fixed(layer.module) else None
@@ -152,36 +169,12 @@ class OpaqueTower(BlockTower):
         hooks = [module.register_forward_hook(called, with_kwargs=True) for module in modules]
         try:
             with torch.inference_mode(), evaluation_mode(self.root):
-                output: Any = self.encode(self._example())
+                output = self._run()
         finally:
             for hook in hooks:
                 hook.remove()
         self.check_output(output)
         return calls
-
-
-def first_tensor(value: Any) -> Tensor:
-    """The first tensor of nested arguments or results, by convention the hidden states.
-
-    Args:
-        value: The arguments or results.
-
-    Returns:
-        It.
-
-    Raises:
-        TypeError: If there is none.
-    """
-    stack = [value]
-    while stack:
-        value = stack.pop(0)
-        if isinstance(value, Tensor):
-            return value
-        if isinstance(value, tuple | list):
-            stack = [*value, *stack]
-        elif isinstance(value, dict):
-            stack = [*value.values(), *stack]
-    raise TypeError("a layer must take and return tensors; found none.")
 
 
 _WHOLE = (

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._registry import Registry, TypeKey
-from ..errors import UnsupportedModelError
 from ._tower import BlockTower
 
 HOW_TO = """register a factory of towers:
@@ -51,7 +50,7 @@ class Towers:
     decode: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
-_FACTORIES: Registry[Callable[[Any], Towers]] = Registry("a factory of their towers")
+FACTORIES: Registry[Callable[[Any], Towers]] = Registry("a factory of their towers")
 
 
 def register_towers(*kinds: TypeKey) -> Callable[..., Any]:
@@ -66,31 +65,4 @@ def register_towers(*kinds: TypeKey) -> Callable[..., Any]:
     Raises:
         ValueError: If one of the types is registered already.
     """
-    return _FACTORIES.register(*kinds)
-
-
-def is_known(model: nn.Module) -> bool:
-    """Whether the model's type has a factory."""
-    return _FACTORIES.get(type(model)) is not None
-
-
-def towers_of(model: nn.Module) -> Towers:
-    """The towers of a model whose attention has been swapped.
-
-    Args:
-        model: The dual encoder.
-
-    Returns:
-        Its towers.
-
-    Raises:
-        UnsupportedModelError: If the type of the model, or of one of its encoders, is not registered.
-    """
-    factory = _FACTORIES.get(type(model))
-    if factory is None:
-        known = sorted(f"{name.partition('.')[0]}.{name.rpartition('.')[2]}" for name in _FACTORIES)
-        raise UnsupportedModelError(
-            f"model must be of a registered type ({', '.join(known)}); found {type(model).__qualname__}. For a model of your "
-            f"own, {HOW_TO}"
-        )
-    return factory(model)
+    return FACTORIES.register(*kinds)

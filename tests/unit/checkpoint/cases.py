@@ -9,11 +9,11 @@ from typing import Any
 import open_clip
 import pytest
 import torch_pruning as tp
+import transformers
 from open_clip import factory
 
 import torch_pruning_mope as mope
 from torch_pruning_mope import DualEncoder
-from torch_pruning_mope.checkpoint._json import seal
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 12,
@@ -29,6 +29,29 @@ def register(folder: Path, monkeypatch: pytest.MonkeyPatch, **models: dict[str, 
     for name, config in models.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
         open_clip.add_model_config(folder / f"{name}.json")
+
+
+def clip_folder_at(folder: Path, layers: int = 1) -> Path:
+    """A small CLIP of transformers with all its parts, as save_pretrained writes them."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
+    text = {"vocab_size": 60, "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    vision = {**size, "image_size": 32, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config={**size, **text}, vision_config=vision, projection_dim=8)
+    transformers.CLIPModel(config).half().save_pretrained(folder)
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    transformers.CLIPTokenizer({word: index for index, word in enumerate(words)}, []).save_pretrained(folder)
+    edge = {"height": 32, "width": 32}
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=edge).save_pretrained(folder)
+    return folder
+
+
+def in_cache(cache: Path, repository: str) -> Path:
+    """Where the Hub's client keeps a repository's files, and looks for them when offline."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text("0" * 40)
+    return root / "snapshots" / ("0" * 40)
 
 
 def prune(encoder: DualEncoder, *, width: float = 0.0, blocks: bool = False, head_ratio: float = 0.3) -> None:
@@ -48,12 +71,13 @@ def prune(encoder: DualEncoder, *, width: float = 0.0, blocks: bool = False, hea
 
 
 def reseal(folder: Path, change: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
-    """What somebody would do who knows all checksums: the weights' and the configuration's are right again."""
+    """Edits ``config.json`` as somebody would who knows all digests: those of the files that are there are right again."""
     content = json.loads((folder / "config.json").read_text())
-    del content["checksum"]
-    for name, entry in content["files"].items():
-        if (folder / name).is_file():
-            data = (folder / name).read_bytes()
-            entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    there = [folder / "model.safetensors", *(folder / "base").glob("*")]
+    content["sha256"] = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in there
+        if path.is_file()
+    }
     change(content)
-    (folder / "config.json").write_bytes(seal(content))
+    (folder / "config.json").write_text(json.dumps(content))

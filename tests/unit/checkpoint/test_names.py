@@ -25,6 +25,8 @@ from torch import Tensor, nn
 import torch_pruning_mope as mope
 from torch_pruning_mope import ModelLoadError, UnsupportedModelError, load_model
 
+from .cases import clip_folder_at, in_cache
+
 CONFIG = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 8},
@@ -66,16 +68,7 @@ def picture() -> Image.Image:
 
 @pytest.fixture
 def clip_folder(tmp_path: Path) -> Path:
-    """A CLIP of transformers with all its parts, as save_pretrained writes them."""
-    folder = tmp_path / "clip"
-    text = {"vocab_size": 60, "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = transformers.CLIPConfig(text_config={**size(), **text}, vision_config=vision(), projection_dim=8)
-    transformers.CLIPModel(config).half().save_pretrained(folder)
-    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
-    transformers.CLIPTokenizer({word: index for index, word in enumerate(words)}, []).save_pretrained(folder)
-    edge = {"height": 32, "width": 32}
-    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=edge).save_pretrained(folder)
-    return folder
+    return clip_folder_at(tmp_path / "clip")
 
 
 @pytest.fixture
@@ -113,14 +106,6 @@ def open_clip_folder(folder: Path, model: nn.Module, **text: Any) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
-
-
-def in_cache(cache: Path, repository: str) -> Path:
-    """Where the Hub's client keeps a repository's files, and looks for them when offline."""
-    root = cache / f"models--{repository.replace('/', '--')}"
-    (root / "refs").mkdir(parents=True)
-    (root / "refs" / "main").write_text("0" * 40)
-    return root / "snapshots" / ("0" * 40)
 
 
 def same(model: nn.Module, expected: nn.Module) -> None:
@@ -293,7 +278,7 @@ def test_siglip_reads_lower_case_and_is_padded_at_the_end(siglip_folder: Path) -
         ("hf:", r"something must follow hf:, found nothing"),
         (
             "local-dir:/no/such/folder",
-            r"Directory specified via 'local-dir:' schema not found.*; complete /no/such/folder",
+            r"'local-dir:/no/such/folder' must name a folder, found none; correct the path",
         ),
     ],
 )

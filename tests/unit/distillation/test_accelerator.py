@@ -13,7 +13,7 @@ import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.distillation.test_train import QUICK, Killed, _dies_at
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.distillation import distil
+from torch_pruning_mope.distillation import distill
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def _no_state() -> Any:
 
 
 def test_every_training_has_its_own_precision(student: mope.DualEncoder, train: mope.Pairs) -> None:
-    losses = [distil(mope.DualEncoder(clip()), train, steps=1, precision=p, **QUICK)[0].loss for p in ("no", "bf16")]
-    losses.append(distil(mope.DualEncoder(clip()), train, steps=1, **QUICK)[0].loss)
+    losses = [distill(mope.DualEncoder(clip()), train, steps=1, precision=p, **QUICK)[0].loss for p in ("no", "bf16")]
+    losses.append(distill(mope.DualEncoder(clip()), train, steps=1, **QUICK)[0].loss)
     assert losses[0] == losses[2] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert Accelerator(mixed_precision="bf16").mixed_precision == "bf16"  # nothing is left behind
@@ -51,15 +51,15 @@ def test_an_accelerator_of_the_users_own_stays_as_it_was(student: mope.DualEncod
     handle = student.model.visual.transformer.resblocks[0].mlp.c_fc.register_forward_hook(
         lambda _module, _inputs, output: found.append(output.dtype)
     )
-    distil(student, train, steps=1, precision="no", **QUICK)
+    distill(student, train, steps=1, precision="no", **QUICK)
     handle.remove()
     assert set(found) == {torch.float32}
     assert as_it_was()
     with pytest.raises(Killed):
-        distil(student, train, steps=2, precision="no", on_step=_dies_at(1), **QUICK)
+        distill(student, train, steps=2, precision="no", on_step=_dies_at(1), **QUICK)
     assert as_it_was()
     with pytest.raises(ValueError, match="precision must be 'no' or 'bf16' on a CPU; found 'fp16'"):
-        distil(student, train, steps=1, precision="fp16", **QUICK)
+        distill(student, train, steps=1, precision="fp16", **QUICK)
     assert as_it_was()
 
 
@@ -69,12 +69,12 @@ def test_processes_that_would_train_alone_are_told(
     Accelerator()  # settles what all others in this process see
     monkeypatch.setenv("WORLD_SIZE", "2")
     with unchanged(student.model), pytest.raises(RuntimeError, match=r"the 2 processes .* set up for 1"):
-        distil(student, train, steps=1, **QUICK)
+        distill(student, train, steps=1, **QUICK)
 
 
 def test_scaled_losses_change_nothing_in_chunks_either(train: mope.Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments: dict[str, Any] = {"steps": 3, "max_norm": None, **QUICK}
-    expected = [entry.loss for entry in distil(mope.DualEncoder(clip()), train, **arguments)]
+    expected = [entry.loss for entry in distill(mope.DualEncoder(clip()), train, **arguments)]
     init = Accelerator.__init__
 
     def scaled(self: Accelerator, **kwargs: Any) -> None:
@@ -83,7 +83,7 @@ def test_scaled_losses_change_nothing_in_chunks_either(train: mope.Pairs, monkey
 
     monkeypatch.setattr(Accelerator, "__init__", scaled)
     for chunks in (1, 2):
-        found = [entry.loss for entry in distil(mope.DualEncoder(clip()), train, chunks=chunks, **arguments)]
+        found = [entry.loss for entry in distill(mope.DualEncoder(clip()), train, chunks=chunks, **arguments)]
         assert found == pytest.approx(expected, rel=1e-4)
 
 
@@ -109,11 +109,11 @@ class Tracker(GeneralTracker):  # type: ignore[misc]
 
 def test_trackers_are_finished_on_every_path(student: mope.DualEncoder, train: mope.Pairs, tmp_path: Path) -> None:
     tracker = Tracker()
-    history = distil(student, train, steps=2, log_with=tracker, **QUICK)
+    history = distill(student, train, steps=2, log_with=tracker, **QUICK)
     assert tracker.seen == [(entry.step, entry.loss) for entry in history]
     assert tracker.configuration["steps"] == 2
     with pytest.raises(Killed):
-        distil(student, train, steps=2, log_with=[tracker], on_step=_dies_at(1), **QUICK)
+        distill(student, train, steps=2, log_with=[tracker], on_step=_dies_at(1), **QUICK)
     assert tracker.finished == 2
 
 
@@ -128,11 +128,11 @@ def test_tensorboard_reads_what_was_logged(student: mope.DualEncoder, train: mop
     pytest.importorskip("tensorboard")
     teacher = mope.DualEncoder(clip(seed=1))
     for name, steps in (("first", 3), ("second", 2)):  # each in its own folder
-        history = distil(
+        history = distill(
             student, train, teacher=teacher, steps=steps, path=tmp_path / name, log_with="tensorboard", **QUICK
         )
         found = scalars(tmp_path / name / "mope")
-        assert found.keys() == {"loss", "learning_rate", "contrastive", "similarity", "features", "hidden"}
+        assert found.keys() == {"loss", "learning_rate", "contrastive", "similarity", "features"}
         values = [{"loss": e.loss, "learning_rate": e.learning_rate, **e.terms} for e in history]
         for tag, events in found.items():
             assert [step for step, _ in events] == list(range(1, steps + 1))
@@ -142,7 +142,7 @@ def test_tensorboard_reads_what_was_logged(student: mope.DualEncoder, train: mop
 def test_trackers_that_cannot_write_are_refused(student: mope.DualEncoder, train: mope.Pairs, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     with pytest.raises(ImportError, match="log_with must name trackers that are installed; found aim"):
-        distil(student, train, steps=1, log_with=["tensorboard", "aim"], path=tmp_path, **QUICK)
+        distill(student, train, steps=1, log_with=["tensorboard", "aim"], path=tmp_path, **QUICK)
     for name in ("tensorboard", "all"):
         with pytest.raises(ValueError, match=r"path must be given for log_with='tensorboard'.*found None"):
-            distil(student, train, steps=1, log_with=name, **QUICK)
+            distill(student, train, steps=1, log_with=name, **QUICK)

@@ -44,7 +44,7 @@ def test_is_the_weighted_sum(sigmoid: bool) -> None:
         "features": FeatureLoss()(*pair, *other),
         "hidden": HiddenLoss()(student.hidden, teacher.hidden),
     }
-    total, terms = DistillationLoss(sigmoid=sigmoid)(student, teacher, image_index=INDEX)
+    total, terms = DistillationLoss.paper(sigmoid=sigmoid)(student, teacher, image_index=INDEX)
     assert list(terms) == list(expected)
     for name, term in terms.items():
         assert not term.requires_grad
@@ -71,7 +71,7 @@ def test_terms_of_weight_zero_are_skipped(kept: str) -> None:
 def test_lengths_reach_l_hidn() -> None:
     student, teacher = encoded(9.0, 1), encoded(9.0, 1)
     lengths = {"text": torch.tensor([1, 2, 3, 1])}
-    _, terms = DistillationLoss()(student, teacher, image_index=INDEX, lengths=lengths)
+    _, terms = DistillationLoss.paper()(student, teacher, image_index=INDEX, lengths=lengths)
     assert_close(terms["hidden"], HiddenLoss()(student.hidden, teacher.hidden, lengths), 1e-6)
 
 
@@ -113,7 +113,7 @@ def test_bad_weights(weights: dict[str, float], match: str) -> None:
 def test_bad_batches(change: Callable[[Encoded, Encoded], Any], match: str) -> None:
     student, teacher = change(encoded(9.0, 1), encoded(9.0, 1))
     with pytest.raises(ValueError, match=match):
-        DistillationLoss(sigmoid=True)(student, teacher, image_index=INDEX)
+        DistillationLoss.paper(sigmoid=True)(student, teacher, image_index=INDEX)
 
 
 def info_nce(images: Any, texts: Any, scale: Any = 9.0, index: Any = None) -> None:

@@ -1,35 +1,45 @@
-"""The loop: it learns, and goes on to the same bits. Of several ranks, see test_shards.py."""
+"""The loop learns, resumes to the same bits, and resumes nothing else. Of several ranks, see test_ranks.py."""
 
 import copy
+import json
+import os
+import resource
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch_pruning as tp
 
 import torch_pruning_mope as mope
 from tests.asserts import assert_close, unchanged
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.distillation import DistillationLoss, TeacherEmbeddings, TrainingStep, distil
+from torch_pruning_mope.distillation import DistillationLoss, TeacherCache, TrainingStep, distil, distill
+from torch_pruning_mope.distillation import _checkpoint as checkpoint
+from torch_pruning_mope.distillation._batches import drawn
 from torch_pruning_mope.distillation._checkpoint import latest_training
+from torch_pruning_mope.errors import FolderInUseError
+from torch_pruning_mope.scoring import fingerprint
 
 QUICK: dict[str, Any] = {"batch_size": 8, "learning_rate": 1e-3, "progress": False}
 
 
+_PRUNED: dict[str, torch.nn.Module] = {}
+
+
 def student_of(teacher: mope.DualEncoder) -> mope.DualEncoder:
     """A copy without some heads and neurons, and without a layer."""
-    student = mope.DualEncoder(copy.deepcopy(teacher.model))
-    importance = mope.WeightedImportance(student, [(_magnitude(), 1.0)])
-    mope.prune(student, importance, head_ratio=0.3, ffn_ratio=0.3)
+    key = fingerprint(teacher.model)
+    if key not in _PRUNED:
+        pruned = mope.DualEncoder(copy.deepcopy(teacher.model))
+        importance = mope.WeightedImportance(pruned, [(tp.importance.GroupMagnitudeImportance(), 1.0)])
+        mope.prune(pruned, importance, head_ratio=0.3, ffn_ratio=0.3)
+        _PRUNED[key] = pruned.model
+    student = mope.DualEncoder(copy.deepcopy(_PRUNED[key]))
     student.remove_blocks("image", [1])
     return student
-
-
-def _magnitude() -> Any:
-    import torch_pruning as tp
-
-    return tp.importance.GroupMagnitudeImportance()
 
 
 @pytest.fixture
@@ -49,58 +59,62 @@ def weights(encoder: mope.DualEncoder) -> torch.Tensor:
 def test_the_student_comes_nearer_to_the_teacher(teacher: mope.DualEncoder, train: mope.Pairs) -> None:
     student = student_of(teacher)
     with unchanged(teacher.model):
-        history = distil(student, train, teacher=teacher, steps=60, **QUICK)
-    assert [entry.step for entry in history] == list(range(1, 61))
+        history = distill(student, train, teacher=teacher, loss=DistillationLoss.paper(), steps=30, **QUICK)
+    assert [entry.step for entry in history] == list(range(1, 31))
     assert history[0].terms.keys() == {"contrastive", "similarity", "features", "hidden"}
-    first, last = (sum(e.terms["features"] for e in part) for part in (history[:10], history[-10:]))
-    assert last < 0.7 * first
+    first, last = (sum(e.terms["features"] for e in part) for part in (history[:5], history[-5:]))
+    assert last < 0.8 * first
     assert not student.model.training
+    rates = [entry.learning_rate for entry in history]
+    assert max(rates) == rates[2] == pytest.approx(1e-3)  # warm-up: a tenth
+    assert all(a < b for a, b in pairwise(rates[:3]))
+    assert all(a > b for a, b in pairwise(rates[3:]))
 
 
-def test_without_a_teacher_it_is_the_contrastive_loss(teacher: mope.DualEncoder, train: mope.Pairs) -> None:
-    history = distil(student_of(teacher), train, steps=2, **QUICK)
-    assert history[0].terms == {"contrastive": pytest.approx(history[0].loss)}
+def test_the_default_objective_and_the_other_spelling(teacher: mope.DualEncoder, train: mope.Pairs) -> None:
+    assert distil is distill is mope.distill
+    assert DistillationLoss.paper().weights == {"contrastive": 1, "similarity": 1, "features": 1000, "hidden": 1}
+    student = student_of(teacher)
+    assert distill(student, train, teacher=teacher, steps=1, **QUICK)[0].terms.keys() == {
+        "contrastive",
+        "similarity",
+        "features",
+    }
+    alone = distill(student, train, steps=1, **QUICK)[0]
+    assert alone.terms == {"contrastive": pytest.approx(alone.loss)}
 
 
-def test_rates_rise_and_fall(teacher: mope.DualEncoder, train: mope.Pairs) -> None:
-    rates = [entry.learning_rate for entry in distil(student_of(teacher), train, steps=20, warmup=0.25, **QUICK)]
-    assert rates[4] == pytest.approx(1e-3)
-    assert all(a < b for a, b in pairwise(rates[:5]))
-    assert all(a > b for a, b in pairwise(rates[5:]))
-
-
-@pytest.mark.parametrize("chunks", [2, 3])
-def test_chunks_change_nothing(teacher: mope.DualEncoder, train: mope.Pairs, chunks: int) -> None:
+def test_chunks_change_nothing(teacher: mope.DualEncoder, train: mope.Pairs) -> None:
     found = []
-    for parts in (1, chunks):
+    for parts in (1, 3):
         student = student_of(teacher)
-        history = distil(
-            student, train, teacher=teacher, loss=DistillationLoss(hidden=0.0), steps=3, chunks=parts, **QUICK
-        )
+        history = distill(student, train, teacher=teacher, steps=3, chunks=parts, **QUICK)
         found.append((weights(student), [entry.loss for entry in history]))
     # Adam divides gradients by their size, so rounding shows where there is nearly none; gradients are compared elsewhere.
     assert_close(found[1][0], found[0][0], 1e-3)
     assert found[1][1] == pytest.approx(found[0][1], rel=1e-5)
 
 
-def test_stored_embeddings_teach_as_the_teacher_does(
-    teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path
+def test_batches_are_those_of_their_epoch_which_is_drawn_once(
+    train: mope.Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, found = tmp_path / "teacher.safetensors", []
-    stored = TeacherEmbeddings.of(teacher, train, path=file)
-    again = TeacherEmbeddings.of(teacher, train, path=file)
-    assert torch.equal(stored.images, again.images)
-    assert torch.equal(stored.texts, again.texts)
-    for source in (teacher, stored, again):
-        student = student_of(teacher)
-        history = distil(student, train, teacher=source, loss=DistillationLoss(hidden=0.0), steps=4, **QUICK)
-        found.append([entry.loss for entry in history])
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
-    assert found[2] == found[1]
-    with pytest.raises(mope.WrongModelError, match="for other pairs"):
-        TeacherEmbeddings.of(teacher, pairs_for(teacher.model, 5), path=file)
-    with pytest.raises(mope.WrongModelError, match="for other weights"):
-        TeacherEmbeddings.of(mope.DualEncoder(clip(seed=1)), train, path=file)
+    drawings, original = list[int](), torch.randperm
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        drawings.append(args[0])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "randperm", counted)
+    batches = drawn(train, None, 0, 8, 3, 0, 1)
+    found = [next(batches) for _ in range(10)]  # two epochs of five
+    assert drawings == [40, 80] * 2
+    for epoch in (found[:5], found[5:]):
+        assert sorted(int(row) for batch in epoch for row in batch.rows) == list(range(40))
+        for batch in epoch:
+            assert torch.equal(train.image_index[batch.captions], batch.rows)
+    assert not torch.equal(found[0].rows, found[5].rows)
+    for begun in (4, 5, 7):
+        assert torch.equal(next(drawn(train, None, begun, 8, 3, 0, 1)).captions, found[begun].captions)
 
 
 class Killed(Exception):
@@ -123,63 +137,160 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     data: Any = batches if as_batches else train
     arguments: dict[str, Any] = {"teacher": teacher, "steps": 8, "save_every": 3, **QUICK}
     whole = student_of(teacher)
-    expected = distil(whole, data, path=tmp_path / "whole", **arguments)
+    expected = distill(whole, data, path=tmp_path / "whole", **arguments)
     for attempt, step in enumerate((5, 7)):
         student = student_of(teacher)
         with pytest.raises(Killed):
-            distil(student, data, path=tmp_path / "parts", on_step=_dies_at(step), **arguments)
+            distill(student, data, path=tmp_path / "parts", on_step=_dies_at(step), **arguments)
         saved = latest_training(tmp_path / "parts")
         assert saved is not None
         assert saved.name == ("step-00000003", "step-00000006")[attempt]
     student = student_of(teacher)
-    found = distil(student, data, path=tmp_path / "parts", **arguments)
+    found = distill(student, data, path=tmp_path / "parts", **arguments)
     assert torch.equal(weights(student), weights(whole))
     assert [(entry.step, entry.loss) for entry in found] == [(entry.step, entry.loss) for entry in expected]
     untouched = student_of(teacher)
-    assert distil(untouched, data, path=tmp_path / "parts", **arguments) == found  # done already
+    assert distill(untouched, data, path=tmp_path / "parts", **arguments) == found  # done already
     assert torch.equal(weights(untouched), weights(whole))
 
 
-def test_another_run_is_refused(teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path) -> None:
-    distil(student_of(teacher), train, steps=2, path=tmp_path, **QUICK)
-    with pytest.raises(ValueError, match=r"the one at .* has other learning_rate, steps"):
-        distil(student_of(teacher), train, steps=3, path=tmp_path, **QUICK | {"learning_rate": 1e-4})
+OTHERS: dict[str, dict[str, Any]] = {
+    "steps": {"steps": 3},
+    "batch_size": {"batch_size": 7},
+    "chunks": {"chunks": 2},
+    "learning_rate": {"learning_rate": 1e-4},
+    "betas": {"betas": (0.9, 0.99)},
+    "weight_decay": {"weight_decay": 0.1},
+    "warmup": {"warmup": 0.5},
+    "max_norm": {"max_norm": None},
+    "ema": {"ema": 0.9},
+    "precision": {"precision": "bf16"},
+    "teacher_precision": {"teacher_precision": "bf16"},
+    "seed": {"seed": 1},
+    "loss": {"loss": DistillationLoss(features=1.0)},
+    "pairs": {"pairs": pairs_for(clip(), 39, captions=2)},
+    "teacher": {"teacher": mope.DualEncoder(clip(seed=1))},
+}
+
+
+def test_any_other_run_is_refused(teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"pairs": train, "teacher": teacher, "steps": 2, "path": tmp_path, **QUICK}
+    distill(student_of(teacher), **arguments)
+    for name, changed in OTHERS.items():
+        other = student_of(teacher)
+        with unchanged(other.model), pytest.raises(ValueError, match=rf"the one at .* has other {name}\. Choose"):
+            distill(other, **arguments | changed)
+    for name, change in {
+        "student": lambda model: model.visual.proj.data.mul_(1.001),  # the same shapes, other weights
+        "frozen": lambda model: model.visual.proj.requires_grad_(False),
+        "student ": lambda model: setattr(model.visual.transformer.resblocks[0].mlp, "gelu", torch.nn.ReLU()),
+    }.items():
+        other = student_of(teacher)
+        change(other.model)
+        with pytest.raises(ValueError, match=rf"has other {name.strip()}\. Choose"):
+            distill(other, **arguments)
+    with pytest.raises(ValueError, match="has other teacher"):
+        distill(student_of(teacher), **arguments | {"teacher": TeacherCache.of(teacher, train)})
     saved = latest_training(tmp_path)
     assert saved is not None
     (saved / "training.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is damaged"):
-        distil(student_of(teacher), train, steps=2, path=tmp_path, **QUICK)
+        distill(student_of(teacher), **arguments)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(
+def test_two_trainings_in_one_folder(teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"steps": 2, "path": tmp_path, **QUICK}
+    seen = []
+
+    def refused() -> None:
+        other = student_of(teacher)
+        with unchanged(other.model), pytest.raises(FolderInUseError, match="is held by another thread") as error:
+            distill(other, train, **arguments)
+        seen.append(error)
+
+    def second(_: TrainingStep) -> None:
+        thread = threading.Thread(target=refused)
+        thread.start()
+        thread.join()
+
+    whole = student_of(teacher)
+    distill(whole, train, on_step=second, **arguments)
+    assert len(seen) == 2
+    again = student_of(teacher)
+    distill(again, train, **arguments)  # the folder is free again, and holds the first
+    assert torch.equal(weights(again), weights(whole))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"steps": 6, "save_every": 2, "path": tmp_path, **QUICK}
+    with pytest.raises(Killed):
+        distill(student_of(teacher), train, on_step=_dies_at(4), **arguments)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        with pytest.raises(OSError, match="cannot be written"):
+            distill(student_of(teacher), train, **arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files(tmp_path) == ["step-00000002"]
+    assert len(distill(student_of(teacher), train, **arguments)) == 6
+
+
+def test_the_disk_holds_a_checkpoint_before_the_old_one_goes(
     teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    student = student_of(teacher)
-    with pytest.raises(Killed):
-        distil(student, train, steps=6, save_every=2, path=tmp_path, on_step=_dies_at(4), **QUICK)
+    events, fsync, replace, rmtree = list[str](), os.fsync, Path.replace, checkpoint.shutil.rmtree
 
-    def full(tensors: Any, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+    def named(handle: int) -> None:
+        events.append("sync " + Path(f"/proc/self/fd/{handle}").readlink().name.split(".safetensors.")[0])
+        fsync(handle)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("torch_pruning_mope.distillation._checkpoint.save_file", full)
-        with pytest.raises(OSError, match="No space left"):
-            distil(student_of(teacher), train, steps=6, save_every=2, path=tmp_path, **QUICK)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
-    assert len(distil(student_of(teacher), train, steps=6, save_every=2, path=tmp_path, **QUICK)) == 6
+    def moved(self: Path, target: Path) -> Path:
+        events.append(f"move {Path(target).name}")
+        return replace(self, target)
+
+    def removed(path: Path, **kwargs: Any) -> None:
+        events.extend([f"remove {path.name}"] if path.exists() else [])
+        rmtree(path, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", named)
+    monkeypatch.setattr(Path, "replace", moved)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", removed)
+    distill(student_of(teacher), train, steps=2, save_every=1, path=tmp_path, **QUICK)
+    last = events[events.index("move step-00000001") + 1 :]
+    inside = "step-00000002.part"
+    assert last[1:] == [
+        "sync training",
+        "move training.safetensors",
+        f"sync {inside}",
+        "sync training.json",
+        f"sync {inside}",
+        "move step-00000002",
+        f"sync {tmp_path.name}",
+        "remove step-00000001",
+    ]
+    state = json.loads((tmp_path / "step-00000002" / "training.json").read_text())
+    assert [entry["step"] for entry in state["history"]] == [1, 2]
 
 
 def test_a_loss_that_is_no_number_stops(teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"steps": 6, "save_every": 2, "path": tmp_path, **QUICK}
+    with pytest.raises(Killed):
+        distill(student_of(teacher), train, on_step=_dies_at(3), **arguments)
     student = student_of(teacher)
 
-    def break_at(entry: TrainingStep) -> None:
+    def breaks(entry: TrainingStep) -> None:
         if entry.step == 3:
             with torch.no_grad():
                 student.model.visual.proj[0, 0] = torch.nan
 
+    # No checkpoint of this process yet: the message names the one that it resumed from.
     with pytest.raises(mope.NonFiniteError, match=r"found nan at step 4\. The last checkpoint is .*step-00000002"):
-        distil(student, train, steps=6, save_every=2, path=tmp_path, on_step=break_at, **QUICK)
+        distill(student, train, on_step=breaks, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -187,21 +298,17 @@ def test_a_loss_that_is_no_number_stops(teacher: mope.DualEncoder, train: mope.P
     [
         ({"steps": 0}, "steps and chunks must be at least 1"),
         ({"steps": 1, "batch_size": 50}, "batch_size must be at least 2 and at most the 40 training images"),
-        ({"steps": 1, "chunks": 2}, "chunks must be 1 for the term 'hidden'"),
+        ({"steps": 1, "chunks": 2, "loss": DistillationLoss.paper()}, "chunks must be 1 for the term 'hidden'"),
+        ({"steps": 1, "ema": 1.0}, "ema must be a decay between 0 and 1, or None; found 1"),
         (
-            {"steps": 1, "loss": DistillationLoss(), "teacher": None},
+            {"steps": 1, "loss": DistillationLoss.paper(), "teacher": None},
             "teacher must be a DualEncoder, or a TeacherCache with hidden=True, for the term 'hidden'",
         ),
+        ({"steps": 1, "pairs": []}, "pairs must yield batches"),
     ],
 )
 def test_what_cannot_be_is_refused(
     teacher: mope.DualEncoder, train: mope.Pairs, arguments: dict[str, Any], match: str
 ) -> None:
-    student = student_of(teacher)
-    with unchanged(student.model), pytest.raises(ValueError, match=match):
-        distil(student, train, **{"teacher": teacher, **QUICK, **arguments})
-
-
-def test_no_batches_are_refused(teacher: mope.DualEncoder) -> None:
-    with pytest.raises(ValueError, match="pairs must yield batches"):
-        distil(student_of(teacher), [], steps=1, progress=False)
+    with unchanged(teacher.model), pytest.raises(ValueError, match=match):
+        distill(teacher, **{"pairs": train, "teacher": teacher, **QUICK, **arguments})

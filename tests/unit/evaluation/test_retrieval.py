@@ -152,7 +152,7 @@ def test_a_dataset_is_read_as_it_is_gathered(scenes: Path, workers: int) -> None
 
 
 def test_shards_and_loaders(tmp_path: Path) -> None:
-    from tests.unit.data.test_readers import picture, write_shard
+    from tests.unit.data.files import picture, write_shard
 
     texts = json.dumps({"caption": ["a red apple on white", "a dog on blue"]}).encode()
     samples = {f"{i:03}": {"png": picture(9 * i), "json": texts} for i in range(5)}

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, TensorDataset
 
 import torch_pruning_mope as mope
-from tests.unit.data.test_readers import picture, write_shard
+from tests.unit.data.files import picture, write_shard
 from tests.unit.evaluation.lookup import Lookup, number_tokens
 from tests.unit.models import clip
 from torch_pruning_mope.data import open_labelled

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ def test_scores_are_strictly_ordered_over_all_layers(encoder: DualEncoder, pairs
         best[kind] += sorted(units[:, 0].tolist())[-importance.minimum[kind] :]
     for kind in values:
         assert len(set(values[kind])) == len(values[kind])
-        # Trap X: what each layer must keep is above everything that may go.
+        # What each layer must keep is above everything that may go.
         assert sorted(best[kind]) == sorted(values[kind])[-len(best[kind]) :]
 
 
@@ -179,17 +180,55 @@ def test_every_step_scores_the_model_once_as_it_is_then(
     assert counted.calls == left
 
 
-def test_training_between_steps_is_noticed(
-    encoder: DualEncoder, pairs: mope.Pairs, monkeypatch: pytest.MonkeyPatch
+def _in_place(model: Any) -> None:
+    with torch.no_grad():
+        model.visual.proj.mul_(1.5)
+
+
+def _through_data(model: Any) -> None:
+    model.visual.proj.data.mul_(1.5)
+
+
+def _replaced(model: Any) -> None:
+    model.visual.proj = torch.nn.Parameter(1.5 * model.visual.proj.detach())
+
+
+@pytest.mark.parametrize("change", [_in_place, _through_data, _replaced])
+def test_changes_between_steps_are_noticed(
+    encoder: DualEncoder, pairs: mope.Pairs, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
     counted = _CountedScores(monkeypatch)
     importance = MoPEImportance(encoder, pairs, groups=2, progress=False)
-    first = importance.table
-    assert importance.table is first
-    with torch.no_grad():
-        encoder.model.visual.proj.mul_(1.5)
-    assert importance.table is not first
-    assert len(counted.calls) == 2
+    groups = [group for _, _, group in _groups(encoder)]
+    for expected in (1, 2):
+        for group in (*groups, *groups):  # two steps: each asks once for each group
+            importance(group)
+        table = importance.table
+        assert len(counted.calls) == expected
+        change(encoder.model)
+    assert importance.table is not table
+    assert len(counted.calls) == 3
+
+
+def test_pickled_importances_prune_alike(encoder: DualEncoder, pairs: mope.Pairs) -> None:
+    scored, fresh = (MoPEImportance(encoder, pairs, groups=2, progress=False) for _ in range(2))
+    assert scored(_groups(encoder)[0][2]) is not None
+    copies = [pickle.loads(pickle.dumps(scored)), pickle.loads(pickle.dumps(fresh)), copy.deepcopy(scored)]
+    mope.prune(encoder, scored, head_ratio=0.5, ffn_ratio=0.5, global_pruning=True)
+    for other in copies:
+        assert sum(other.encoder.removed["image.heads"]) == 0
+        mope.prune(other.encoder, other, head_ratio=0.5, ffn_ratio=0.5, global_pruning=True)
+        assert other.encoder.removed == encoder.removed
+        for name, tensor in encoder.model.state_dict().items():
+            assert torch.equal(tensor, other.encoder.model.state_dict()[name])
+
+
+def test_one_importance_prunes_again_what_it_has_pruned(encoder: DualEncoder, pairs: mope.Pairs) -> None:
+    importance = MoPEImportance(encoder, pairs, groups=2, progress=False)
+    for left in (2, 1):
+        mope.prune(encoder, importance, head_ratio=0.5, towers=("image",))
+        assert [layer.block.attention.num_units for layer in encoder.layers[:3]] == [left] * 3
+        assert importance.table.weights == mope.scoring.fingerprint(encoder.model)
 
 
 def test_calibration_batches_are_read_once(encoder: DualEncoder, pairs: mope.Pairs) -> None:
@@ -330,7 +369,7 @@ def test_weights_weigh(encoder: DualEncoder, pairs: mope.Pairs) -> None:
 @pytest.mark.parametrize("name", ["taylor", "hessian"])
 @pytest.mark.parametrize("how", ["wrapped", "fallback"])
 def test_missing_gradients_are_named(encoder: DualEncoder, pairs: mope.Pairs, name: str, how: str) -> None:
-    """Trap W: Torch-Pruning reads .grad without looking."""
+    """Torch-Pruning reads .grad without looking."""
     criterion = STOCK[name]()
     if how == "wrapped":
         importance: Any = WeightedImportance(encoder, [(criterion, 1.0)])
@@ -346,7 +385,7 @@ def test_missing_gradients_are_named(encoder: DualEncoder, pairs: mope.Pairs, na
         mope.prune(encoder, importance, head_ratio=0.5, width_ratio=0.2)
 
 
-def test_trap_w_canary(encoder: DualEncoder) -> None:
+def test_stock_taylor_without_gradients_fails_in_torch_pruning(encoder: DualEncoder) -> None:
     with pytest.raises((AttributeError, TypeError), match="NoneType"):
         tp.importance.GroupTaylorImportance()(_groups(encoder)[1][2])
 
@@ -371,7 +410,7 @@ def test_gradients_anew_between_steps(encoder: DualEncoder, pairs: mope.Pairs) -
 
 
 def test_arguments_are_fresh(encoder: DualEncoder) -> None:
-    """Trap K: Torch-Pruning writes to what it is given, and its defaults are shared."""
+    """Torch-Pruning writes to what it is given, and its defaults are shared."""
     first, second = (encoder.pruner_arguments(head_ratio=0.5, ffn_ratio=0.5) for _ in range(2))
     for name, value in first.items():
         if isinstance(value, dict | list):
@@ -400,7 +439,7 @@ def test_two_pruners_in_sequence_know_nothing_of_each_other() -> None:
     assert set(map(len, defaults().values())) == {0}
 
 
-def test_trap_k_canary(encoder: DualEncoder) -> None:
+def test_torch_prunings_default_dictionaries_are_shared(encoder: DualEncoder) -> None:
     arguments = encoder.pruner_arguments(head_ratio=0.5)
     del arguments["out_channel_groups"]
     shared = inspect.signature(tp.pruner.MetaPruner.__init__).parameters["out_channel_groups"].default

@@ -106,9 +106,9 @@ ROUNDS = "finetune, width alone, in rounds"
 POINTS = [
     ("pretrain", "score", 1, False),
     ("pretrain", "make_plan", 2, True),
-    ("pretrain", "distil", 1, True),
-    (ROUNDS, "distil", 1, False),
-    (ROUNDS, "distil", 3, True),
+    ("pretrain", "distill", 1, True),
+    (ROUNDS, "distill", 1, False),
+    (ROUNDS, "distill", 3, True),
 ]
 
 
@@ -131,7 +131,7 @@ def test_stages_go_on_where_they_stopped(
         calls.append(None)
         if len(calls) < call:
             return original(*args, **kwargs)
-        if at == "distil":
+        if at == "distill":
             inner = kwargs["on_step"]
 
             def on_step(entry: mope.TrainingStep) -> None:
@@ -166,7 +166,7 @@ def test_a_run_that_is_done_is_not_done_again(
 
 @pytest.mark.parametrize(
     "options",
-    [{"loss": mope.DistillationLoss(hidden=0.0), "finetune_steps": 1}, {"precision": "bf16"}],
+    [{"finetune_steps": 1}, {"loss": mope.DistillationLoss.paper(), "precision": "bf16"}],
     ids=["embeddings", "hidden states, bf16"],
 )
 def test_a_teacher_that_is_run_once_teaches_the_same(
@@ -189,9 +189,9 @@ def test_a_teacher_that_is_run_once_teaches_the_same(
     shards = sorted((kept / "teacher").iterdir())
     assert [shard.name for shard in shards] == ["image-00000.safetensors", "text-00000.safetensors"]
     with safe_open(shards[0], "pt") as shard:
-        assert ("0" in shard.keys()) == ("loss" not in options)  # noqa: SIM118  (no mapping)
+        assert ("0" in shard.keys()) == ("loss" in options)  # noqa: SIM118  (no mapping)
     with monkeypatch.context() as patch:  # what is there is not made again
-        patch.setattr("torch_pruning_mope.distillation._cache._states", None)
+        patch.setattr("torch_pruning_mope.distillation._cache._outputs", None)
         run("finetune", kept, data, cache_teacher=True, on_step=told.append, **options)
     expected, found = ([line for line in lines(path) if line["training"] != "training-dense"] for path in (live, kept))
     assert [line["step"] for line in found] == [1, 2, 3, 4]

@@ -21,7 +21,7 @@ ROOTS = [nn.Conv2d, nn.Linear, nn.Embedding]
 
 
 def _stock_graph(encoder: DualEncoder, **changes: Any) -> tp.DependencyGraph:
-    arguments = encoder._graph_arguments() | {"customized_pruners": customized_pruners(encoder.model)} | changes
+    arguments = encoder.graph_arguments() | {"customized_pruners": customized_pruners(encoder.model)} | changes
     return tp.DependencyGraph().build_dependency(encoder.model, **arguments)
 
 

@@ -19,7 +19,7 @@ from tests.unit.models import shake, tokens_for
 from torch_pruning_mope._registry import Registry, full_name
 from torch_pruning_mope.surgery._swap import CONVERTERS
 from torch_pruning_mope.towers._discover import _UNITS
-from torch_pruning_mope.towers._registry import _FACTORIES
+from torch_pruning_mope.towers._registry import FACTORIES
 
 
 class _Layer(nn.Module):
@@ -222,7 +222,7 @@ def test_unknown_models_are_refused(model: nn.Module) -> None:
         unchanged(model),
         pytest.raises(
             mope.UnsupportedModelError,
-            match=r"open_clip\.CLIP, open_clip\.CoCa, open_clip\.CustomTextCLIP, .*\); found (Linear|Sequential)",
+            match=r"open_clip\.CLIP, open_clip\.CoCa, open_clip\.CustomTextCLIP, .*\), or have .*; found (Linear|Sequential)",
         ),
     ):
         mope.DualEncoder(model)
@@ -240,32 +240,22 @@ def test_a_subclass_is_another_type() -> None:
 def test_a_bare_import_registers_everything() -> None:
     """A forgotten import would be silent here, where other tests have imported all of it already."""
     code = (
-        "import open_clip, sys\n"
-        "before = set(sys.modules)\n"
-        "import torch_pruning_mope\n"
-        "from torch_pruning_mope.towers._registry import _FACTORIES\n"
+        "import sys\n"
+        "import torch_pruning_mope.towers\n"
+        "from torch_pruning_mope.towers._registry import FACTORIES\n"
         "from torch_pruning_mope.towers._discover import _UNITS\n"
         "from torch_pruning_mope.surgery._swap import CONVERTERS\n"
-        "for registry in (_FACTORIES, _UNITS, CONVERTERS):\n"
+        "for registry in (FACTORIES, _UNITS, CONVERTERS):\n"
         "    print(*registry)\n"
-        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "print(*(loaded & {'transformers', 'matplotlib', 'pandas'}))\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(*(loaded & {'open_clip', 'transformers', 'matplotlib', 'pandas'}))\n"
     )
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
     output = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True).stdout
     factories, units, converters, loaded = (set(line.split()) for line in output.split("\n")[:4])
     assert factories == {
         *(f"open_clip.{name}" for name in ("model.CLIP", "model.CustomTextCLIP", "coca_model.CoCa")),
-        *(
-            f"transformers.models.{name}Model"
-            for name in (
-                "clip.modeling_clip.CLIP",
-                "siglip.modeling_siglip.Siglip",
-                "siglip2.modeling_siglip2.Siglip2",
-                "chinese_clip.modeling_chinese_clip.ChineseCLIP",
-                "altclip.modeling_altclip.AltCLIP",
-            )
-        ),
+        "transformers.models.siglip2.modeling_siglip2.Siglip2Model",
     }
     assert {
         "open_clip.transformer.ResidualAttentionBlock",
@@ -282,6 +272,7 @@ def test_a_bare_import_registers_everything() -> None:
     } <= units
     assert {
         "torch.nn.modules.activation.MultiheadAttention",
+        "torch.nn.modules.transformer.TransformerEncoder",
         "open_clip.transformer.Attention",
         "open_clip.modified_resnet.AttentionPool2d",
         "timm.layers.attention.Attention",
@@ -300,11 +291,11 @@ NAMED_AFTER = {"torch": "2.6", "open_clip": "3.3.0", "timm": "1.0.31", "transfor
 """Versions that have all types; older ones may lack some."""
 
 
-@pytest.mark.parametrize("registry", [_FACTORIES, _UNITS, CONVERTERS])
+@pytest.mark.parametrize("registry", [FACTORIES, _UNITS, CONVERTERS])
 def test_names_that_are_registered_are_those_of_types(registry: Registry[Any]) -> None:
     """A name by which no type goes would never be found."""
     names = [name for name in registry if name.partition(".")[0] in NAMED_AFTER]
-    assert len(names) >= 8
+    assert len(names) >= 4
     for name in names:
         module, _, kind = name.rpartition(".")
         library = name.partition(".")[0]

@@ -1,0 +1,87 @@
+"""Files that were found on disk or named by a file: never outside their folder, never anything but a regular file."""
+
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+
+MOST_TEXT = 2**20
+"""Bytes of a text that belongs to one sample."""
+
+
+class OutsideError(OSError):
+    """A path leads out of the folder that it was found in."""
+
+
+def resolve_inside(folder: Path, name: str | Path, *, follow_links: bool = False) -> Path:
+    """Returns a path, relative to the folder or absolute, with all links resolved; raises OSError if it leads out of it."""
+    try:
+        target = Path(os.path.realpath(folder / name, strict=True))
+        root = Path(os.path.realpath(folder))
+    except ValueError as error:  # NUL, or a lone surrogate
+        raise OSError(errno.EINVAL, "no valid name of a file") from error
+    if not (follow_links or target.is_relative_to(root) or _in_blobs(root, target)):
+        raise OutsideError(
+            errno.EPERM,
+            f"outside {printable(str(folder))} once links are resolved; pass its folder as root, or follow_links=True",
+        )
+    return target
+
+
+def _in_blobs(root: Path, target: Path) -> bool:
+    """True if a snapshot of the Hub's cache, ``…/datasets--name/snapshots/revision``, links there."""
+    for place in (root, *root.parents):
+        if place.parent.name == "snapshots" and place.parent.parent.name.startswith(("models--", "datasets--")):
+            return target.parent == place.parent.parent / "blobs"
+    return False
+
+
+def open_regular(path: Path, most: int | None = None) -> io.BufferedReader:
+    """Opens a regular file of at most ``most`` bytes, or raises OSError; never waits for a FIFO."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    handle = os.open(path, flags)
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        if most is not None and found.st_size > most:
+            raise OSError(errno.EFBIG, f"has {found.st_size} bytes, and at most {most} are read")
+        return io.BufferedReader(io.FileIO(handle, "rb"))
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def open_inside(
+    folder: Path, name: str | Path, *, follow_links: bool = False, most: int | None = None
+) -> io.BufferedReader:
+    """Opens a regular file in a folder, or raises OSError."""
+    return open_regular(resolve_inside(folder, name, follow_links=follow_links), most)
+
+
+def list_files(folder: Path, *, follow_links: bool = False) -> tuple[list[Path], list[Path]]:
+    """Returns the files of a folder and its subfolders, sorted, and links to folders, which are entered if followed."""
+    files: list[Path] = []
+    links: list[Path] = []
+    left: list[tuple[str, frozenset[str]]] = [(str(folder), frozenset())]
+    while left:
+        place, above = left.pop()
+        above |= {os.path.realpath(place)}
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if not entry.is_dir():
+                    files.append(Path(entry.path))
+                elif entry.is_symlink() and not follow_links:
+                    links.append(Path(entry.path))
+                elif os.path.realpath(entry.path) not in above:  # a link upwards
+                    left.append((entry.path, above))
+    return sorted(files), sorted(links)
+
+
+def printable(text: str, most: int = 200) -> str:
+    """Text of unknown origin for a message: control characters and surrogates escaped, the middle of a long one left out."""
+    text = text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

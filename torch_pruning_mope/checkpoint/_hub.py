@@ -1,0 +1,151 @@
+"""Saving, loading and sharing, by the conventions of huggingface_hub's mixins.
+
+Not one of them: theirs deletes the old configuration before it saves, and does not check it when it loads.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from huggingface_hub import HfApi
+from torch import nn
+
+from ..encoder import EncoderCore
+from ._load import fetch, read
+from ._save import save
+
+_EncoderT = TypeVar("_EncoderT", bound="HubMixin")
+
+
+class HubMixin(EncoderCore):
+    """The part of a dual encoder that saves, loads and shares it."""
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        base: str | Path | None = None,
+        metrics: Mapping[str, float] | None = None,
+        cache_dir: str | Path | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **push_options: Any,
+    ) -> str | None:
+        """Writes the pruned model as a checkpoint: ``config.json``, ``model.safetensors`` and ``README.md``, a model card.
+
+        The checkpoint is complete: it holds the architecture of the original, its preprocessing and its tokenizer. It is
+        written whole or not at all, also if the process is killed. Other files of the folder stay.
+
+        Args:
+            folder: The target; made if it does not exist.
+            base: Name of the model before it was pruned, as :func:`torch_pruning_mope.load_model` takes it
+                (``"ViT-B-16-SigLIP@webli"``), or the checkpoint that it came from. Not needed for the tiny CLIP, nor if
+                :meth:`from_pretrained` loaded it. Models of transformers describe themselves, but not their tokenizer. A
+                checkpoint of a model of your own needs a fresh one to be loaded.
+            metrics: Figures for the model card.
+            cache_dir: Folder of the downloaded configuration and tokenizer of ``base``.
+            push_to_hub: Whether to upload it, too.
+            repo_id: Name of the repository; by default the folder's.
+            **push_options: Options of :meth:`push_to_hub`.
+
+        Returns:
+            The address of the commit, if it was uploaded.
+        """
+        target = Path(folder).expanduser()
+        save(self, target, base=base, metrics=metrics, cache=_text(cache_dir))
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or target.name, base=base, metrics=metrics, cache_dir=cache_dir, **push_options)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_EncoderT],
+        path_or_repo: str | Path,
+        *,
+        model: nn.Module | None = None,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> _EncoderT:
+        """Loads a checkpoint of :meth:`save_pretrained`; the encoder can be pruned on and saved again.
+
+        Args:
+            path_or_repo: A folder, or a repository of the Hub.
+            model: For models of your own: the original with any weights, not wrapped yet. It is mutated.
+            device: Device of the model.
+            revision: Branch, tag or commit of the repository.
+            cache_dir: Folder of downloads.
+            token: For repositories that are not public.
+            force_download: Download again.
+            local_files_only: Download nothing.
+
+        Returns:
+            The encoder; its model is in evaluation mode and of the type that it was saved in.
+
+        Raises:
+            ModelLoadError: If there is no such checkpoint, or it is damaged, of another version, or not what it says.
+        """
+        folder = fetch(
+            path_or_repo,
+            revision=revision,
+            cache_dir=_text(cache_dir),
+            token=token,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        encoder, checkpoint = read(folder, cls, model)
+        encoder.model.to(device)
+        encoder.origin = checkpoint.base
+        return cast("_EncoderT", encoder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        base: str | Path | None = None,
+        metrics: Mapping[str, float] | None = None,
+        cache_dir: str | Path | None = None,
+        commit_message: str = "Add a model pruned with torch-pruning-mope",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Uploads the pruned model as a checkpoint to the Hugging Face Hub, in one commit.
+
+        Args:
+            repo_id: Name of the repository; made if it does not exist.
+            base: See :meth:`save_pretrained`.
+            metrics: See :meth:`save_pretrained`.
+            cache_dir: See :meth:`save_pretrained`.
+            commit_message: Message of the commit.
+            private: Whether a new repository is private; None for the owner's default.
+            token: Token of the Hub; by default that of the user who is logged in.
+            branch: Branch to commit to.
+            create_pr: Whether to open a pull request instead.
+
+        Returns:
+            The address of the commit.
+        """
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, base=base, metrics=metrics, cache_dir=cache_dir)
+            repository = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+            return str(
+                api.upload_folder(
+                    repo_id=repository,
+                    folder_path=folder,
+                    commit_message=commit_message,
+                    revision=branch,
+                    create_pr=create_pr,
+                )
+            )
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser())

@@ -1,0 +1,172 @@
+"""The distillation objective: all terms together."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ._checks import check_counterparts, check_embeddings, owners, scalar
+from ._contrast import info_nce, sigmoid
+from ._features import check_sizes, features
+from ._gather import BatchLoss, Group, gathered, summed
+from ._hidden import Hidden, hidden_states
+from ._similarity import similarity, teacher_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Outputs of a dual encoder, student or teacher, on this rank's batch.
+
+    Attributes:
+        images: Image embeddings, normalised or not.
+        texts: Text embeddings, normalised or not.
+        logit_scale: Multiplier of similarities: CLIP's learnt ``logit_scale.exp()``.
+        logit_bias: Added to the scaled similarities; SigLIP's loss needs the student's.
+        hidden: Hidden states by tower and by the block's index in the teacher, for L_hidn.
+    """
+
+    images: Float[Tensor, "I J"]
+    texts: Float[Tensor, "N J"]
+    logit_scale: float | Float[Tensor, "..."]
+    logit_bias: float | Float[Tensor, "..."] | None = None
+    hidden: Hidden | None = None
+
+
+class DistillationLoss(BatchLoss):
+    """Weighted sum L_itc + α·L_sim + β·L_feat + γ·L_hidn of MoPE-CLIP (arXiv 2403.07839).
+
+    The default leaves out hidden states, which did harm at every weight that we tried; :meth:`paper` is the published
+    objective. With ``features=0`` it is TinyCLIP's. A term of weight 0 is not computed and needs no input; with
+    ``contrastive`` alone no teacher is needed. Embeddings are gathered once for all terms.
+
+    Args:
+        contrastive: Weight of :class:`InfoNCELoss`, or of :class:`SigmoidLoss`.
+        similarity: Weight of :class:`SimilarityLoss`, α.
+        features: Weight of :class:`FeatureLoss`, β.
+        hidden: Weight of :class:`HiddenLoss`, γ.
+        sigmoid: L_itc is SigLIP's.
+        group: Process group that shares the batch; by default all ranks.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or all are 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        contrastive: float = 1.0,
+        similarity: float = 1.0,
+        features: float = 1000.0,
+        hidden: float = 0.0,
+        sigmoid: bool = False,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group=group)
+        weights = {"contrastive": contrastive, "similarity": similarity, "features": features, "hidden": hidden}
+        for name, weight in weights.items():
+            if not math.isfinite(weight) or weight < 0:
+                raise ValueError(
+                    f"{name} must be a weight of at least 0; found {weight}. A term of weight 0 is skipped."
+                )
+        if not any(weights.values()):
+            raise ValueError(f"weights must not all be 0; found {weights}. Give one term a weight, contrastive=1 say.")
+        self.weights = {name: float(weight) for name, weight in weights.items() if weight}
+        self.sigmoid = sigmoid
+
+    @classmethod
+    def paper(cls, *, sigmoid: bool = False, group: Group = None) -> "DistillationLoss":
+        """The published objective, with hidden states: (α, β, γ) = (1, 1000, 1)."""
+        return cls(hidden=1.0, sigmoid=sigmoid, group=group)
+
+    def forward(
+        self,
+        student: Encoded,
+        teacher: Encoded | None = None,
+        *,
+        image_index: Int[Tensor, "N"] | None = None,
+        lengths: Mapping[str, Int[Tensor, "_"]] | None = None,
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """The loss of the whole batch, and its terms, on every rank.
+
+        Args:
+            student: Outputs on this rank's batch, with gradients.
+            teacher: Outputs on the same batch.
+            image_index: Position, among this rank's images, of each caption's image; by default caption j has image j.
+            lengths: See :class:`HiddenLoss`.
+
+        Returns:
+            The weighted sum, whose gradients are to be averaged over ranks, as DDP does; and each term by the name of its
+            weight, not weighted and without gradients.
+        """
+        shares = self._shares(student, teacher, image_index, lengths)
+        terms = summed(torch.stack(list(shares.values())), self.group)
+        total = (terms * terms.new_tensor(list(self.weights.values()))).sum()
+        return total, dict(zip(shares, terms.detach().unbind(), strict=True))
+
+    def _shares(
+        self,
+        student: Encoded,
+        teacher: Encoded | None,
+        image_index: Tensor | None,
+        lengths: Mapping[str, Tensor] | None,
+    ) -> dict[str, Tensor]:
+        """This rank's share of each term, in the order of the weights; all checks come first."""
+        check_embeddings(student.images, student.texts)
+        scale = scalar(student.logit_scale, "logit_scale", student.images)
+        shares = {}
+        if "contrastive" in self.weights:
+            owner, bias = owners(image_index, student.images, student.texts), self._bias(student)
+        if self.weights.keys() - {"contrastive"}:
+            teacher = self._checked(student, teacher)
+        if self.weights.keys() - {"hidden"}:
+            images, texts = (gathered(getattr(student, name), name, self.group) for name in ("images", "texts"))
+        if "contrastive" in self.weights:
+            shares["contrastive"] = (
+                info_nce(images, texts, owner, scale) if bias is None else sigmoid(images, texts, owner, scale, bias)
+            )
+        if teacher is not None and "similarity" in self.weights:
+            rows = teacher_rows(teacher.images, teacher.texts, student.images, self.group)
+            theirs = scalar(teacher.logit_scale, "teacher_logit_scale", student.images).detach()
+            shares["similarity"] = similarity(images, texts, scale, *rows, theirs)
+        if teacher is not None and "features" in self.weights:
+            counts = len(images.all), len(texts.all)
+            shares["features"] = features(student.images, student.texts, teacher.images, teacher.texts, counts)
+        if (
+            teacher is not None
+            and student.hidden is not None
+            and teacher.hidden is not None
+            and "hidden" in self.weights
+        ):
+            shares["hidden"] = hidden_states(student.hidden, teacher.hidden, lengths, self.group)
+        return shares
+
+    def _bias(self, student: Encoded) -> Tensor | None:
+        """The bias of SigLIP's loss; None for CLIP's."""
+        if not self.sigmoid:
+            return None
+        if student.logit_bias is None:
+            raise ValueError(
+                "logit_bias of the student must be given for the sigmoid loss; found None. Pass the model's, or sigmoid=False."
+            )
+        return scalar(student.logit_bias, "logit_bias", student.images, positive=False)
+
+    def _checked(self, student: Encoded, teacher: Encoded | None) -> Encoded:
+        """Returns the teacher's outputs if they are those that the weights need."""
+        if teacher is None:
+            raise ValueError(
+                f"teacher must be given for terms {sorted(self.weights.keys() - {'contrastive'})}; found None. Pass its "
+                "outputs on the batch, or set their weights to 0."
+            )
+        check_counterparts(student.images, student.texts, teacher.images, teacher.texts)
+        if "features" in self.weights:
+            check_sizes(student.images, teacher.images)
+        without = [name for name, side in (("student", student), ("teacher", teacher)) if side.hidden is None]
+        if "hidden" in self.weights and without:
+            raise ValueError(
+                f"hidden must be given for student and teacher; found None for the {' and the '.join(without)}. Pass the "
+                "hidden states, or hidden=0."
+            )
+        return teacher

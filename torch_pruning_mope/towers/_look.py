@@ -1,0 +1,114 @@
+"""What a run of an encoder shows: which modules run, and which dimension of a bare parameter is the residual width."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._state import evaluation_mode, trainable
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The first tensor of nested arguments or results, by convention the hidden states.
+
+    Args:
+        value: The arguments or results.
+
+    Returns:
+        It.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    stack = [value]
+    while stack:
+        value = stack.pop(0)
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, tuple | list):
+            stack = [*value, *stack]
+        elif isinstance(value, dict):
+            stack = [*value.values(), *stack]
+    raise TypeError("a layer must take and return tensors; found none.")
+
+
+def called_modules(root: nn.Module, run: Callable[[], Any]) -> list[str]:
+    """Names of the modules with parameters of their own that a run calls."""
+    called: dict[str, None] = {}
+    named = [(name, module) for name, module in root.named_modules() if any(True for _ in module.parameters(False))]
+    hooks = [module.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name)) for name, module in named]
+    try:
+        with torch.inference_mode(), evaluation_mode(root):
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(called)
+
+
+def common_root(model: nn.Module, run: Callable[[], Any]) -> nn.Module:
+    """The smallest module that holds all modules that a run calls."""
+    paths = [name.split(".") for name in called_modules(model, run)]
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return model.get_submodule(".".join(shared))
+
+
+def summed_dimensions(parameters: Mapping[str, nn.Parameter], run: Callable[[], Any]) -> dict[str, int]:
+    """Of matrices, the dimension that a matrix product sums over; those that are in no product are left out.
+
+    Args:
+        parameters: The matrices by name.
+        run: Runs the encoder.
+
+    Returns:
+        The dimensions by name.
+    """
+    holder = nn.Module()
+    for place, parameter in enumerate(parameters.values()):
+        holder.register_parameter(str(place), parameter)
+    with trainable(holder):
+        output = first_tensor(run())
+    uses = _uses(output, set(parameters.values()))
+    return {name: uses[parameter] for name, parameter in parameters.items() if parameter in uses}
+
+
+_PRODUCTS = {"MmBackward0": 0, "BmmBackward0": 0, "AddmmBackward0": 1, "BaddbmmBackward0": 1}
+"""Functions of autograd, each with the place of its first factor among its inputs."""
+_TRANSPOSED = {"TBackward0", "TransposeBackward0", "PermuteBackward0", "NumpyTBackward0"}
+_PASSED = {"ExpandBackward0", "ToCopyBackward0", "UnsafeViewBackward0", "ViewBackward0", "UnsqueezeBackward0"}
+
+
+def _uses(output: Tensor, wanted: set[nn.Parameter]) -> dict[nn.Parameter, int]:
+    """The dimension of each parameter that the first product it reaches sums over."""
+    found: dict[nn.Parameter, int] = {}
+    stack = [output.grad_fn]
+    seen = set(stack)
+    while stack:
+        function: Any = stack.pop()
+        for place, (following, _) in enumerate(getattr(function, "next_functions", ())):
+            first = _PRODUCTS.get(type(function).__name__)
+            if first is not None and place >= first:
+                parameter, transposed = _source(following)
+                if parameter in wanted:
+                    found.setdefault(parameter, int((place == first) != transposed))
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return found
+
+
+def _source(function: Any) -> tuple[Any, bool]:
+    """The parameter that a factor is, or None, and whether it is transposed on the way."""
+    transposed = False
+    while function is not None and not hasattr(function, "variable"):
+        name = type(function).__name__
+        if name not in _TRANSPOSED | _PASSED:
+            return None, False
+        transposed ^= name in _TRANSPOSED
+        function = function.next_functions[0][0]
+    return getattr(function, "variable", None), transposed
