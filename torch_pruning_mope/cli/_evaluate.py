@@ -43,7 +43,7 @@ class Rival(StrEnum):
 
 
 @dataclass(frozen=True)
-class _Measuring:
+class Measuring:
     """What is measured, and on which images."""
 
     task: Annotated[Task, typer.Option(help="Retrieval of pairs, or classification of labelled images.")] = (
@@ -81,7 +81,7 @@ class _Measuring:
 @command("evaluate")
 def evaluate_command(
     call: Call,
-    measuring: _Measuring,
+    measuring: Measuring,
     other: OtherData,
     run: OptionalRun = None,
     model: ModelInstead = None,
@@ -109,14 +109,21 @@ def evaluate_command(
         folder = call.folder(run)
         with folder.held():
             begun = StartedRun(folder, other, progress=not quiet)
-            rows = [_row(begun, measuring, *entry, progress=not quiet) for entry in _models(begun, against or [])]
+            rows = rows_of(begun, measuring, against or [], progress=not quiet)
             save_evaluation(rows, run / "evaluation.json")
             folder.record()
     call.show(rows_table(rows))
     call.answer({"rows": rows})
 
 
-def _row_of_name(name: str, device: str, measuring: _Measuring, other: OtherData, *, progress: bool) -> dict[str, Any]:
+def rows_of(
+    begun: "StartedRun", measuring: Measuring, against: Sequence[Rival], *, progress: bool
+) -> list[dict[str, Any]]:
+    """A row for each model of a run, and for each rival."""
+    return [_row(begun, measuring, *entry, progress=progress) for entry in _models(begun, against)]
+
+
+def _row_of_name(name: str, device: str, measuring: Measuring, other: OtherData, *, progress: bool) -> dict[str, Any]:
     from ..runs import shown
     from ._parts import Parts
 
@@ -131,7 +138,7 @@ def _row_of_name(name: str, device: str, measuring: _Measuring, other: OtherData
 
 
 def _row(
-    begun: "StartedRun", measuring: _Measuring, criterion: str, stage: str, loaded: "LoadedModel", *, progress: bool
+    begun: "StartedRun", measuring: Measuring, criterion: str, stage: str, loaded: "LoadedModel", *, progress: bool
 ) -> dict[str, Any]:
     about = {"label": begun.model_name, "criterion": criterion, "stage": stage, "progress": progress}
     if measuring.task is Task.zero_shot:

@@ -31,6 +31,24 @@ def test_scores_plan_and_pruned_model_are_those_of_the_library(begun: Path, smal
         assert torch.equal(mope.load(begun / "pruned").model.encode_image(images), encoder.model.encode_image(images))
 
 
+def test_what_is_left_is_reconstructed_unless_told_not_to(begun: Path, small: Path) -> None:
+    encoder, dense = (mope.DualEncoder(mope.load(small).model) for _ in range(2))
+    mope.Plan.load(begun / "plan.json").apply(encoder)
+    mope.reconstruct(encoder, dense, mope.emoji_pairs("calibration", 16), progress=False)
+    mope_command("prune", begun, "--quiet")
+    wanted = encoder.model.state_dict()
+    found = weights(begun / "pruned")
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert json.loads((begun / "reconstruction.json").read_text())["inputs"]["image"] == 16
+    mope_command("reconstruct", begun, "--pairs", 24, "--part", "train", "--quiet")
+    again = weights(begun / "pruned")
+    assert not all(torch.equal(again[name], tensor) for name, tensor in wanted.items())
+    assert json.loads((begun / "reconstruction.json").read_text())["inputs"]["image"] == 24
+    mope_command("evaluate", begun, *PAIRS, "--no-latency", "--against", "l1")  # which is refitted as the run's own was
+    mope_command("prune", begun, "--no-reconstruct")
+    assert not (begun / "reconstruction.json").exists()
+
+
 def test_training_is_logged_and_is_not_done_again(begun: Path) -> None:
     result = mope_command("distill", begun, *TRAIN, "--json", "-")
     assert json.loads(result.stdout)["steps"] == 2
