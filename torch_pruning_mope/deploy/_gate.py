@@ -43,12 +43,12 @@ def _digests(images: Tensor) -> set[int]:
 def measure(before: Runners, after: Runners, test: Pairs) -> Measured:
     """Embeds test pairs with both."""
     (image, text), (new_image, new_text) = _embeddings(before, test), _embeddings(after, test)
-    recalls = [
+    recall_before, recall_after = (
         100 * float(Recall((1,)).per_image(images[None], texts[None], test.image_index.cpu()).mean())
         for images, texts in ((image, text), (new_image, new_text))
-    ]
+    )
     cosine = {"image": _cosine(image, new_image), "text": _cosine(text, new_text)}
-    return Measured(test.num_images, *recalls, cosine)
+    return Measured(test.num_images, recall_before, recall_after, cosine)
 
 
 def check_drop(measured: Measured, max_drop: float) -> None:

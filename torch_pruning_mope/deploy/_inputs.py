@@ -38,7 +38,8 @@ def _preprocessing(loaded: LoadedModel) -> dict[str, Any] | None:
         return _described("fit", 64, [64, 64], "bicubic", halves, halves)
     if isinstance(loaded.preprocess, ImageProcessor):
         return _of_transformers(loaded.preprocess.processor.to_dict())
-    config = loaded.model.visual.preprocess_cfg  # type: ignore[union-attr]
+    model: Any = loaded.model
+    config: dict[str, Any] = model.visual.preprocess_cfg
     size = config["size"]
     sides = [size, size] if isinstance(size, int) else list(size)
     return _described(

@@ -58,7 +58,9 @@ def quantize_onnx(path: Path, inputs: Tensor, bound: float = BOUND) -> Quantized
     batches = [batch.numpy() for batch in inputs[:CALIBRATION].split(_BATCH)]
     try:
         with quiet():
-            quant_pre_process(path, prepared, skip_symbolic_shape=True)
+            external = path.with_name(f"{path.name}.data")
+            quant_pre_process(path, prepared, skip_symbolic_shape=True, save_as_external_data=external.exists())
+            external.unlink(missing_ok=True)
             graph = onnx.load(prepared).graph
             layers = list(_layers(graph))
             _quantize(prepared, path, batches, [layer.name for layer in layers], graph)
@@ -70,8 +72,8 @@ def quantize_onnx(path: Path, inputs: Tensor, bound: float = BOUND) -> Quantized
         for left in path.parent.glob(f"{prepared.name}*"):
             left.unlink()
     found = Quantized()
-    for name, error in errors.items():
-        (found.int8 if name in rest else found.kept_in_float)[name] = error
+    for name, lost in errors.items():
+        (found.int8 if name in rest else found.kept_in_float)[name] = lost
     return found
 
 
@@ -163,7 +165,8 @@ def _dequantized(node: Any, own: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     if scale.ndim:
         shape = [-1 if place == axis % weight.ndim else 1 for place in range(weight.ndim)]
         scale, zero = scale.reshape(shape), zero.reshape(shape)
-    return (weight.astype(np.float32) - zero.astype(np.float32)) * scale
+    constant: NDArray[Any] = (weight.astype(np.float32) - zero.astype(np.float32)) * scale
+    return constant
 
 
 def _rounded(inputs: NDArray[Any], node: Any, own: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
