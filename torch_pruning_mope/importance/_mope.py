@@ -8,11 +8,12 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor
 
+from .._fingerprint import fingerprint
 from ..data import Pairs
 from ..encoder import EncoderCore
 from ..errors import WrongModelError
 from ..metrics import MetricLike
-from ..scoring import Autocast, Interaction, PairsLike, Rewiring, ScoreTable, fingerprint
+from ..scoring import Autocast, Interaction, PairsLike, Rewiring, ScoreTable
 from ..scoring import score as score_units
 from ._unit import Key, UnitImportance, unit_sublayers
 
@@ -52,7 +53,7 @@ class MoPEImportance(UnitImportance):
         pairs: PairsLike | None = None,
         *,
         table: ScoreTable | None = None,
-        metric: MetricLike = "recall_mean",
+        metric: MetricLike = "contrastive_loss",
         kinds: Collection[str] = ("head", "neurons"),
         groups: int = 16,
         interaction: Interaction = "nested",

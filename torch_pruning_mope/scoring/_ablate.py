@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .._state import kept_modules
 from ..encoder import EncoderCore, TowerName
-from ..surgery import masking_is_removal
+from ..surgery import masking_is_removal, removal_group
 from ..towers import Prunable, first_tensor
 from ._units import Ablation, Part
 
@@ -86,8 +86,7 @@ class Ablator:
         """The copy without some channels; physically."""
         if self._graph is None:
             self._graph = copied.dependency_graph()
-        takes = self._graph.get_pruner_of_module(units.output).prune_in_channels
-        group = self._graph.get_pruning_group(units.output, takes, channels)
+        group = removal_group(self._graph, units.output, channels)
         with kept_modules(copied.model):
             try:
                 group.prune(record_history=False)

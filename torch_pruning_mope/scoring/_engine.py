@@ -20,6 +20,7 @@ from ..encoder import EncoderCore, TowerName
 from ..towers import Tower
 from ._ablate import Ablator
 from ._memory import peak_bytes, resolve_memory
+from ._ranks import Ranks
 from ._recording import MemoryBudget, Recording
 from ._replay import ReplayWalk
 from ._units import Ablation
@@ -98,6 +99,16 @@ class PrefixEngine:
         """
         self._budget.left -= held
         self._set_aside(needed)
+
+    def agree(self, ranks: Ranks) -> None:
+        """Takes the smallest batch sizes of all ranks, whose free memory may differ: batches are shared out by number."""
+        sizes = ranks.gather(self._batch_sizes)
+        smallest = {tower: min(other[tower] for other in sizes) for tower in self._batch_sizes}
+        if smallest != self._batch_sizes:
+            self._batch_sizes = smallest
+            for _, recording in self._kept.values():
+                recording.release()
+            self._kept.clear()
 
     def embeddings(self, tower: TowerName, inputs: Tensor, removed: Collection[Ablation] = ()) -> Float[Tensor, "N J"]:
         """The embeddings without further ablation, by the same path as :meth:`ablations`.

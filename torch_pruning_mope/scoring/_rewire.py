@@ -19,22 +19,6 @@ Rewiring = Literal["taylor", "none"] | Callable[[Any], Tensor | None]
 """``taylor``, ``none``, or any Torch-Pruning importance."""
 
 
-def rewiring_name(rewire: Rewiring) -> str:
-    """Tells rewirings apart: the name, or a Torch-Pruning importance's type and plain attributes.
-
-    Args:
-        rewire: The rewiring.
-
-    Returns:
-        A text.
-    """
-    if isinstance(rewire, str):
-        return rewire
-    plain = {k: v for k, v in vars(rewire).items() if isinstance(v, str | int | float | None)}
-    name = getattr(rewire, "__qualname__", type(rewire).__name__)
-    return f"{name}({', '.join(f'{k}={v!r}' for k, v in sorted(plain.items()))})"
-
-
 def neuron_orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, ranks: Ranks | None = None) -> Orders:
     """Neurons of each MLP, least important first.
 
