@@ -26,7 +26,7 @@ class Track:
     """
 
     def __init__(self, chunk: Chunk, student: Steps, dense: Steps, mates: dict[int, list[Refit]]) -> None:
-        self.held_out = chunk.held_out
+        self.chunk = Chunk(chunk.number, chunk.held_out, chunk.inputs[:0])  # the states hold what they need
         self._student, self._dense, self._mates = student, dense, mates
         self._at = [0, 0]
         self._states = [student.start(chunk.inputs), dense.start(chunk.inputs)]

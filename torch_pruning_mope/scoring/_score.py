@@ -5,7 +5,7 @@
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,7 @@ def score(
     autocast: Autocast | None = None,
     until: float | None = None,
     path: str | Path | None = None,
+    on_start: Callable[[], object] = lambda: None,
     progress: bool = True,
 ) -> ScoreTable:
     """Scores the units of a dual encoder, which is left exactly as it was.
@@ -88,6 +89,7 @@ def score(
         path: File of the complete table. Until then, measurements are written beside it as they come, and the same call
             resumes from them after a crash, in any number of processes. A complete table is read, not made. Callable metrics
             and rewirings then need a ``key`` attribute, a text that changes with what they compute.
+        on_start: Called once nothing can be refused any more: arguments are valid, and ``path`` is free or of this call.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -132,11 +134,13 @@ def score(
         # Rank 0 looks: on other machines, the path may be another's.
         known = None if target is None else ranks.from_first(partial(_complete, target, of, settings))
         if known is not None:
+            on_start()
             return known
         journal = Journal(target, of, ranks)
         own = ranks.placed(encoder)
         orders = _orders(own, pairs, rewire, str(settings["rewire"]), journal, ranks) if "neurons" in kinds else {}
         units = _units(own, settings, orders)
+        on_start()
         runner = _engine(own, pairs, units, settings, batch_size, memory)
         meter = Meter(runner, pairs, measure, own.device, journal=journal, ranks=ranks)
         table = _table(meter, own, pairs, units, of, settings, show=progress and ranks.rank == 0)
