@@ -95,7 +95,7 @@ def compress(
         pairs=pairs,
         reconstruct_pairs=pairs if reconstruct_pairs is None else reconstruct_pairs,
         limits=stage_limits(limits, found.sizes("smallest"), stages),
-        scoring={"metric": metric, "kinds": kinds, "groups": groups, "rewire": rewire},
+        scoring={"metric": metric, "kinds": kinds, "groups": groups, "rewire": rewire, "reconstruct": True},
         planning={
             "min_heads": min_heads,
             "min_neurons": min_neurons,

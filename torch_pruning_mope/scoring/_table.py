@@ -30,6 +30,7 @@ _COLUMNS = (
     ("parameters", "any"),
     ("images", "any"),
 )
+_FORMULA = {"=", "+", "-", "@", "\t", "\r"}
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,10 @@ class ScoreTable:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, [name for name, _ in _COLUMNS])
         writer.writeheader()
-        writer.writerows(row | {"channels": " ".join(map(str, row["channels"]))} for row in self._rows())
+        for row in self._rows():
+            cells = row | {"channels": " ".join(map(str, row["channels"]))}
+            # Spreadsheets run what begins so; a table read from elsewhere may hold any text.
+            writer.writerow({k: f"'{v}" if isinstance(v, str) and v[:1] in _FORMULA else v for k, v in cells.items()})
         return text.getvalue()
 
     def _json(self) -> str:

@@ -11,6 +11,7 @@ from ._look import first_tensor
 from ._opaque import OpaqueTower
 from ._pair import TwoEncoders
 from ._prunable import Channels, Prunable
+from ._reach import Reaching, patches, reaching_rows, rows
 from ._registry import Towers, register_towers
 from ._structure import is_known, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
@@ -27,6 +28,7 @@ __all__ = [
     "Layer",
     "OpaqueTower",
     "Prunable",
+    "Reaching",
     "Stream",
     "Sublayer",
     "Tower",
@@ -35,7 +37,10 @@ __all__ = [
     "TwoEncoders",
     "first_tensor",
     "is_known",
+    "patches",
+    "reaching_rows",
     "register_channels",
     "register_towers",
+    "rows",
     "towers_of",
 ]

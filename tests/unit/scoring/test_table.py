@@ -1,7 +1,9 @@
 """Score tables outlive the process, whole or not at all, and only for their own weights."""
 
+import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +186,15 @@ def test_pandas_reads_them(table: mope.ScoreTable, tmp_path: Path) -> None:
         assert frame["images"].tolist() == [score.images for score in table.scores]
     assert frames[0]["channels"].tolist() == [list(score.unit.channels) for score in table.scores]
     assert frames[1]["channels"].fillna("").tolist()[0] == " ".join(map(str, table.scores[0].unit.channels))
+
+
+def test_no_cell_of_csv_is_a_formula(table: mope.ScoreTable, tmp_path: Path) -> None:
+    texts = ("=1+1", "+1", "-1", "@x", "\t=1", "head")
+    scores = [replace(table.scores[0], unit=replace(table.scores[0].unit), value=-0.5) for _ in texts]
+    for score, text in zip(scores, texts, strict=True):
+        object.__setattr__(score.unit, "kind", text)  # as a file may say
+    replace(table, scores=tuple(scores)).save(tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["kind"] for row in rows] == ["'=1+1", "'+1", "'-1", "'@x", "'\t=1", "head"]
+    assert {row["value"] for row in rows} == {"-0.5"}
