@@ -35,7 +35,7 @@ def compress(
     groups: int = 16,
     rewire: Rewiring = "taylor",
     reconstruct_pairs: Pairs | None = None,
-    ridge: float = 1e-4,
+    ridge: float | None = None,
     inputs: bool = False,
     path: str | Path | RunFolder | None = None,
     progress: bool = True,

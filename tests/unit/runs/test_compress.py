@@ -77,7 +77,7 @@ def test_every_stage_scores_the_model_that_the_last_one_left(
     compress(encoder, pairs, parameters="50%", stages=3, min_heads=1, **QUICK)
     sizes = [size for size, _ in seen]
     assert sizes == sorted(sizes, reverse=True)
-    assert len(sizes) == 3
+    assert len(set(sizes)) == 3
     assert sizes[0] == whole
     assert all(settings["interaction"] == "joint" for _, settings in seen)
 
