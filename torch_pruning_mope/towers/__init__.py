@@ -12,8 +12,10 @@ from ._opaque import OpaqueTower
 from ._pair import TwoEncoders
 from ._prunable import Channels, Prunable
 from ._registry import Towers, register_towers
+from ._search import Search, searching
 from ._structure import is_known, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
+from ._summary import summary
 from ._tower import Block, BlockTower, Tower
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Layer",
     "OpaqueTower",
     "Prunable",
+    "Search",
     "Stream",
     "Sublayer",
     "Tower",
@@ -37,5 +40,7 @@ __all__ = [
     "is_known",
     "register_channels",
     "register_towers",
+    "searching",
+    "summary",
     "towers_of",
 ]
