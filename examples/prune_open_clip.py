@@ -112,7 +112,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--head-ratio", type=float, default=0.3, help="share of the heads to remove")
     parser.add_argument("--ffn-ratio", type=float, default=0.5, help="share of the FFN neurons to remove")
     parser.add_argument("--global", dest="global_pruning", action="store_true", help="rank over all layers at once")
-    parser.add_argument("--metric", default="recall_mean", help="recall_mean, recall@K, contrastive_loss")
+    parser.add_argument("--metric", default="contrastive_loss", help="contrastive_loss, recall_mean, recall@K")
     parser.add_argument("--groups", type=int, default=16, help="neuron groups per layer")
     parser.add_argument("--batch-size", type=int, default=64, help="sequences run at once")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

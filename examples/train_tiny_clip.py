@@ -8,7 +8,7 @@ same recall within a point on another machine. The learning rate warms up, stays
 fifth of the steps. `--continue-from` a state saved before that fall, with other `--steps`, gives what a run of that
 many steps from the start would give, so what 20 % more steps add is cheap to measure. `--config` trains another
 architecture: a JSON file with some keys of `tiny_clip.json`, the rest staying as they are. `--architecture siglip` trains a
-transformers `SiglipModel` of 3.8 M parameters with the sigmoid loss instead (arXiv 2303.15343).
+transformers `SiglipModel` of 4.2 M parameters with the sigmoid loss instead (arXiv 2303.15343).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
 def decay_start(steps: int) -> int:
     """The step at which the learning rate begins to fall."""
-    return round(steps * (1 - DECAY_SHARE))
+    return min(round(steps * (1 - DECAY_SHARE)), steps - 1)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

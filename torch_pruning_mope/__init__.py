@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from .reconstruction import ReconstructionReport, reconstruct
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
     from .runs import finetune_stage, pretrain_stage, run_stage
+    from .runtime import ExportedModel, load_exported
     from .scoring import (
         Score,
         ScoreTable,
@@ -120,6 +121,7 @@ __all__ = [
     "Encoded",
     "Example",
     "ExportError",
+    "ExportedModel",
     "FeatureLoss",
     "FeedForwardSublayer",
     "Footprint",
@@ -193,6 +195,7 @@ __all__ = [
     "footprints",
     "gather_pairs",
     "load",
+    "load_exported",
     "load_model",
     "load_tiny_clip",
     "make_plan",
@@ -243,6 +246,7 @@ _HOMES = {
     "reconstruction": "ReconstructionReport reconstruct",
     "report": "ChangedExamples Example append_jsonl changed_examples write_report",
     "runs": "finetune_stage pretrain_stage run_stage",
+    "runtime": "ExportedModel load_exported",
     "scoring": "Score ScoreTable ScoringCost Separation Unit calibration_guidance estimate_cost score separation",
     "surgery": "PrunableAttention register_attention",
     "towers": (

@@ -48,6 +48,13 @@ class Gram:
         self.cross[-1] += e.sum(0).to(place).double()
         self.square += e.square().sum(0).to(place).double()
 
+    def __add__(self, other: "Gram") -> "Gram":
+        """The sums over the rows of both."""
+        both = Gram(len(self.inner) - 1, len(self.square), self.inner.device)
+        for total, own, its in zip(both.tensors, self.tensors, other.tensors, strict=True):
+            total.copy_(own + its)
+        return both
+
     @property
     def rows(self) -> int:
         """Number of rows so far."""
@@ -71,6 +78,38 @@ class Gram:
             return self.square.clone()
         inner, cross = self.inner[: len(change), : len(change)], self.cross[: len(change)]
         return (self.square + (change * (inner @ change - 2 * cross)).sum(0)).clamp(min=0)
+
+
+def best_ridge(
+    halves: tuple[Gram, Gram], weights: Float[Tensor, " D"] | float = 1.0, *, bias: bool = True, start: float = 1e-4
+) -> float:
+    """The ridge of least error on one half when fitted on the other, by steps of 10 from ``start`` on.
+
+    Args:
+        halves: Sums of two halves of the rows.
+        weights: Weight of each output channel's squared error.
+        bias: Whether the layer has one.
+        start: What to begin with, and what is returned if a half is empty.
+
+    Returns:
+        A ridge of 1e-7 to 1.
+    """
+    if not all(half.rows for half in halves):
+        return start
+
+    def error(power: int) -> float:
+        ridge = start * 10.0**power
+        pairs = (halves, halves[::-1])
+        return sum(float((other.errors(own.solve(ridge, bias=bias)) * weights).sum()) for own, other in pairs)
+
+    least, best = error(0), 0
+    for step in (1, -1):
+        power = step
+        while 0.99e-7 < start * 10.0**power < 1.01 and (found := error(power)) < least:
+            least, best, power = found, power, power + step
+        if best:
+            break
+    return start * 10.0**best
 
 
 def ridge_system(inner: Float[Tensor, "V V"], ridge: float) -> Float[Tensor, "V V"]:
@@ -129,7 +168,15 @@ def removal_costs(inverse: Float[Tensor, "V V"], weights: Float[Tensor, "V D"]) 
     return weights.square().sum(1) / inverse.diagonal()
 
 
-def stacked_weights(layer: nn.Linear) -> Float[Tensor, "V D"]:
-    """A linear layer's weights in float64 as ``[U + 1, D]``, or ``[U, D]`` without a bias."""
-    weight = layer.weight.detach().double().mT
+def stacked(layer: nn.Linear | nn.Conv2d) -> Float[Tensor, "V D"]:
+    """A layer's weights in float64, an output per column, the bias in the last row if there is one."""
+    weight = layer.weight.detach().double().flatten(1).mT
     return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().double()[None]])
+
+
+def unstacked(layer: nn.Linear | nn.Conv2d, weights: Float[Tensor, "V D"]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer, of its shape, type and device, from what :func:`stacked` returns."""
+    own, bias = weights.to(layer.weight), None
+    if layer.bias is not None:
+        own, bias = own[:-1], own[-1]
+    return own.mT.reshape(layer.weight.shape), bias

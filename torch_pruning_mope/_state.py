@@ -57,6 +57,17 @@ def trainable(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def kept_flags(model: nn.Module) -> Iterator[None]:
+    """``requires_grad`` of every parameter by its name again afterwards: Torch-Pruning's new parameters are all trainable."""
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+
+
+@contextmanager
 def own_gradients(model: nn.Module) -> Iterator[None]:
     """No gradients at first inside; the user's ``.grad`` tensors again afterwards."""
     with exclusive(model):

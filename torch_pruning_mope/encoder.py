@@ -391,6 +391,22 @@ class EncoderCore:
                     firm.append(root)
         return firm
 
+    def check_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
+        """Raises as :meth:`remove_blocks` would."""
+        blocks = list(self.towers[tower].blocks)
+        count, chosen = len(blocks), set(indices)
+        if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:
+            raise ValueError(
+                f"indices must name some, not all, of the {count} layers of the {tower} tower, each once; found "
+                f"{list(indices)}."
+            )
+        fixed = [index for index in indices if blocks[index].siblings is None]
+        if fixed:
+            raise NotImplementedError(
+                f"indices must be of layers that stand in a list and keep the shape of the hidden states; found {fixed}, which "
+                "do not. A Tower of your own must set siblings of its Blocks for its layers to be removable."
+            )
+
     def remove_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
         """Mutates the model: deletes whole Transformer layers of one tower.
 
@@ -402,13 +418,9 @@ class EncoderCore:
             ValueError: If an index is out of range or repeated, or no layer would be left.
             NotImplementedError: If one of them cannot be deleted: it stands in no list, or changes the shape of the states.
         """
+        self.check_blocks(tower, indices)
         blocks = list(self.towers[tower].blocks)
-        count, chosen = len(blocks), set(indices)
-        if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:
-            raise ValueError(
-                f"indices must name some, not all, of the {count} layers of the {tower} tower, each once; found "
-                f"{list(indices)}."
-            )
+        count = len(blocks)
         self.towers[tower].delete(list(indices))
         left = {id(block.module) for block in self.towers[tower].blocks}
         order = sorted(range(count), key=lambda index: id(blocks[index].module) not in left)

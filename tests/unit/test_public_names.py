@@ -31,6 +31,7 @@ def test_every_name_is_there() -> None:
     ("code", "absent"),
     [
         ("import torch_pruning_mope", {"torch", "numpy"}),
+        ("import torch_pruning_mope.cli as cli; cli.app", {"torch", "numpy", "matplotlib", "open_clip"}),
         ("import torch_pruning_mope as mope; mope.score", {"matplotlib"}),
     ],
 )

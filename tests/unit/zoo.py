@@ -68,7 +68,9 @@ def _hf_text(kind: str, **options: Any) -> Any:
     if kind in {"roberta", "xlm-roberta"}:
         model.text.transformer.pooler = None  # as open_clip makes it where it pools by itself
     if getattr(config, "is_encoder_decoder", False):
-        model.text.transformer = model.text.transformer.encoder
+        model.text.transformer = getattr(
+            model.text.transformer, "encoder", model.text.transformer
+        )  # newer ones keep it alone
     return model
 
 

@@ -16,16 +16,7 @@ _MOST_HEADER = 2**23
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors, which may share memory, as :func:`write_whole` does.
-
-    Args:
-        path: The file.
-        tensors: Tensors by name.
-        metadata: Texts by name, in the header of the file.
-
-    Raises:
-        OSError: If it cannot be written; for a full disk safetensors raises an error of its own.
-    """
+    """Writes tensors, which may share memory, as :func:`write_whole` does."""
     try:
         write_whole(path, lambda partial: save_file(_apart(tensors), partial, metadata))
     except SafetensorError as error:
@@ -33,17 +24,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads all tensors of a file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Tensors by name.
-
-    Raises:
-        ValueError: If it is no file of safetensors.
-    """
+    """Reads all tensors of a file."""
     _check_header(path)
     try:
         found: dict[str, Tensor] = load_file(path)
@@ -53,17 +34,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads the shapes in the header of a file, which is checked against its length.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Shapes by name.
-
-    Raises:
-        ValueError: If it is no file of safetensors.
-    """
+    """Reads the shapes in the header of a file, which is checked against its length."""
     _check_header(path)
     try:
         with safe_open(path, "pt") as file:

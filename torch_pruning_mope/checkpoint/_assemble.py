@@ -22,19 +22,7 @@ Wrapper = Callable[[nn.Module], EncoderCore]
 
 
 def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None) -> EncoderCore:
-    """The encoder that was saved.
-
-    Args:
-        checkpoint: The checkpoint.
-        wrapper: Wraps a model.
-        model: Mutated if given: the base, for checkpoints of models that only the user can build.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        ModelLoadError: If the weights are not those of the base as the checkpoint says that it was pruned.
-    """
+    """The encoder that was saved."""
     shapes = tensor_shapes(inside(checkpoint.folder, WEIGHTS))
     buffers: Buffers | None = None
     encoder: EncoderCore
@@ -62,16 +50,7 @@ def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None =
 
 
 def cut(encoder: EncoderCore, spec: Spec, shapes: Shapes) -> None:
-    """Mutates an encoder of the base: removes layers, and gives the others their shapes.
-
-    Args:
-        encoder: The encoder.
-        spec: Layers that are left.
-        shapes: Shapes of the tensors that are left.
-
-    Raises:
-        ModelLoadError: If the base has other towers or layers.
-    """
+    """Mutates an encoder of the base: removes layers, and gives the others their shapes."""
     there = {name: len(tower.blocks) for name, tower in encoder.towers.items()}
     said = {name: tower.of for name, tower in spec.items()}
     if there != said:

@@ -40,19 +40,7 @@ class Base:
 
 
 def describe(base: str | None, model: nn.Module, cache: str | None) -> Base:
-    """Describes a model as it was before pruning.
-
-    Args:
-        base: A name that :func:`torch_pruning_mope.load_model` takes, but no checkpoint of this package; or None.
-        model: The pruned model.
-        cache: Folder of downloads.
-
-    Returns:
-        Its base.
-
-    Raises:
-        ModelLoadError: If the name is of no model, or its files cannot be had.
-    """
+    """Describes a model as it was before pruning."""
     if type(model).__module__.startswith("transformers.") and hasattr(model, "config"):
         kind = "transformers"
     else:
@@ -85,17 +73,7 @@ def _library(kind: str) -> Any:
 
 
 def check(description: Any) -> dict[str, Any]:
-    """Checks a description of unknown origin.
-
-    Args:
-        description: Parsed JSON.
-
-    Returns:
-        The description.
-
-    Raises:
-        ModelLoadError: If it is none.
-    """
+    """Checks a description of unknown origin."""
     kind = description.get("kind") if isinstance(description, dict) else None
     if kind == "given" and isinstance(description.get("class"), str):
         return dict(description)
@@ -108,18 +86,7 @@ def check(description: Any) -> dict[str, Any]:
 
 
 def build(description: Mapping[str, Any], folder: Path) -> nn.Module:
-    """Builds the model of a checked description, with random weights or none.
-
-    Args:
-        description: The description.
-        folder: The checkpoint.
-
-    Returns:
-        The model.
-
-    Raises:
-        ModelLoadError: If only the user can build it.
-    """
+    """Builds the model of a checked description, with random weights or none."""
     if description["kind"] == "given":
         raise ModelLoadError(
             f"model must be given; found none, and this checkpoint is of a {description['class']}, which only you can build. "
@@ -130,19 +97,7 @@ def build(description: Mapping[str, Any], folder: Path) -> nn.Module:
 
 
 def inputs(description: Mapping[str, Any], folder: Path, model: nn.Module) -> LoadedModel:
-    """Adds preprocessing and tokenizer to a model.
-
-    Args:
-        description: The checked description of its base.
-        folder: The checkpoint.
-        model: The model.
-
-    Returns:
-        The three.
-
-    Raises:
-        ModelLoadError: If the checkpoint does not hold them.
-    """
+    """Adds preprocessing and tokenizer to a model."""
     if description["kind"] == "given":
         raise ModelLoadError(
             "a checkpoint must know its preprocessing and tokenizer to be loaded with them; found one of a model of your own. "

@@ -52,17 +52,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads the configuration and checks the files of the base, but not the weights.
-
-    Args:
-        folder: The checkpoint.
-
-    Returns:
-        The checkpoint.
-
-    Raises:
-        ModelLoadError: If it is none, damaged, or of another version.
-    """
+    """Reads the configuration and checks the files of the base, but not the weights."""
     content = _content(folder)
     digests = _texts(content["sha256"], "sha256")
     for name, digest in digests.items():

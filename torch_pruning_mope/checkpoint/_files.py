@@ -22,18 +22,7 @@ def is_plain(name: str) -> bool:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A regular file of a checkpoint, with links resolved.
-
-    Args:
-        folder: The checkpoint.
-        name: Path in it.
-
-    Returns:
-        Its path; in the cache of the Hub's client, that of the repository's blob.
-
-    Raises:
-        ModelLoadError: If there is no such file, or it is elsewhere.
-    """
+    """A regular file of a checkpoint, with links resolved."""
     try:
         path = resolve_inside(folder, located(folder, name).relative_to(folder))
         open_regular(path).close()
@@ -47,18 +36,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def base_files(folder: Path, digests: Mapping[str, str]) -> dict[str, bytes | Path]:
-    """Checks the files in the folder of the base, which tokenizers look through.
-
-    Args:
-        folder: The checkpoint.
-        digests: SHA-256 of each file of the checkpoint.
-
-    Returns:
-        The checkpoint's folder by name of each file.
-
-    Raises:
-        ModelLoadError: If a file is damaged, missing, too many or no data.
-    """
+    """Checks the files in the folder of the base, which tokenizers look through."""
     base = located(folder, BASE)
     there = {path.name for path in base.iterdir()} if base.is_dir() else set()
     names = {name.removeprefix(f"{BASE}/") for name in digests if name != WEIGHTS}
@@ -75,19 +53,7 @@ def base_files(folder: Path, digests: Mapping[str, str]) -> dict[str, bytes | Pa
 
 
 def check_digest(folder: Path, name: str, digests: Mapping[str, str]) -> Path:
-    """Checks all bytes of a file.
-
-    Args:
-        folder: The checkpoint.
-        name: Path in it.
-        digests: SHA-256 of each file.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        ModelLoadError: If it is another file.
-    """
+    """Checks all bytes of a file."""
     path = inside(folder, name)
     if sha256_of(path) != digests[name]:
         raise ModelLoadError(f"{name} must be as it was written; found another SHA-256: it is damaged. Get it again.")

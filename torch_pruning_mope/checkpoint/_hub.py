@@ -1,6 +1,6 @@
 """Saving, loading and sharing, by the conventions of huggingface_hub's mixins.
 
-Not one of them: theirs deletes the old configuration before it saves, and reads it without a look.
+Not one of them: theirs deletes the old configuration before it saves, and does not check it when it loads.
 """
 
 import tempfile
@@ -36,20 +36,19 @@ class HubMixin(EncoderCore):
         """Writes the pruned model as a checkpoint: ``config.json``, ``model.safetensors`` and ``README.md``, a model card.
 
         The checkpoint is complete: it holds the architecture of the original, its preprocessing and its tokenizer. It is
-        written all or not at all, whatever ends the process: until it is there, the folder loads as what it held before. Other
-        files of the folder stay.
+        written whole or not at all, also if the process is killed. Other files of the folder stay.
 
         Args:
-            folder: Where to; made if need be.
-            base: What the model was before it was pruned, as :func:`torch_pruning_mope.load_model` takes it
+            folder: The target; made if it does not exist.
+            base: Name of the model before it was pruned, as :func:`torch_pruning_mope.load_model` takes it
                 (``"ViT-B-16-SigLIP@webli"``), or the checkpoint that it came from. Not needed for the tiny CLIP, nor if
-                :meth:`from_pretrained` loaded it. Models of transformers know what they are, but not their tokenizer. Of a
-                model of your own, which nothing can name, loading will need a fresh one.
-            metrics: What was measured, for the model card.
-            cache_dir: Where the configuration and the tokenizer of ``base`` were downloaded to.
+                :meth:`from_pretrained` loaded it. Models of transformers describe themselves, but not their tokenizer. A
+                checkpoint of a model of your own needs a fresh one to be loaded.
+            metrics: Figures for the model card.
+            cache_dir: Folder of the downloaded configuration and tokenizer of ``base``.
             push_to_hub: Whether to upload it, too.
             repo_id: Name of the repository; by default the folder's.
-            **push_options: As in :meth:`push_to_hub`.
+            **push_options: Options of :meth:`push_to_hub`.
 
         Returns:
             The address of the commit, if it was uploaded.
@@ -73,16 +72,16 @@ class HubMixin(EncoderCore):
         force_download: bool = False,
         local_files_only: bool = False,
     ) -> _EncoderT:
-        """Loads what :meth:`save_pretrained` wrote, with what is known of the original: it can be pruned on and saved again.
+        """Loads a checkpoint of :meth:`save_pretrained`; the encoder can be pruned on and saved again.
 
         Args:
             path_or_repo: A folder, or a repository of the Hub.
             model: For models of your own: the original with any weights, not wrapped yet. It is mutated.
-            device: Where the model goes.
+            device: Device of the model.
             revision: Branch, tag or commit of the repository.
-            cache_dir: Where downloads are kept.
+            cache_dir: Folder of downloads.
             token: For repositories that are not public.
-            force_download: Download again what is there already.
+            force_download: Download again.
             local_files_only: Download nothing.
 
         Returns:
@@ -120,13 +119,13 @@ class HubMixin(EncoderCore):
         """Uploads the pruned model as a checkpoint to the Hugging Face Hub, in one commit.
 
         Args:
-            repo_id: Name of the repository, which is made if need be.
-            base: As in :meth:`save_pretrained`.
-            metrics: As in :meth:`save_pretrained`.
-            cache_dir: As in :meth:`save_pretrained`.
-            commit_message: What the commit says.
+            repo_id: Name of the repository; made if it does not exist.
+            base: See :meth:`save_pretrained`.
+            metrics: See :meth:`save_pretrained`.
+            cache_dir: See :meth:`save_pretrained`.
+            commit_message: Message of the commit.
             private: Whether a new repository is private; None for the owner's default.
-            token: Who you are to the Hub; by default who is logged in.
+            token: Token of the Hub; by default that of the user who is logged in.
             branch: Branch to commit to.
             create_pr: Whether to open a pull request instead.
 

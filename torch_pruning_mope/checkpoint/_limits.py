@@ -17,15 +17,7 @@ _LAZY = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.MultiheadAttention
 
 
 def check_size(probe: nn.Module, left: int) -> None:
-    """Checks what building a model takes, on one of the ``meta`` device.
-
-    Args:
-        probe: The model on ``meta``.
-        left: Number of parameters in the file of weights.
-
-    Raises:
-        ModelLoadError: If the base is too large for what is left of it.
-    """
+    """Checks what building a model takes, on one of the ``meta`` device."""
     most = max(_LEAST, _MOST_TIMES * left)
     total, filled = 0, 0
     for module in probe.modules():

@@ -17,18 +17,7 @@ from ._files import BASE, CARD, CONFIG, WEIGHTS
 
 
 def fetch(path_or_repo: str | Path, **options: Any) -> Path:
-    """The folder of a checkpoint, downloaded if need be.
-
-    Args:
-        path_or_repo: A folder, or a repository of the Hub.
-        **options: Options of ``huggingface_hub.snapshot_download``.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ModelLoadError: If there is none.
-    """
+    """The folder of a checkpoint, downloaded if need be."""
     folder = Path(path_or_repo).expanduser()
     if folder.is_dir():
         return folder
@@ -43,19 +32,7 @@ def fetch(path_or_repo: str | Path, **options: Any) -> Path:
 
 
 def read(folder: Path, wrapper: Wrapper, model: nn.Module | None = None) -> tuple[EncoderCore, Checkpoint]:
-    """Reads a checkpoint.
-
-    Args:
-        folder: Its folder.
-        wrapper: Wraps a model.
-        model: Mutated if given: the base.
-
-    Returns:
-        The encoder, and the checkpoint.
-
-    Raises:
-        ModelLoadError: If it is damaged, of another version, or describes a model that does not run.
-    """
+    """Reads a checkpoint."""
     try:
         checkpoint = read_checkpoint(folder)
         return assemble(checkpoint, wrapper, model), checkpoint

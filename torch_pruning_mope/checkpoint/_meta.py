@@ -63,21 +63,7 @@ class Buffers:
 
 
 def wrap(model: nn.Module, wrapper: Callable[[nn.Module], Any]) -> tuple[Any, Buffers | None]:
-    """Mutates a model of parameters on the ``meta`` device: wraps it, if possible without computing.
-
-    Text encoders of Hugging Face look at numbers as they run: their model gets zeros for weights, which take no memory until
-    they are read.
-
-    Args:
-        model: The model.
-        wrapper: Wraps a model, or raises and leaves it as it was.
-
-    Returns:
-        What the wrapper returns, and the buffers that are to be put back; None if there are zeros.
-
-    Raises:
-        MopeError: If the wrapper does.
-    """
+    """Mutates a model of parameters on ``meta``: wraps it, on ``meta`` too if it can; returns the buffers to put back if so."""
     buffers = Buffers(model)
     try:
         return wrapper(model), buffers
@@ -85,6 +71,7 @@ def wrap(model: nn.Module, wrapper: Callable[[nn.Module], Any]) -> tuple[Any, Bu
         raise
     except (NotImplementedError, RuntimeError):
         buffers.put_back(model)
+    # Text encoders of Hugging Face look at numbers as they run. Zeros take no memory until they are read.
     zeros: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

@@ -76,11 +76,7 @@ def _tokenizer(text: Mapping[str, Any], tokenizer: Any) -> tuple[dict[str, Any],
 
 
 def check(description: Mapping[str, Any]) -> None:
-    """Checks a description of unknown origin.
-
-    Raises:
-        ModelLoadError: If it is not of a model of open_clip, or of none of a reasonable size.
-    """
+    """Checks a description of unknown origin."""
     for name in ("preprocessing", "tokenizer"):
         if not isinstance(description.get(name), dict):
             raise ModelLoadError(f"base.{name} must be an object; found {short(description.get(name))}.")

@@ -18,7 +18,7 @@ from ..surgery import HeadProjection
 from . import _base
 from ._assemble import cut
 from ._base import Base
-from ._card import MARK, Sizes, model_card
+from ._card import MARK, model_card, sizes_of
 from ._checkpoint import FORMAT, VERSION, is_checkpoint, read_checkpoint
 from ._files import BASE, CARD, CONFIG, WEIGHTS, sha256_of
 from ._load import fetch
@@ -36,21 +36,13 @@ def save(
     metrics: Mapping[str, float] | None,
     cache: str | None,
 ) -> None:
-    """Writes a checkpoint, or leaves the folder as it was.
-
-    Args:
-        encoder: The encoder.
-        folder: The target.
-        base: Name of the model before pruning.
-        metrics: Figures for the model card.
-        cache: Folder of downloads.
-    """
+    """Writes a checkpoint, or leaves the folder as it was."""
     encoder.check_has_weights()
     origin, spec = _origin(encoder, None if base is None else str(base), cache)
     before = None if origin.is_given else _check_base(encoder, origin, spec)
     state = {name: tensor.detach() for name, tensor in encoder.model.state_dict().items()}
     content = _content(encoder, origin, spec, state)
-    card = model_card(spec, origin.description, before, Sizes.of(encoder), dict(metrics or {}))
+    card = model_card(origin.description, before, sizes_of(encoder), dict(metrics or {}))
     with write_folder(folder, [BASE, WEIGHTS, CARD, CONFIG]) as new:
         _write_base(new, origin)
         save_tensors(new / WEIGHTS, state, {"format": "pt"})
@@ -125,14 +117,14 @@ def _origin(encoder: EncoderCore, base: str | None, cache: str | None) -> tuple[
     return checkpoint.base, compose(own, checkpoint.spec)
 
 
-def _check_base(encoder: EncoderCore, origin: Base, spec: Spec) -> Sizes:
+def _check_base(encoder: EncoderCore, origin: Base, spec: Spec) -> dict[str, int]:
     """Builds the base as loading will, checks that cutting it gives the encoder's model, and returns how large it was."""
     model: nn.Module = encoder.model
     with tempfile.TemporaryDirectory() as folder:
         _write_base(Path(folder), origin)
         whole = build(lambda: _base.build(origin.description, Path(folder)))
     twin, _ = wrap(whole, EncoderCore)
-    before = Sizes.of(twin)
+    before = sizes_of(twin)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     differing: list[str] = []
     try:

@@ -12,15 +12,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def shrink(model: nn.Module, shapes: Shapes) -> None:
-    """Mutates a model: parameters and buffers of other shapes than given become empty ones of these, and layers follow.
-
-    Args:
-        model: The model.
-        shapes: Shapes by name in the model's state dict.
-
-    Raises:
-        ModelLoadError: If a shape is not of a part of the tensor that there was, or cuts what cannot be cut.
-    """
+    """Mutates a model: parameters and buffers of other shapes than given become empty ones of these, and layers follow."""
     for prefix, module in model.named_modules():
         changed = False
         for table in (module._parameters, module._buffers):

@@ -105,15 +105,7 @@ def counts(spec: Spec) -> dict[str, Any]:
 
 
 def note(encoder: EncoderCore, spec: Spec) -> None:
-    """Mutates a model: its layers record their channels' numbers in the base, for the next pruning.
-
-    Args:
-        encoder: An encoder of the model, of which as much is left as the spec says.
-        spec: The spec.
-
-    Raises:
-        ModelLoadError: If it names units that the base does not have.
-    """
+    """Mutates a model: its layers record their channels' numbers in the base, for the next pruning."""
     removed = encoder.removed
     for name, tower in spec.items():
         for place, (layer, block) in enumerate(zip(tower.layers, encoder.towers[name].blocks, strict=True)):
@@ -137,18 +129,7 @@ def note(encoder: EncoderCore, spec: Spec) -> None:
 
 
 def compose(own: Spec, before: Spec) -> Spec:
-    """The spec of a model that was loaded from a checkpoint and pruned on, with layers numbered as in the base.
-
-    Args:
-        own: Its spec; layers are numbered as in the checkpoint, units as in the base.
-        before: The checkpoint's spec.
-
-    Returns:
-        The spec.
-
-    Raises:
-        WrongModelError: If ``own`` is of another model.
-    """
+    """The spec of a model that was loaded from a checkpoint and pruned on, with layers numbered as in the base."""
     if set(own) != set(before) or any(own[name].of != len(before[name].layers) for name in own):
         raise WrongModelError(
             "base must be the checkpoint that the encoder's model was loaded from; found one with other towers or layers."
@@ -187,17 +168,7 @@ def ranges(kept: Kept | Iterable[int]) -> str | int:
 
 
 def read_spec(content: Any) -> Spec:
-    """Reads a spec of unknown origin.
-
-    Args:
-        content: Parsed JSON.
-
-    Returns:
-        The spec.
-
-    Raises:
-        ModelLoadError: If it is none.
-    """
+    """Reads a spec of unknown origin."""
     names: tuple[TowerName, ...] = ("image", "text", "decoder")
     decodes = isinstance(content, dict) and "decoder" in content
     found = read_object(content, "towers", *(names if decodes else names[:2]))
@@ -229,18 +200,7 @@ def _layer(content: Any, where: str, of: int) -> LayerSpec:
 
 
 def read_kept(content: Any, where: str) -> Kept:
-    """Reads what :func:`ranges` wrote.
-
-    Args:
-        content: Parsed JSON.
-        where: Its name, for messages.
-
-    Returns:
-        Numbers in order, or a count.
-
-    Raises:
-        ModelLoadError: If it is neither.
-    """
+    """Reads what :func:`ranges` wrote."""
     if type(content) is int:
         return _number(content, where)
     if not isinstance(content, str) or len(content) > _MOST or not _RANGES.fullmatch(content):
@@ -258,19 +218,7 @@ def read_kept(content: Any, where: str) -> Kept:
 
 
 def read_object(content: Any, where: str, *names: str) -> Mapping[str, Any]:
-    """An object of JSON with exactly these keys.
-
-    Args:
-        content: Parsed JSON.
-        where: Its name, for messages.
-        *names: The keys.
-
-    Returns:
-        The object.
-
-    Raises:
-        ModelLoadError: If it is something else.
-    """
+    """An object of JSON with exactly these keys."""
     if not isinstance(content, dict) or set(content) != set(names):
         found = sorted(content) if isinstance(content, dict) else content
         raise ModelLoadError(f"{where} must be an object of {', '.join(names)}; found {short(found)}.")

@@ -44,11 +44,7 @@ def describe(name: ModelName | None, model: Any, cache: str | None) -> tuple[dic
 
 
 def check(description: Mapping[str, Any]) -> None:
-    """Checks a description of unknown origin.
-
-    Raises:
-        ModelLoadError: If it is not of a model of transformers, or of none of a reasonable size.
-    """
+    """Checks a description of unknown origin."""
     architecture = description.get("architecture")
     if not isinstance(architecture, dict) or not isinstance(architecture.get("model_type"), str):
         raise ModelLoadError(f"base.architecture must be an object with a model_type; found {short(architecture)}.")

@@ -1,8 +1,7 @@
-"""The ``mope`` command; each subcommand is a few lines over the library, in a file of its own."""
+"""The ``mope`` command; a subcommand is a few lines over the library, in a file of its own.
 
-from typing import Annotated
-
-import typer
+Nothing here imports torch before a command runs, so that ``--help`` answers at once.
+"""
 
 # In the order of the help: each registers its command.
 from . import (  # isort: skip
@@ -10,7 +9,7 @@ from . import (  # isort: skip
     _score,  # noqa: F401
     _plan,  # noqa: F401
     _prune,  # noqa: F401
-    _distil,  # noqa: F401
+    _distill,  # noqa: F401
     _stages,  # noqa: F401
     _evaluate,  # noqa: F401
     _export,  # noqa: F401
@@ -18,15 +17,6 @@ from . import (  # isort: skip
     _rerun,  # noqa: F401
     _demo,  # noqa: F401
 )
-from ._app import app, show_version
+from ._app import app
 
 __all__ = ["app"]
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Makes CLIP-like models smaller: scores what a zero-shot metric loses without each head, neuron and layer (MoPE)."""

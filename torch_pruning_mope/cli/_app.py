@@ -1,95 +1,100 @@
-"""The app, and what its commands share: errors without tracebacks, checks of paths, printing."""
+"""The app: its version, its help, and how its commands fail."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import os
+import warnings
+from types import TracebackType
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
-from .._io import write_whole
 from .._version import __version__
-from ..errors import MopeError
 
-app = typer.Typer(
-    name="mope",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="Makes CLIP-like models smaller: scores what a zero-shot metric loses without each head, neuron and layer (MoPE).",
-    epilog="A whole run: `mope score runs/a --model tiny`, then `plan`, `prune`, `distill`, `evaluate`, `export`, `report`.",
+INTERRUPTED = "Interrupted: the same command goes on from here."
+ABOUT = (
+    "Makes CLIP-like models smaller: scores the drop of a zero-shot metric without each head, neuron and layer (MoPE)."
 )
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Prints what the user can mend as one line, without a traceback, and exits with code 2.
+class OneLineErrors:
+    """Turns an error into one line without a traceback, and a warning likewise.
 
-    Yields:
-        Nothing.
-
-    Raises:
-        Exit: In place of the error.
+    Exit codes: 2 for wrong usage, 1 for what failed, 130 for an interruption. With ``MOPE_TRACEBACK=1`` errors pass.
     """
-    try:
-        yield
-    except (MopeError, ImportError, NotImplementedError, OSError, TypeError, ValueError) as error:
-        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
+
+    def __enter__(self) -> None:
+        self._showwarning = warnings.showwarning
+        warnings.showwarning = _show_warning
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        warnings.showwarning = self._showwarning
+        if error is None or isinstance(error, typer.Exit | SystemExit):
+            return
+        if isinstance(error, KeyboardInterrupt | typer.Abort):
+            typer.echo(INTERRUPTED, err=True)
+            raise typer.Exit(130) from None
+        if os.environ.get("MOPE_TRACEBACK"):
+            return
+        code, text = _described(error)
+        typer.echo(f"Error: {' '.join(printable(text).split())}", err=True)
+        raise typer.Exit(code) from None
 
 
-def show_version(wanted: bool) -> bool:
-    """Prints the version and leaves.
+class _Commands(TyperGroup):
+    """Commands whose errors are one line."""
 
-    Args:
-        wanted: Whether to.
+    def invoke(self, ctx: Any) -> Any:
+        with OneLineErrors():
+            return super().invoke(ctx)
 
-    Returns:
-        The same.
 
-    Raises:
-        Exit: After printing.
-    """
+app = typer.Typer(
+    name="mope",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help=ABOUT,
+    epilog="A whole run: mope score runs/a --model tiny, then plan, prune, distill, evaluate, export, report.",
+)
+
+
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"torch-pruning-mope {__version__}")
         raise typer.Exit
     return wanted
 
 
-def check_folder(path: Path | None) -> Path | None:
-    """Refuses a file in a folder that does not exist, before minutes of work rather than after.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The same.
-
-    Raises:
-        BadParameter: If there is no such folder.
-    """
-    if path is not None and str(path) != "-" and not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"the folder of {path} does not exist.")
-    return path
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before any command; the app's own help stands for it."""
 
 
-def console() -> Console:
-    """Where tables are printed; a pipe has no width of its own."""
-    own = Console()
-    return own if own.is_terminal else Console(width=100)
+def printable(text: str) -> str:
+    """A text without control characters, which names of files may hold to drive the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def write_json(content: Any, path: Path | None) -> None:
-    """Writes JSON to a file, or to standard output for ``-``.
+def _described(error: BaseException) -> tuple[int, str]:
+    """The exit code and the words for an error."""
+    from ..errors import NonFiniteError
 
-    Args:
-        content: What ``json`` can hold.
-        path: Where to; None for nowhere.
-    """
-    text = json.dumps(content, indent=1)
-    if path is not None and str(path) == "-":
-        typer.echo(text)
-    elif path is not None:
-        write_whole(path, text + "\n")
+    if hasattr(
+        error, "format_message"
+    ):  # of the command line itself; its class is not the same in all versions of Typer
+        return int(getattr(error, "exit_code", 2)), error.format_message()
+    if isinstance(error, ValueError | TypeError) and not isinstance(error, NonFiniteError):
+        return 2, str(error)
+    if isinstance(error, OSError | RuntimeError | ImportError | NonFiniteError):
+        return 1, str(error) or type(error).__name__
+    return 1, f"{type(error).__name__}: {error}. Set MOPE_TRACEBACK=1 to see where."
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    typer.echo(f"Warning: {' '.join(printable(str(message)).split())}", err=True)

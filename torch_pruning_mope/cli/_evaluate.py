@@ -1,38 +1,24 @@
 """``mope evaluate``: what a model retrieves and classifies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..checkpoint import load, load_model
-from ..evaluation import evaluate, save_evaluation
-from ..loading import LoadedModel
-from ._app import app, console, one_line_errors, write_json
-from ._config import record
-from ._data import EMOJI, DataSettings, Part
-from ._options import (
-    DATA,
-    ConfigOption,
-    DeviceOption,
-    JsonOption,
-    OwnDataOption,
-    PairsOption,
-    PartOption,
-    QuietOption,
-    RootOption,
-    SeedOption,
-    SplitOption,
-)
-from ._rivals import Rival, rivals
-from ._run import Run
+from ._command import Call, OptionalRun, command
+from ._options import DeviceOption, ModelInstead, PairsOption, QuietOption, SeedOption, data_option
+from ._source import EMOJI, OtherData, Part, Source
 from ._table import rows_table
 
-Model = tuple[str, str, LoadedModel]
-"""Criterion, stage, and the model with its parts."""
+if TYPE_CHECKING:
+    from ..loading import LoadedModel
+    from ._parts import Parts
+    from ._started import StartedRun
+
+    Model = tuple[str, str, LoadedModel]  # criterion, stage, and the model with its parts
 
 
 class Task(StrEnum):
@@ -42,137 +28,147 @@ class Task(StrEnum):
     zero_shot = "zero-shot"
 
 
+class Rival(StrEnum):
+    """Criteria of Torch-Pruning."""
+
+    l1 = "l1"
+    taylor = "taylor"
+    hessian = "hessian"
+    random = "random"
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return {"l1": "L1", "taylor": "Taylor", "hessian": "Hessian"}.get(self.value, self.value)
+
+
 @dataclass(frozen=True)
-class _Test:
-    """What is measured, and on what.
+class Measuring:
+    """What is measured, and on which images."""
 
-    Attributes:
-        task: What.
-        settings: Where the data are.
-        part: Which part of them.
-        limit: At most so many images.
-        seed: Which draw of emoji scenes.
-        workers: Processes that read images.
-        zero_shot: ``classnames`` and ``templates``.
-        options: What :func:`evaluate` takes for both tasks.
-    """
+    task: Annotated[Task, typer.Option(help="Retrieval of pairs, or classification of labelled images.")] = (
+        Task.retrieval
+    )
+    part: Annotated[Part, data_option(help="Part of the run's pairs.")] = Part.test
+    pairs: PairsOption = None
+    classnames: Annotated[
+        Path | None, data_option(help="File with a class name a line, for zero-shot; else folders' names.")
+    ] = None
+    templates: Annotated[str, data_option(help="Prompts of zero-shot: open_clip (80), simple (7).")] = "open_clip"
+    batch_size: Annotated[int, typer.Option(help="Inputs at once.", min=1)] = 64
+    workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0
+    latency: Annotated[
+        bool, typer.Option("--latency/--no-latency", help="Time each model at batch 1, in deployment form.")
+    ] = True
+    seed: SeedOption = 0
 
-    task: Task
-    settings: DataSettings
-    part: Part
-    limit: int | None
-    seed: int
-    workers: int
-    zero_shot: dict[str, Any]
-    options: dict[str, Any]
-
-    def row(self, name: str, criterion: str, stage: str, loaded: LoadedModel) -> dict[str, Any]:
+    def row(self, data: Any, loaded: "LoadedModel", **options: Any) -> dict[str, Any]:
         """One model's row of ``evaluation.json``."""
-        data: Any = self.settings.data
-        own: dict[str, Any] = {"num_workers": self.workers}
+        from ..evaluation import evaluate
+
         if self.task is Task.zero_shot:
-            own |= {"task": "zero_shot", **self.zero_shot}
-        elif data == EMOJI:
-            data = self.settings.pairs(self.part, loaded, self.limit, self.seed)
+            options |= {"task": "zero_shot", "classnames": self.classnames, "templates": self.templates}
         else:
-            data = self.settings.dataset(self.part, loaded)
-        own |= {"limit": self.limit} if self.task is Task.retrieval else {}
-        row = evaluate(loaded, data, label=name, criterion=criterion, stage=stage, **own, **self.options)
-        return {**row, "data": self.settings.data, "part": self.part.value}
+            options["limit"] = self.pairs
+        options |= {"batch_size": self.batch_size, "num_workers": self.workers, "time_it": self.latency}
+        return evaluate(loaded, data, **options)
+
+    def pairs_of(self, parts: "Parts", part: Part) -> Any:
+        """The pairs as ``evaluate`` takes them."""
+        return parts.pairs(part, self.pairs, self.seed) if parts.source.data == EMOJI else parts.dataset(part)
 
 
-OptionalRun = Annotated[
-    Path | None, typer.Argument(help="Folder of a run: its dense, pruned and distilled models are evaluated.")
-]
-ModelInstead = Annotated[
-    str | None, typer.Option(help="A model by name, or a folder, in place of a run.", show_default=False)
-]
-TaskOption = Annotated[Task, typer.Option(help="Retrieval of pairs, or classification of labelled images.")]
-ClassnamesOption = Annotated[
-    Path | None,
-    typer.Option(help="File with a class name a line, for zero-shot; else folders' names.", rich_help_panel=DATA),
-]
-TemplatesOption = Annotated[
-    str, typer.Option(help="Prompts of zero-shot: open_clip (80), simple (7).", rich_help_panel=DATA)
-]
-BatchSizeOption = Annotated[int, typer.Option(help="Inputs at once.", min=1)]
-WorkersOption = Annotated[int, typer.Option(help="Processes that read images.")]
-AgainstOption = Annotated[
-    list[Rival] | None,
-    typer.Option(
-        help="Also the run's model cut to the same size by another criterion, not trained; may be repeated.",
-        show_default=False,
-    ),
-]
-LatencyOption = Annotated[
-    bool, typer.Option("--latency/--no-latency", help="Time each model at batch 1, in deployment form.")
-]
-
-
-@app.command("evaluate")
+@command("evaluate")
 def evaluate_command(
+    call: Call,
+    measuring: Measuring,
+    other: OtherData,
     run: OptionalRun = None,
     model: ModelInstead = None,
-    task: TaskOption = Task.retrieval,
-    data: OwnDataOption = None,
-    root: RootOption = None,
-    split: SplitOption = None,
-    part: PartOption = Part.test,
-    pairs: PairsOption = None,
-    classnames: ClassnamesOption = None,
-    templates: TemplatesOption = "open_clip",
-    batch_size: BatchSizeOption = 64,
-    workers: WorkersOption = 0,
-    against: AgainstOption = None,
-    latency: LatencyOption = True,
+    against: Annotated[
+        list[Rival] | None,
+        typer.Option(
+            help="Also the run's model cut to the same size by another criterion, not trained; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOption = "cpu",
-    seed: SeedOption = 0,
     quiet: QuietOption = False,
-    json: JsonOption = None,
-    config: ConfigOption = None,
 ) -> None:
     """Measures recall both ways, or zero-shot accuracy, and size and time, of every model of a run, or of any one model."""
-    given = dict(locals())
-    with one_line_errors():
-        if (run is None) == (model is None):
-            raise ValueError("one of RUN and --model must be given; found " + ("none." if run is None else "both."))
-        if against and run is None:
-            raise ValueError("--against goes with RUN, whose size and pairs it takes; found --model. Give a run.")
-        begun = None if run is None else Run(run)
-        other = DataSettings(data, root, split) if data is not None else None
-        if begun is not None:
-            other = begun.other_data(data, root, split)
-        test = _Test(
-            task,
-            other or (begun.data if begun is not None else DataSettings()),
-            part if other is None or other.data == EMOJI else Part.all,
-            pairs,
-            seed,
-            workers,
-            {"classnames": classnames, "templates": templates},
-            {"batch_size": batch_size, "time_it": latency, "progress": not quiet},
-        )
-        name = begun.model_name if begun is not None else str(model)
-        found = _of_run(begun, against or []) if begun is not None else [_named(name, device)]
-        rows = [test.row(name, *entry) for entry in found]
-        if run is not None:
+    if (run is None) == (model is None):
+        raise ValueError("one of RUN and --model must be given; found " + ("none." if run is None else "both."))
+    if against and run is None:
+        raise ValueError("--against goes with RUN, whose size and pairs it takes; found --model. Give a run.")
+    if run is None:
+        rows = [_row_of_name(str(model), device, measuring, other, progress=not quiet)]
+    else:
+        from ..evaluation import save_evaluation
+        from ._started import StartedRun
+
+        folder = call.folder(run)
+        with folder.held():
+            begun = StartedRun(folder, other, progress=not quiet)
+            rows = rows_of(begun, measuring, against or [], progress=not quiet)
             save_evaluation(rows, run / "evaluation.json")
-            record(run, "evaluate", given)
-        console().print(rows_table(rows), highlight=False)
-        write_json({"rows": rows}, json)
+            folder.record()
+    call.show(rows_table(rows))
+    call.answer({"rows": rows})
 
 
-def _named(name: str, device: str) -> Model:
-    return "dense", "dense", load_model(name, device=device)
+def rows_of(
+    begun: "StartedRun", measuring: Measuring, against: Sequence[Rival], *, progress: bool
+) -> list[dict[str, Any]]:
+    """A row for each model of a run, and for each rival."""
+    return [_row(begun, measuring, *entry, progress=progress) for entry in _models(begun, against)]
 
 
-def _of_run(begun: Run, against: list[Rival]) -> Iterator[Model]:
+def _row_of_name(name: str, device: str, measuring: Measuring, other: OtherData, *, progress: bool) -> dict[str, Any]:
+    from ..runs import shown
+    from ._parts import Parts
+
+    source = other.over(Source(model=name, device=device))
+    loaded = source.load()
+    about = {"label": shown(name), "criterion": "dense", "stage": "dense", "progress": progress}
+    if measuring.task is Task.zero_shot:
+        return _finished(measuring.row(source.data, loaded, **_reading(source), **about), source, Part.all)
+    part = measuring.part if source.data == EMOJI else Part.all
+    data = measuring.pairs_of(Parts(source, loaded, progress=progress), part)
+    return _finished(measuring.row(data, loaded, **about), source, part)
+
+
+def _row(
+    begun: "StartedRun", measuring: Measuring, criterion: str, stage: str, loaded: "LoadedModel", *, progress: bool
+) -> dict[str, Any]:
+    about = {"label": begun.model_name, "criterion": criterion, "stage": stage, "progress": progress}
+    if measuring.task is Task.zero_shot:
+        source = begun.other.over(begun.source)
+        return _finished(measuring.row(source.data, loaded, **_reading(source), **about), source, Part.all)
+    parts, part = begun.chosen(loaded, measuring.part)
+    part = measuring.part if parts.source.data == EMOJI else part
+    return _finished(measuring.row(measuring.pairs_of(parts, part), loaded, **about), parts.source, part)
+
+
+def _reading(source: Source) -> dict[str, Any]:
+    """Options of the reader of labelled images."""
+    own = {"encoding": source.encoding, "max_skipped": source.max_skipped}
+    permitted = {"allow_commands": source.allow_commands, "follow_links": source.follow_links}
+    return {name: value for name, value in (own | permitted).items() if value is not None}
+
+
+def _finished(row: dict[str, Any], source: Source, part: Part) -> dict[str, Any]:
+    from ..runs import shown
+
+    return row | {"data": shown(source.data), "part": part.value}
+
+
+def _models(begun: "StartedRun", against: Sequence[Rival]) -> "Iterator[Model]":
     """All models that are there, one at a time; then the rivals."""
+    from ._rivals import rivals
+
     yield "dense", "dense", begun.load()
     for stage in ("pruned", "distilled"):
-        if (begun.folder / stage).exists():
-            loaded = load(begun.folder / stage)
-            loaded.model.to(begun.device)
-            yield "MoPE", stage, loaded
-    for rival, loaded in rivals(begun, against):
-        yield rival.label, "pruned", loaded
+        if (begun.path / stage).exists():
+            yield "MoPE", stage, begun.load_saved(stage)
+    for name, loaded in rivals(begun, [rival.value for rival in against]):
+        yield Rival(name).label, "pruned", loaded

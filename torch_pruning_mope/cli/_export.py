@@ -6,15 +6,11 @@ from typing import Annotated
 
 import typer
 
-from ..checkpoint import load
-from ..deploy import export
-from ._app import app, one_line_errors, write_json
-from ._config import record
-from ._options import ConfigOption, JsonOption, RunArgument
-from ._run import Run
+from ._command import Call, RunArgument, command
+from ._options import ForceOption
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """Forms."""
 
     onnx = "onnx"
@@ -24,27 +20,34 @@ class Format(StrEnum):
     transformers = "transformers"
 
 
-@app.command("export")
+@command("export")
 def export_command(
+    call: Call,
     run: RunArgument,
     format: Annotated[  # noqa: A002
-        Format,
+        ExportFormat,
         typer.Option(
             help="onnx, torch (.pt2) or executorch (.pte, for phones): a file per tower; open_clip or transformers: a stock "
             "model, where all layers kept the same widths and heads."
         ),
-    ] = Format.onnx,
+    ] = ExportFormat.onnx,
     output: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="RUN/export-FORMAT")] = None,
-    json: JsonOption = None,
-    config: ConfigOption = None,
+    force: ForceOption = False,
 ) -> None:
-    """Writes the latest model in deployment form (q, k and v in one product, what is empty gone), and checks that it agrees."""
-    given = dict(locals())
-    with one_line_errors():
-        begun = Run(run)
-        folder = output or run / f"export-{format.value}"
-        files = export(load(begun.latest).model, folder, format=format.value)
-        record(run, "export", given)
-        for file in files:
-            typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
-        write_json({"files": [str(file) for file in files]}, json)
+    """Writes the latest model in deployment form (q, k and v in one product, nothing empty), and checks that it agrees."""
+    from ..checkpoint import load
+    from ..deploy import export
+    from ._started import StartedRun
+
+    folder = call.folder(run)
+    with folder.held():
+        begun = StartedRun(folder)
+        own = f"export-{format.value}"
+        target = call.output(run, own)
+        if target != run / own and target.exists() and any(target.iterdir()) and not force:
+            raise ValueError(f"--output must be an empty folder, or a new one; found files in {target}. Pass --force.")
+        files = export(load(begun.latest).model, target, format=format.value)
+        folder.record()
+    for file in files:
+        call.say(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+    call.answer({"files": [str(file) for file in files]})

@@ -1,116 +1,111 @@
-"""Options that several commands have, so that they read the same everywhere."""
+"""Options that several commands have, in groups, so that they read the same everywhere."""
 
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
-from ._app import check_folder
-from ._config import from_config
-from ._data import Part
-
 DATA, TRAINING, SCORING, BUDGETS = "Data", "Training", "Scoring", "Budgets"
+data_option, training_option, scoring_option, budget_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in (DATA, TRAINING, SCORING, BUDGETS)
+)
 
-RunArgument = Annotated[Path, typer.Argument(help="Folder of the run; it keeps everything that the commands make.")]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="YAML file, or folder of another run, with this command's settings; flags go before them.",
-        callback=from_config,
-        is_eager=True,
-    ),
-]
-JsonOption = Annotated[
-    Path | None,
-    typer.Option("--json", help="File for the result as JSON; - for standard output.", callback=check_folder),
-]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        help="'tiny' (embedded), ARCH, ARCH@TAG or ARCH@FILE of open_clip, hf-hub:ORG/NAME, hf:ORG/NAME (transformers), or a "
-        "folder: a pruned model's too."
-    ),
-]
 DeviceOption = Annotated[str, typer.Option(help="Device, such as cpu or cuda.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of all draws.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-
-DataOption = Annotated[
-    str,
-    typer.Option(
-        help="Pairs: 'emoji' (embedded), a CSV or TSV (filepath,title), COCO or Karpathy JSON, a folder of images, WebDataset "
-        "shards or their URL.",
-        rich_help_panel=DATA,
-    ),
+SeedOption = Annotated[int, typer.Option(help="Seed of all draws.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what stands at --output, whoever wrote it.")]
+ModelInstead = Annotated[
+    str | None, typer.Option(help="A model by name, or a folder, in place of a run.", show_default=False)
 ]
-OwnDataOption = Annotated[
-    str | None,
-    typer.Option(help="Other pairs than the run's, taken whole.", rich_help_panel=DATA, show_default="the run's"),
-]
-RootOption = Annotated[str | None, typer.Option(help="Folder that image files are relative to.", rich_help_panel=DATA)]
-SplitOption = Annotated[str | None, typer.Option(help="Part of a Karpathy file, such as 'test'.", rich_help_panel=DATA)]
-ImageKeyOption = Annotated[str | None, typer.Option(help="Column of image files.", rich_help_panel=DATA)]
-CaptionKeyOption = Annotated[str | None, typer.Option(help="Column of captions.", rich_help_panel=DATA)]
-CalibrationOption = Annotated[
-    float, typer.Option(help="Share (or number) of the images to score on.", rich_help_panel=DATA)
-]
-TestOption = Annotated[
-    float,
-    typer.Option(help="Share (or number) of the images to test on; the rest is to train on.", rich_help_panel=DATA),
-]
-SplitSeedOption = Annotated[int, typer.Option(help="Seed of the division of the images.", rich_help_panel=DATA)]
-MaxSkippedOption = Annotated[
-    float, typer.Option(help="Share of the images that may be unusable.", rich_help_panel=DATA)
-]
-PairsOption = Annotated[
-    int | None, typer.Option(help="At most so many images.", show_default="all; of emoji 1000", rich_help_panel=DATA)
-]
-PartOption = Annotated[Part, typer.Option(help="Which part of the run's pairs.", rich_help_panel=DATA)]
-
+PairsOption = Annotated[int | None, data_option(help="Images at most.", show_default="all; of emoji 1000")]
+WorkersOption = Annotated[int, training_option(help="Processes that read images.")]
 ParametersOption = Annotated[
     str | None,
-    typer.Option(
-        help="What may be left: '50%', '86M', or by tower 'image=86M,text=42M'; token embeddings not counted.",
-        rich_help_panel=BUDGETS,
-    ),
+    budget_option(help="Parameters left: '50%', '86M', 'image=86M,text=42M'; token embeddings not counted."),
 ]
 RoundToOption = Annotated[
-    str,
-    typer.Option(
-        help="Multiple that every MLP keeps neurons in; 'auto' for what suits the device.", rich_help_panel=BUDGETS
-    ),
+    str, budget_option(help="Every MLP keeps a multiple of this many neurons; 'auto' for what suits the device.")
 ]
-MetricOption = Annotated[
-    str,
-    typer.Option(
-        help="What units are scored by: contrastive_loss, recall_mean, recall@1, recall@5:t2i, …",
-        rich_help_panel=SCORING,
-    ),
-]
-GroupsOption = Annotated[int, typer.Option(help="Neuron groups per MLP.", min=1, rich_help_panel=SCORING)]
-StepsOption = Annotated[int, typer.Option(help="Optimizer steps.", min=1, rich_help_panel=TRAINING)]
-BatchSizeOption = Annotated[int, typer.Option(help="Pairs of a step, over all ranks.", min=2, rich_help_panel=TRAINING)]
-LearningRateOption = Annotated[float, typer.Option(help="The highest learning rate.", rich_help_panel=TRAINING)]
-PrecisionOption = Annotated[str, typer.Option(help="Mixed precision: no, bf16 or fp16.", rich_help_panel=TRAINING)]
-ShardOption = Annotated[
-    bool,
-    typer.Option(
-        "--shard", help="Each rank holds a part of what is trained (FSDP2); under torchrun.", rich_help_panel=TRAINING
-    ),
-]
-WorkersOption = Annotated[int, typer.Option(help="Processes that read images.", rich_help_panel=TRAINING)]
-InMemoryOption = Annotated[bool, typer.Option(help="Hold the training pairs in memory.", rich_help_panel=TRAINING)]
+UniformOption = Annotated[bool, budget_option("--uniform", help="All layers of a tower keep as many units.")]
 
-MultiplyAddsOption = Annotated[
-    str | None, typer.Option(help="Multiply-adds that may be left: '50%', '8G'.", rich_help_panel=BUDGETS)
-]
-LatencyOption = Annotated[
-    str | None,
-    typer.Option(help="Time on this machine that may be left: '60%', '20ms'; measured.", rich_help_panel=BUDGETS),
-]
-MinHeadsOption = Annotated[int, typer.Option(help="Heads that every layer keeps.", rich_help_panel=BUDGETS)]
-MinNeuronsOption = Annotated[int, typer.Option(help="Neurons that every layer keeps.", rich_help_panel=BUDGETS)]
-UniformOption = Annotated[
-    bool, typer.Option("--uniform", help="All layers of a tower keep as much.", rich_help_panel=BUDGETS)
-]
+
+@dataclass(frozen=True)
+class Scoring:
+    """How units are scored."""
+
+    metric: Annotated[
+        str,
+        scoring_option(help="Units are scored by its drop: contrastive_loss, recall_mean, recall@1, recall@5:t2i, …"),
+    ] = "contrastive_loss"
+    groups: Annotated[int, scoring_option(help="Neuron groups per MLP.", min=1)] = 16
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What may be left."""
+
+    parameters: ParametersOption = None
+    multiply_adds: Annotated[str | None, budget_option(help="Multiply-adds left: '50%', '8G'.")] = None
+    latency: Annotated[str | None, budget_option(help="Time left on this machine: '60%', '20ms'; measured.")] = None
+    round_to: RoundToOption = "1"
+    min_heads: Annotated[int, budget_option(help="Heads that every layer keeps.")] = 0
+    min_neurons: Annotated[int, budget_option(help="Neurons that every layer keeps.")] = 0
+    uniform: UniformOption = False
+    batch_size: Annotated[int, budget_option(help="Inputs at once, for latency.")] = 1
+
+    def amounts(self) -> dict[str, Any]:
+        """The budgets as ``make_plan`` takes them."""
+        return {name: budget(name, getattr(self, name)) for name in ("parameters", "multiply_adds", "latency")}
+
+    def rules(self) -> dict[str, Any]:
+        """The other arguments of ``make_plan``."""
+        names = ("min_heads", "min_neurons", "uniform", "batch_size")
+        return {"round_to": multiple(self.round_to)} | {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained, whatever it is trained for."""
+
+    steps: Annotated[int, training_option(help="Optimizer steps.", min=1)] = 1000
+    batch_size: Annotated[int, training_option(help="Pairs of a step, over all ranks.", min=2)] = 256
+    learning_rate: Annotated[float, training_option(help="The highest learning rate.")] = 2e-5
+    precision: Annotated[str, training_option(help="Mixed precision: no, bf16 or fp16.")] = "no"
+    shard: Annotated[
+        bool, training_option("--shard", help="Each rank holds a part of what is trained (FSDP2); under torchrun.")
+    ] = False
+    cache: Annotated[bool, training_option("--cache", help="Run the teacher once, and keep its outputs on disk.")] = (
+        False
+    )
+    in_memory: Annotated[bool, training_option("--in-memory", help="Hold the training pairs in memory.")] = False
+    workers: WorkersOption = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of ``distill``."""
+        return {name: getattr(self, name) for name in ("steps", "batch_size", "learning_rate", "precision", "shard")}
+
+
+def budget(name: str, text: str | None) -> Any:
+    """A budget as ``make_plan`` takes it: an amount, or one for each tower (``"image=50%,text=60%"``)."""
+    if text is None or "=" not in text:
+        return _amount(text)
+    parts = [part.split("=") for part in text.split(",")]
+    if any(len(part) != 2 for part in parts):
+        raise ValueError(
+            f"--{name.replace('_', '-')} must be an amount such as '50%', or 'image=50%,text=60%'; found {text!r}."
+        )
+    return {tower.strip(): _amount(amount) for tower, amount in parts}
+
+
+def _amount(text: str | None) -> Any:
+    """A number where it is one, since texts without a unit are numbers to a shell."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def multiple(text: str) -> Any:
+    """``--round-to`` as ``make_plan`` takes it."""
+    return int(text) if text.isdecimal() else text

@@ -5,53 +5,55 @@ from typing import Annotated
 
 import typer
 
-from ..checkpoint import load
-from ..dual_encoder import DualEncoder
-from ..report import changed_examples, write_report
-from ._app import app, one_line_errors, write_json
-from ._config import record
-from ._data import Part
-from ._options import (
-    ConfigOption,
-    JsonOption,
-    OwnDataOption,
-    PairsOption,
-    RootOption,
-    RunArgument,
-    SeedOption,
-    SplitOption,
-)
-from ._run import Run, wrapped
+from ._command import Call, RunArgument, command
+from ._options import ForceOption, PairsOption, SeedOption
+from ._source import OtherData, Part
+
+MARK = b'<meta name="generator" content="torch-pruning-mope'
 
 
-@app.command()
+@command("report")
 def report(
+    call: Call,
     run: RunArgument,
-    title: Annotated[str | None, typer.Option(help="What the page is called.")] = None,
+    other: OtherData,
+    title: Annotated[str | None, typer.Option(help="The page's title.")] = None,
     examples: Annotated[int, typer.Option(help="Queries to show on which the models differ; 0 for none.", min=0)] = 16,
-    data: OwnDataOption = None,
-    root: RootOption = None,
-    split: SplitOption = None,
     pairs: PairsOption = 500,
     seed: SeedOption = 0,
     output: Annotated[Path | None, typer.Option(help="The file.", show_default="RUN/report.html")] = None,
-    json: JsonOption = None,
-    config: ConfigOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Writes one self-contained HTML page of what was scored, removed, trained and measured, with figures beside it."""
-    given = dict(locals())
-    with one_line_errors():
-        begun = Run(run)
+    from ..dual_encoder import DualEncoder
+    from ..report import changed_examples, write_report
+    from ._started import StartedRun
+
+    folder = call.folder(run)
+    with folder.held():
+        begun = StartedRun(folder, other)
+        target = call.output(run, "report.html")
+        if target.exists() and not force and not _is_ours(target):
+            raise ValueError(
+                f"--output must be new, or a page of this command; found another file at {target}. Pass --force."
+            )
+        if not target.parent.is_dir():
+            raise ValueError(f"--output must be in a folder that exists; found none at {target.parent}.")
         found = None
-        if examples and ((run / "pruned").exists() or (run / "distilled").exists()):
+        if examples and folder.latest is not None:
             loaded = begun.load()
-            other = begun.other_data(data, root, split)
-            settings, part = (begun.data, Part.test) if other is None else (other, Part.all)
-            after = DualEncoder(load(begun.latest).model)
-            after.model.to(begun.device)
-            shown, captions = settings.with_captions(part, loaded, pairs, seed)
-            found = changed_examples(wrapped(loaded), after, shown, count=examples, captions=captions)
-        page = write_report(run, output=output, examples=found, title=title)
-        record(run, "report", given)
-        typer.echo(f"page in {page}")
-        write_json({"report": str(page)}, json)
+            parts, part = begun.chosen(loaded, Part.test)
+            after = DualEncoder(begun.load_saved(begun.latest.name).model)
+            shown, captions = parts.with_captions(part, pairs, seed)
+            found = changed_examples(DualEncoder(loaded.model), after, shown, count=examples, captions=captions)
+        page = write_report(run, output=target, examples=found, title=title)
+        folder.record()
+    call.say(f"page in {page}")
+    call.answer({"report": str(page)})
+
+
+def _is_ours(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return MARK in opened.read(4096)

@@ -1,40 +1,20 @@
 """``mope score``: begins a run."""
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from ._command import Call, GoesOnArgument, command
+from ._options import QuietOption, Scoring, scoring_option
+from ._source import Part, Source
 
-from ..scoring import ScoreTable, estimate_cost, score
-from ._app import app, one_line_errors, write_json
-from ._config import record
-from ._options import (
-    SCORING,
-    CalibrationOption,
-    CaptionKeyOption,
-    ConfigOption,
-    DataOption,
-    DeviceOption,
-    GroupsOption,
-    ImageKeyOption,
-    JsonOption,
-    MaxSkippedOption,
-    MetricOption,
-    ModelOption,
-    PairsOption,
-    QuietOption,
-    RootOption,
-    RunArgument,
-    SeedOption,
-    SplitOption,
-    SplitSeedOption,
-    TestOption,
-)
-from ._run import Run, first_rank, wrapped
+if TYPE_CHECKING:
+    from ..scoring import ScoreTable
 
 
 class Kind(StrEnum):
-    """What can be scored."""
+    """Kinds of units."""
 
     head = "head"
     neurons = "neurons"
@@ -52,90 +32,71 @@ class Interaction(StrEnum):
     joint = "joint"
 
 
-KindOption = Annotated[
-    list[Kind] | None,
-    typer.Option(help="What to score; may be repeated.", show_default="head, neurons, block", rich_help_panel=SCORING),
-]
-InteractionOption = Annotated[
-    Interaction,
-    typer.Option(
-        help="single: each unit alone, as in the paper; nested: an MLP's groups together; greedy: heads and blocks "
-        "scored again as others go; joint: one order of everything, best for deep cuts, dearest.",
-        rich_help_panel=SCORING,
-    ),
-]
-MemoryOption = Annotated[str | None, typer.Option(help="What scoring may use, such as 4GiB.", rich_help_panel=SCORING)]
-AutocastOption = Annotated[str | None, typer.Option(help="bfloat16 or float16, for speed.", rich_help_panel=SCORING)]
-EstimateOption = Annotated[
-    bool, typer.Option("--estimate", help="Only say how long it would take.", rich_help_panel=SCORING)
-]
+@dataclass(frozen=True)
+class _Units:
+    """Which units are scored, and how."""
+
+    kind: Annotated[
+        list[Kind] | None, scoring_option(help="Units to score; may be repeated.", show_default="head, neurons, block")
+    ] = None
+    interaction: Annotated[
+        Interaction,
+        scoring_option(
+            help="single: each unit alone, as in the paper; nested: an MLP's groups together; greedy: heads and blocks "
+            "scored again as others go; joint: one order of everything, best for deep cuts, dearest."
+        ),
+    ] = Interaction.nested
+    memory: Annotated[str | None, scoring_option(help="Memory that scoring may use, such as 4GiB.")] = None
+    autocast: Annotated[str | None, scoring_option(help="bfloat16 or float16, for speed.")] = None
+    estimate: Annotated[bool, scoring_option("--estimate", help="Only say how long it would take.")] = False
 
 
-@app.command("score")
+@command("score")
 def score_command(
-    run: RunArgument,
-    model: ModelOption = "tiny",
-    data: DataOption = "emoji",
-    root: RootOption = None,
-    split: SplitOption = None,
-    image_key: ImageKeyOption = None,
-    caption_key: CaptionKeyOption = None,
-    calibration: CalibrationOption = 0.1,
-    test: TestOption = 0.1,
-    split_seed: SplitSeedOption = 0,
-    max_skipped: MaxSkippedOption = 0.1,
-    pairs: PairsOption = None,
-    seed: SeedOption = 0,
-    metric: MetricOption = "contrastive_loss",
-    kind: KindOption = None,
-    groups: GroupsOption = 16,
-    interaction: InteractionOption = Interaction.nested,
-    memory: MemoryOption = None,
-    autocast: AutocastOption = None,
-    estimate: EstimateOption = False,
-    device: DeviceOption = "cpu",
-    quiet: QuietOption = False,
-    json: JsonOption = None,
-    config: ConfigOption = None,
+    call: Call, run: GoesOnArgument, source: Source, scoring: Scoring, units: _Units, quiet: QuietOption = False
 ) -> None:
-    """Scores heads, neurons and layers: what the metric loses without them. Goes on where it was interrupted."""
-    given = dict(locals())
-    with one_line_errors():
-        kinds = tuple(entry.value for entry in kind or (Kind.head, Kind.neurons, Kind.block))
-        record(run, "score", given)
-        begun = Run(run)
-        loaded = begun.load()
-        encoder = wrapped(loaded)
-        calibrated = begun.calibration(loaded)
-        options: dict[str, Any] = {"kinds": kinds, "groups": groups, "interaction": interaction.value}
-        if estimate:
-            typer.echo(str(estimate_cost(encoder, calibrated, **options)))
+    """Scores heads, neurons and layers by the drop of the metric without them. Goes on where it was interrupted."""
+    from ..dual_encoder import DualEncoder
+    from ..scoring import estimate_cost, fingerprint, score
+    from ._parts import Parts
+    from ._started import first_rank
+
+    kinds = tuple(kind.value for kind in units.kind or (Kind.head, Kind.neurons, Kind.block))
+    options: dict[str, Any] = {"kinds": kinds, "groups": scoring.groups, "interaction": units.interaction.value}
+    folder = call.folder(run)
+    with nullcontext() if units.estimate else folder.held():
+        loaded = source.load()
+        encoder = DualEncoder(loaded.model)
+        parts = Parts(source, loaded, progress=not quiet)
+        pairs = parts.pairs(Part.calibration, source.pairs or 1000)
+        if units.estimate:
+            call.say(estimate_cost(encoder, pairs, **options))
             return
+        about = {
+            "begun_by": "score",
+            "weights": fingerprint(encoder.model),
+            "pairs": pairs.fingerprint(),
+            "data": parts.digest,
+        }
+        folder.check(about)
         table = score(
             encoder,
-            calibrated,
-            metric=metric,
-            memory=memory,
-            autocast=autocast,  # type: ignore[arg-type]  # checked there
+            pairs,
+            metric=scoring.metric,
+            memory=units.memory,
+            autocast=units.autocast,  # type: ignore[arg-type]  # checked there
             path=run / "scores.json",
+            on_start=lambda: folder.claim(about),
             progress=not quiet,
             **options,
         )
-        if not first_rank():
-            return
-        typer.echo(f"{table}\nscores of {len(table.scores)} units in {run / 'scores.json'}")
-        write_json(summary(table), json)
+    if first_rank():
+        call.say(table, f"scores of {len(table.scores)} units in {run / 'scores.json'}")
+        call.answer(summary(table))
 
 
-def summary(table: ScoreTable) -> dict[str, Any]:
-    """The scores in brief.
-
-    Args:
-        table: The table.
-
-    Returns:
-        What JSON holds.
-    """
+def summary(table: "ScoreTable") -> dict[str, Any]:
+    """The scores in brief, as JSON holds them."""
     return {
         "metric": table.metric,
         "dense": table.dense,

@@ -1,9 +1,11 @@
 """Rows of an evaluation as a table."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 COUNTS = {"parameters": ("params", 1e6, " M"), "multiply_adds": ("MMACs", 1e6, ""), "latency_ms": ("ms", 1.0, "")}
 PERCENT = {
@@ -12,15 +14,10 @@ PERCENT = {
 }  # fmt: skip
 
 
-def rows_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """A column for each figure that a row has.
+def rows_table(rows: Sequence[dict[str, Any]]) -> "Table":
+    """A column for each figure that a row of ``evaluation.json`` has."""
+    from rich.table import Table
 
-    Args:
-        rows: As in ``evaluation.json``.
-
-    Returns:
-        The table.
-    """
     table = Table()
     table.add_column("model", no_wrap=True)
     counts = [name for name in COUNTS if any(name in row for row in rows)]

@@ -23,8 +23,7 @@ def tiny_clip_config() -> dict[str, Any]:
     trained, found = config["text_cfg"]["vocab_size"], EmojiTokenizer().vocab_size
     if trained != found:
         raise ValueError(
-            f"concepts.tsv: the tiny CLIP needs a vocabulary of {trained} ids, found {found}; restore the "
-            "file or retrain"
+            f"concepts.tsv must give the tiny CLIP a vocabulary of {trained} ids; found {found}. Restore the file or retrain."
         )
     return config
 

@@ -16,12 +16,13 @@ from jaxtyping import Int
 from safetensors import safe_open
 from torch import Tensor
 
+from .._fingerprint import fingerprint
 from .._io._tensors import save_tensors
 from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..errors import WrongModelError
-from ..scoring import Ranks, fingerprint
+from ..scoring import Ranks
 from ._loss import Encoded
 from ._student import TOWERS, numbered_blocks, watched
 

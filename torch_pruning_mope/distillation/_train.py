@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import torch
 
+from .._fingerprint import fingerprint
 from .._io import hold
 from ..data import Pairs
 from ..encoder import EncoderCore
-from ..scoring import Ranks, fingerprint
+from ..scoring import Ranks
 from ._accelerator import accelerator_for
 from ._batches import Batches, check_aligned, drawn, given
 from ._cache import TeacherPrecision

@@ -8,11 +8,12 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor
 
+from .._fingerprint import fingerprint
 from ..data import Pairs
 from ..encoder import EncoderCore
 from ..errors import WrongModelError
 from ..metrics import MetricLike
-from ..scoring import Autocast, Interaction, PairsLike, Rewiring, ScoreTable, fingerprint
+from ..scoring import Autocast, Interaction, PairsLike, Rewiring, ScoreTable
 from ..scoring import score as score_units
 from ._unit import Key, UnitImportance, unit_sublayers
 
@@ -32,6 +33,8 @@ class MoPEImportance(UnitImportance):
         groups: Neuron groups per MLP.
         interaction: ``single``, ``nested``, ``greedy`` or ``joint``.
         rewire: How neurons are ordered before they are grouped.
+        reconstruct: Whether to score units as they are missed once the others are refitted; see :func:`score`. For pruning
+            that :func:`torch_pruning_mope.reconstruct` follows.
         engine: ``prefix`` or ``plain``.
         batch_size: Sequences run at once.
         memory: What scoring may use besides the model and the pairs.
@@ -52,11 +55,12 @@ class MoPEImportance(UnitImportance):
         pairs: PairsLike | None = None,
         *,
         table: ScoreTable | None = None,
-        metric: MetricLike = "recall_mean",
+        metric: MetricLike = "contrastive_loss",
         kinds: Collection[str] = ("head", "neurons"),
         groups: int = 16,
         interaction: Interaction = "nested",
         rewire: Rewiring = "taylor",
+        reconstruct: bool = False,
         engine: Literal["prefix", "plain"] = "prefix",
         batch_size: int | None = None,
         memory: int | str | None = None,
@@ -76,6 +80,7 @@ class MoPEImportance(UnitImportance):
             "groups": groups,
             "interaction": interaction,
             "rewire": rewire,
+            "reconstruct": reconstruct,
             "engine": engine,
             "batch_size": batch_size,
             "memory": memory,

@@ -8,10 +8,12 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from .._fingerprint import fingerprint
 from .._state import own_gradients
 from ..data import Pairs
 from ..encoder import EncoderCore
-from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, fingerprint, freed_parameters
+from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, freed_parameters
+from ..surgery import removal_group
 from ..towers import Prunable
 from ._unit import Key, check_finite, unit_sublayers
 
@@ -77,8 +79,7 @@ def _raw(encoder: EncoderCore, pairs: Pairs, name: Stock) -> dict[Key, Tensor]:
             accumulate_gradients(encoder, pairs, squared=name == "hessian", batch_size=64)
         graph = encoder.dependency_graph()
         for key, units, output in _sublayers(encoder):
-            takes = graph.get_pruner_of_module(output).prune_in_channels
-            values = criterion(graph.get_pruning_group(output, takes, list(range(units.channels))))
+            values = criterion(removal_group(graph, output))
             found[key] = values.detach().double().cpu().view(-1, units.unit_size).sum(1)
     return found
 

@@ -10,10 +10,10 @@ import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .._fingerprint import fingerprint
 from ..encoder import EncoderCore
 from ..errors import NonFiniteError, WrongModelError
 from ..pruning import round_to_of
-from ..scoring import fingerprint
 from ..towers import Prunable
 from ._stock import call_criterion
 

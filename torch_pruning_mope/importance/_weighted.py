@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..encoder import EncoderCore
+from ..surgery import removal_group
 from ._stock import GRADIENT_CRITERIA, call_criterion
 from ._unit import Key, UnitImportance, unit_sublayers
 
@@ -68,9 +69,7 @@ class WeightedImportance(UnitImportance):
         """A Torch-Pruning criterion on every layer's heads (mean over channels, as Torch-Pruning does) and neurons."""
         raw: dict[Key, Tensor] = {}
         for key, sublayer, output in unit_sublayers(self.encoder):
-            takes = graph.get_pruner_of_module(output).prune_in_channels
-            group = graph.get_pruning_group(output, takes, list(range(sublayer.channels)))
-            values = call_criterion(criterion, group)
+            values = call_criterion(criterion, removal_group(graph, output))
             if values is None:
                 raise ValueError(f"criteria must score every head and neuron; {type(criterion).__name__} skips {key}.")
             raw[key] = values.detach().cpu().view(-1, sublayer.unit_size).mean(1)

@@ -16,15 +16,7 @@ _UNSAFE = re.compile(r"^[a-z\-]+:|://|^[/~.]|\\|\.\.")
 
 
 def check_limits(config: Any, where: str) -> None:
-    """Checks all numbers and texts of a configuration.
-
-    Args:
-        config: Parsed JSON.
-        where: Its name, for messages.
-
-    Raises:
-        ModelLoadError: If a number is beyond any model's, or a text is a path or an address.
-    """
+    """Checks all numbers and texts of a configuration."""
     layers = 0
     for count, (name, value) in enumerate(_leaves(config, where)):
         if count > _MOST_ITEMS:

@@ -15,20 +15,7 @@ from ._transformers import load_transformers
 def load_named(
     name: ModelName, *, device: str | torch.device = "cpu", cache_dir: str | Path | None = None
 ) -> LoadedModel:
-    """Loads a model that is no checkpoint of this package; see :func:`torch_pruning_mope.load_model`.
-
-    Args:
-        name: The parsed name.
-        device: Device of the model.
-        cache_dir: Folder of downloads.
-
-    Returns:
-        The three parts, the model in float32 and evaluation mode.
-
-    Raises:
-        ModelLoadError: If the model cannot be had, or the weights do not fit.
-        UnsupportedModelError: If a transformers model is no dual encoder of images of one size and texts.
-    """
+    """Loads a model that is no checkpoint of this package; see :func:`torch_pruning_mope.load_model`."""
     cache = None if cache_dir is None else str(Path(cache_dir).expanduser())
     loaded = _load(name, cache)
     return loaded._replace(model=loaded.model.eval().to(device))

@@ -51,17 +51,7 @@ class ModelName:
 
 
 def parse_name(name: str) -> ModelName:
-    """Parses a model name. The first form that fits is taken, in the order of :func:`load_model`'s table.
-
-    Args:
-        name: The name.
-
-    Returns:
-        Its parts.
-
-    Raises:
-        ModelLoadError: If it has none of the forms.
-    """
+    """Parses a model name. The first form that fits is taken, in the order of :func:`load_model`'s table."""
     import open_clip  # slow to import
 
     if name == "tiny":
@@ -81,18 +71,7 @@ def parse_name(name: str) -> ModelName:
 
 
 def folder_form(name: str, folder: Path) -> Literal["local-dir", "hf"]:
-    """The library whose form a folder has.
-
-    Args:
-        name: The name that was given, for messages.
-        folder: The folder.
-
-    Returns:
-        The form; open_clip's where it has both.
-
-    Raises:
-        ModelLoadError: If it has neither.
-    """
+    """The library whose form a folder has."""
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return "local-dir"
     if (folder / TRANSFORMERS_CONFIG).is_file():

@@ -39,18 +39,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 
 
 def load_architecture(name: ModelName, cache: str | None) -> LoadedModel:
-    """Loads an architecture with a tag, a file, or random weights and a warning.
-
-    Args:
-        name: The name.
-        cache: Folder of downloads; None for open_clip's own.
-
-    Returns:
-        The three parts.
-
-    Raises:
-        ModelLoadError: If there are no such weights, or they do not fit.
-    """
+    """Loads an architecture with a tag, a file, or random weights and a warning."""
     architecture, weights = name.source, name.weights
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if weights is None:
@@ -83,18 +72,7 @@ def load_folder(name: ModelName, mend: str) -> LoadedModel:
 
 
 def load_hub(name: ModelName, cache: str | None) -> LoadedModel:
-    """Loads a repository of the Hub in open_clip's form.
-
-    Args:
-        name: The name.
-        cache: Folder of downloads.
-
-    Returns:
-        The three parts.
-
-    Raises:
-        ModelLoadError: If it cannot be had, or is in transformers' form.
-    """
+    """Loads a repository of the Hub in open_clip's form."""
     repository = name.source
     try:
         return _load(name, cache, NETWORK)
@@ -110,18 +88,7 @@ def load_hub(name: ModelName, cache: str | None) -> LoadedModel:
 
 
 def read_architecture(name: ModelName, cache: str | None) -> dict[str, Any]:
-    """Reads open_clip's configuration of an architecture, folder or repository.
-
-    Args:
-        name: The name.
-        cache: Folder of downloads.
-
-    Returns:
-        The part of it that describes the model, checked.
-
-    Raises:
-        ModelLoadError: If it asks for code, a path or an absurd size.
-    """
+    """Reads open_clip's configuration of an architecture, folder or repository."""
     if name.form == "architecture":
         config: dict[str, Any] = open_clip.get_model_config(name.source)
         if open_clip.is_pretrained_cfg(name.source, name.weights or ""):
@@ -142,15 +109,7 @@ def read_architecture(name: ModelName, cache: str | None) -> dict[str, Any]:
 
 
 def check_architecture(config: Any, where: str) -> None:
-    """Checks a configuration of unknown origin.
-
-    Args:
-        config: Parsed JSON.
-        where: Its name, for messages.
-
-    Raises:
-        ModelLoadError: If it asks for code, a path or an absurd size.
-    """
+    """Checks a configuration of unknown origin."""
     if not isinstance(config, dict):
         raise ModelLoadError(f"{where} must be an object; found {short(config)}.")
     for name in ("vision_cfg", "text_cfg"):
@@ -166,11 +125,7 @@ def check_architecture(config: Any, where: str) -> None:
 
 
 def check_tokenizer_options(options: Any, where: str) -> None:
-    """Checks keyword arguments of a tokenizer.
-
-    Raises:
-        ModelLoadError: If one is not on the list.
-    """
+    """Checks keyword arguments of a tokenizer."""
     if not isinstance(options, dict) or not set(options) <= TOKENIZER_OPTIONS:
         found = sorted(options) if isinstance(options, dict) else options
         raise ModelLoadError(f"{where} must be some of {sorted(TOKENIZER_OPTIONS)}; found {short(found)}.")
@@ -193,15 +148,7 @@ def hf_tokenizer(source: str, length: int, mode: str | None, options: Mapping[st
 
 
 def build_architecture(config: Mapping[str, Any], texts: str | None = None) -> nn.Module:
-    """Builds a model of random weights.
-
-    Args:
-        config: A checked configuration.
-        texts: Where the configuration of its text encoder is, if that is one of transformers.
-
-    Returns:
-        The model.
-    """
+    """Builds a model of random weights."""
     own: dict[str, Any] = copy.deepcopy(dict(config))
     custom = own.pop("custom_text", False) or "hf_model_name" in own["text_cfg"]
     kind = (CoCa if "multimodal_cfg" in own else CustomTextCLIP) if custom else CLIP

@@ -66,19 +66,7 @@ class TextTokenizer:
 
 
 def load_transformers(source: str, cache: str | None) -> tuple[nn.Module, ImageProcessor, TextTokenizer]:
-    """Loads a model in float32 with its preprocessing and its tokenizer; small files first, so that a refusal costs little.
-
-    Args:
-        source: A repository of the Hub, or a folder.
-        cache: Folder of downloads; None for the library's own.
-
-    Returns:
-        The parts of a ``LoadedModel``.
-
-    Raises:
-        ModelLoadError: If transformers is not installed, or weights are missing.
-        UnsupportedModelError: If the model is no dual encoder of images of one size and texts.
-    """
+    """Loads a model in float32 with its preprocessing and its tokenizer; small files first, so that a refusal costs little."""
     try:
         import transformers  # optional, and slow to import
     except ImportError as error:
@@ -151,19 +139,7 @@ def build_config(architecture: Mapping[str, Any]) -> Any:
 
 
 def build_model(config: Any, class_name: str, attention: str) -> nn.Module:
-    """Builds a model of random weights.
-
-    Args:
-        config: Its configuration.
-        class_name: Name of its class.
-        attention: One of ``ATTENTION``.
-
-    Returns:
-        The model.
-
-    Raises:
-        ModelLoadError: If the class is not that of the configuration.
-    """
+    """Builds a model of random weights."""
     import transformers
 
     architecture: Any = transformers.MODEL_MAPPING.get(type(config), None)
@@ -178,11 +154,7 @@ def text_tokenizer(words: Any, config: Any) -> TextTokenizer:
 
 
 def check_words(tokenizer: Any) -> None:
-    """Refuses a tokenizer without words: transformers makes one where it finds no files, without an error.
-
-    Raises:
-        ModelLoadError: If it knows special tokens alone.
-    """
+    """Refuses a tokenizer without words: transformers makes one where it finds no files, without an error."""
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelLoadError(
             f"name: the tokenizer must have a vocabulary, found none in {tokenizer.name_or_path!r}; put its files there, "

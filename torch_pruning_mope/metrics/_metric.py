@@ -98,6 +98,12 @@ class FunctionMetric(Metric):
         module = getattr(function, "__module__", None) or "?"
         self.name = f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
+    @property
+    def key(self) -> str | None:
+        """The callable's own ``key``, by which kept results are known again."""
+        key: str | None = getattr(self.function, "key", None)
+        return key
+
     def per_image(self, images: Tensor, texts: Tensor, image_index: Tensor) -> None:
         """Unknown, so scores of such a metric have no standard error."""
 

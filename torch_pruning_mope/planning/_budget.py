@@ -1,5 +1,6 @@
-"""Budgets: what may be left of a model, as people write it and as numbers."""
+"""Budgets: how much may be left of a model, as people write it and as numbers."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,68 +15,47 @@ Budget = Amount | Mapping[str, Amount]
 """For both towers together, or for each."""
 Measure = Literal["parameters", "multiply_adds", "latency"]
 Sizes = Mapping[Measure, Mapping[TowerName, int | float]]
-"""What a model takes, by measure and tower."""
+"""Sizes of a model, by measure and tower."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What may be left of one measure in some towers.
-
-    Attributes:
-        measure: The measure.
-        towers: The towers, together.
-        most: The number.
-    """
+    """The most that may be left of one measure in some towers together, as asked and as a number."""
 
     measure: Measure
     towers: tuple[TowerName, ...]
     most: int | float
+    asked: Amount
+    total: int | float
 
     def of(self, sizes: Sizes) -> int | float:
-        """What there is of it."""
+        """The measure's sum over the towers."""
         return sum(sizes[self.measure][tower] for tower in self.towers)
+
+    def __str__(self) -> str:
+        return self.measure if self.towers == TOWERS else f"{self.measure} of the {self.towers[0]} tower"
 
 
 def limits_of(budgets: Mapping[Measure, Budget | None], whole: Sizes) -> list[Limit]:
-    """Budgets as limits.
-
-    Args:
-        budgets: By measure; None for none.
-        whole: What the whole model takes.
-
-    Returns:
-        A limit for each number.
-
-    Raises:
-        ValueError: If none is given, or one is not understood, or not less than there is.
-    """
+    """Budgets as limits, one for each number; ``whole`` is the size of the whole model."""
     given = {measure: budget for measure, budget in budgets.items() if budget is not None}
     if not given:
-        raise ValueError(f"one of {', '.join(budgets)} must be given; found none.".replace(", latency", " and latency"))
+        raise ValueError("one of parameters, multiply_adds and latency must be given; found none.")
     limits = []
     for measure, budget in given.items():
         for towers, amount in parts_of(measure, budget):
             total = sum(whole[measure][tower] for tower in towers)
             most = parse_amount(measure, amount, total)
             if not 0 < most < total:
-                raise ValueError(f"{measure} must be less than the {total:.4g} that there are; found {amount!r}.")
-            limits.append(Limit(measure, towers, most))
+                raise ValueError(
+                    f"{measure} must be less than the {in_unit_of(amount, total, total)} that there are; found {amount!r}."
+                )
+            limits.append(Limit(measure, towers, most, amount, total))
     return limits
 
 
 def parts_of(measure: str, budget: Budget) -> list[tuple[tuple[TowerName, ...], Amount]]:
-    """The towers that a budget is for, each or together, with the amount.
-
-    Args:
-        measure: What it is of, for the message.
-        budget: The budget.
-
-    Returns:
-        Towers and amounts.
-
-    Raises:
-        ValueError: If it names no tower, or one that there is not.
-    """
+    """The towers that a budget is for, together or each, with the amount."""
     if not isinstance(budget, Mapping):
         return [(TOWERS, budget)]
     if not budget or set(budget) - set(TOWERS):
@@ -84,35 +64,26 @@ def parts_of(measure: str, budget: Budget) -> list[tuple[tuple[TowerName, ...], 
 
 
 def unreachable(failing: Mapping[Limit, int | float], where: str) -> str:
-    """The message for limits that cannot be met.
-
-    Args:
-        failing: The least that can be left, by limit.
-        where: What was to be removed.
-
-    Returns:
-        The message.
-    """
-    least = ", ".join(f"{limit.measure} of at least {amount:.4g}{_whose(limit)}" for limit, amount in failing.items())
-    asked = ", ".join(f"{limit.most:.4g} for {limit.measure}{_whose(limit)}" for limit in failing)
+    """The message for limits that cannot be met, given the least that can be left; in the units that were asked for."""
+    least = ", ".join(
+        f"{limit} of at least {in_unit_of(limit.asked, low, limit.total)}" for limit, low in failing.items()
+    )
+    asked = ", ".join(f"{limit.asked!r} for {limit}" for limit in failing)
     return (
         f"budgets must leave {least}, the least that can be reached {where}; found {asked}. Allow more, or let more kinds of "
         "units go."
     )
 
 
-def _whose(limit: Limit) -> str:
-    return "" if limit.towers == TOWERS else f" of the {limit.towers[0]} tower"
-
-
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "ms": 1e-3, "s": 1.0}
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(%|ms|s|[KMGT])?(?:FLOPs|MACs|B)?\s*", re.IGNORECASE)
 
 
 def parse_amount(name: str, amount: Amount, total: int | float) -> int | float:
     """An amount as a number.
 
     Args:
-        name: What it is for.
+        name: The argument that it is, for the message.
         amount: A share of ``total`` (``"50%"``, ``0.5``), or a number (``86e6``, ``"86M"``, ``"20ms"``).
         total: What there is.
 
@@ -123,15 +94,34 @@ def parse_amount(name: str, amount: Amount, total: int | float) -> int | float:
         ValueError: If it is not understood.
     """
     if isinstance(amount, str):
-        found = re.fullmatch(
-            r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(%|ms|s|[KMGT])?(?:FLOPs|MACs|B)?\s*", amount, re.IGNORECASE
-        )
+        found = _AMOUNT.fullmatch(amount)
         if found is None:
             raise ValueError(f"{name} must be an amount such as '50%', 0.5, 86e6 or '86M'; found {amount!r}.")
-        suffix = found[2] or ""
-        if suffix == "%":
-            return float(found[1]) / 100 * total
-        return float(found[1]) * _SUFFIXES[suffix if suffix in {"ms", "s"} else suffix.upper()]
+        suffix = _suffix(found)
+        return float(found[1]) / 100 * total if suffix == "%" else float(found[1]) * _SUFFIXES[suffix]
     if isinstance(amount, bool) or amount <= 0:
         raise ValueError(f"{name} must be an amount such as '50%', 0.5, 86e6 or '86M'; found {amount!r}.")
     return amount * total if amount < 1 and name != "latency" else float(amount)
+
+
+def in_unit_of(asked: Amount, number: int | float, total: int | float) -> str:
+    """A number in the unit of an amount, rounded up, so that it serves as a budget."""
+    found = _AMOUNT.fullmatch(asked) if isinstance(asked, str) else None
+    if found is not None and (suffix := _suffix(found)):
+        share = suffix == "%"
+        return f"{_up(100 * number / total if share else number / _SUFFIXES[suffix], 1 if share else 3)}{suffix}"
+    if isinstance(asked, float) and asked < 1 and number > 1:
+        return _up(number / total, 3)
+    return _up(number, 0 if number >= 1000 else 6)
+
+
+def _suffix(found: re.Match[str]) -> str:
+    suffix = found[2] or ""
+    return suffix.lower() if suffix.lower() in {"ms", "s"} else suffix.upper()
+
+
+def _up(number: int | float, digits: int) -> str:
+    """Rounded up to so many digits after the point."""
+    scale = 10**digits
+    text = f"{math.ceil(number * scale * (1 - 1e-12)) / scale:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits else text

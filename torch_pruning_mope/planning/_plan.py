@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._fingerprint import fingerprint
 from .._io import write_whole
 from ..encoder import EncoderCore, TowerName
 from ..errors import PruningMismatchError, WrongModelError
 from ..pruning import cut, remove_units
-from ..scoring import Unit, fingerprint
+from ..scoring import Unit
 from ._footprint import Footprint, footprints
 from ._layers import LayerPlan, Reason, layers_table
 

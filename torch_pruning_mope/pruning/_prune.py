@@ -5,6 +5,7 @@ from typing import Any
 
 import torch_pruning as tp
 
+from .._state import kept_flags
 from ..errors import PruningMismatchError
 from ..towers import Counts
 from ._arguments import PrunerMixin
@@ -40,7 +41,6 @@ def prune(
     request = encoder.request(**chosen)
     asked = request.asked  # of the model as it is before the first step
     pruner = tp.pruner.MetaPruner(encoder.model, importance=importance, **encoder.pruner_arguments(**ratios))
-    flags = {name: parameter.requires_grad for name, parameter in encoder.model.named_parameters()}
     removed = Counts()
     for step in range(1, request.iterative_steps + 1):
         groups = list(pruner.step(interactive=True))
@@ -50,10 +50,9 @@ def prune(
         )
         if step == request.iterative_steps:
             _check(request, asked, removed)
-        for group in groups:
-            group.prune()
-        for name, parameter in encoder.model.named_parameters():
-            parameter.requires_grad_(flags[name])  # Torch-Pruning's new parameters are all trainable
+        with kept_flags(encoder.model):
+            for group in groups:
+                group.prune()
         if between_steps is not None and step < request.iterative_steps:
             between_steps(step)
     return removed

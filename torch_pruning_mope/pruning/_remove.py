@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from torch import nn
+
+from .._state import kept_flags
 from ..encoder import EncoderCore, TowerName
-from ..surgery import reached_leaves
-from ..towers import Block
+from ..surgery import reached_leaves, removal_group
 
 
 @runtime_checkable
@@ -53,27 +55,35 @@ def remove_units(encoder: EncoderCore, units: Sequence[Removable]) -> None:
 
 def cut(encoder: EncoderCore, units: Sequence[Removable], *, checked: bool = True) -> None:
     """Mutates the encoder's model as :func:`remove_units` does, but for gradients that are no longer needed."""
-    layers: dict[tuple[str, int], Block] = {(layer.tower, layer.index): layer.block for layer in encoder.layers}
-    whole = {(unit.tower, unit.layer) for unit in units if unit.kind == "block"}
-    gone: dict[tuple[str, int, str], set[int]] = {}
+    whole: dict[TowerName, list[int]] = {}
+    for tower, layer in sorted({(unit.tower, unit.layer) for unit in units if unit.kind == "block"}):
+        whole.setdefault(tower, []).append(layer)
+    gone: dict[nn.Module, set[int]] = {}
     for unit in units:
-        if unit.kind != "block" and (unit.tower, unit.layer) not in whole:
-            gone.setdefault((unit.tower, unit.layer, unit.part), set()).update(unit.channels)
+        if unit.layer not in whole.get(unit.tower, ()):
+            gone.setdefault(_output_of(encoder, unit), set()).update(unit.channels)
+    for tower, layers in whole.items():
+        encoder.check_blocks(tower, layers)
     graph: Any = encoder.dependency_graph(checked=checked) if gone else None
-    flags = {name: parameter.requires_grad for name, parameter in encoder.model.named_parameters()}
-    for (tower, layer, kind), channels in gone.items():
-        block = layers.get((tower, layer))
-        prunable = None if block is None else block.attention if kind == "head" else block.feed_forward
-        if prunable is None or max(channels) >= prunable.channels:
-            raise ValueError(
-                f"units must be of the model as it is; found {kind} of {tower} layer {layer}, which it has not."
-            )
-        takes = graph.get_pruner_of_module(prunable.output).prune_in_channels
-        graph.get_pruning_group(prunable.output, takes, sorted(channels)).prune()
-    for name, parameter in encoder.model.named_parameters():
-        parameter.requires_grad_(flags[name])  # Torch-Pruning's new parameters are all trainable
-    for tower in dict.fromkeys(tower for tower, _ in whole):
-        encoder.remove_blocks(tower, sorted(layer for own, layer in whole if own == tower))
+    with kept_flags(encoder.model):
+        for output, channels in gone.items():
+            removal_group(graph, output, sorted(channels)).prune()
+    for tower, layers in whole.items():
+        encoder.remove_blocks(tower, layers)
+
+
+def _output_of(encoder: EncoderCore, unit: Removable) -> nn.Module:
+    """The layer that takes a unit's channels; raises if there is none with such channels."""
+    tower = encoder.towers.get(unit.tower)
+    if tower is not None and 0 <= unit.layer < len(tower.blocks):
+        block = tower.blocks[unit.layer]
+        found = {"head": block.attention, "neurons": block.feed_forward}.get(unit.part)
+        if found is not None and unit.channels and min(unit.channels) >= 0 and max(unit.channels) < found.channels:
+            return found.output
+    raise ValueError(
+        f"units must be of the model as it is; found {unit.part} of {unit.tower} layer {unit.layer}, channels "
+        f"{sorted(unit.channels)[:3]}…, which it has not."
+    )
 
 
 def _freeze_unused(encoder: EncoderCore) -> None:

@@ -6,12 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._ridge import Gram
+from .._ridge import Gram, best_ridge, stacked, unstacked
 from ..errors import NonFiniteError
 from ..scoring import Ranks
 from ._layers import Linear, Refit
 from ._report import LayerReport
 from ._site import Site
+from ._source import Chunk
 from ._track import Tracks
 
 _NO_EFFECT = 1e-4
@@ -19,7 +20,7 @@ _NO_EFFECT = 1e-4
 
 
 class Sums:
-    """Sums of one layer: of the tokens that are fitted, of those held out, and the size of the held-out target.
+    """Sums of one layer: of the tokens that are fitted, in halves, of those held out, and the size of the held-out target.
 
     Args:
         width: Number of inputs of the layer, biases not counted.
@@ -29,27 +30,36 @@ class Sums:
     """
 
     def __init__(self, width: int, outputs: int, device: torch.device, scale: Tensor | None = None) -> None:
-        self.fitted, self.held_out = Gram(width, outputs, device), Gram(width, outputs, device)
-        self.energy = torch.zeros((), dtype=torch.float64, device=self.fitted.inner.device)
+        self.halves, self.held_out = (
+            (Gram(width, outputs, device), Gram(width, outputs, device)),
+            Gram(width, outputs, device),
+        )
+        self.energy = torch.zeros((), dtype=torch.float64, device=self.held_out.inner.device)
         self._scale = None if scale is None else scale.to(self.energy)
 
-    def add(self, hidden: Tensor, target: Tensor, found: Tensor, mask: Tensor | None, *, held_out: bool) -> None:
-        """Adds tokens: the layer's input, the target, and what stands against it."""
+    def add(self, hidden: Tensor, target: Tensor, found: Tensor, mask: Tensor | None, chunk: Chunk) -> None:
+        """Adds tokens of a chunk: the layer's input, the target, and what stands against it."""
         if mask is not None and len(mask) == len(hidden):
             hidden, target, found = hidden[mask], target[mask], found[mask]
         residual = target.double() - found.double() if target.device.type == "cpu" else (target - found).float()
-        if held_out:
+        if chunk.held_out:
             self.energy += target.double().square().sum().to(self.energy.device)
         if self._scale is not None:
             scale = self._scale.to(residual)
             works = scale.abs() > _NO_EFFECT * scale.abs().max()
             residual = residual * torch.where(works, scale, torch.inf).reciprocal()
-        (self.held_out if held_out else self.fitted).add(hidden.detach(), residual)
+        (self.held_out if chunk.held_out else self.halves[chunk.number % 2]).add(hidden, residual)
 
     @property
     def tensors(self) -> list[Tensor]:
         """All sums, to be added up over processes."""
-        return [*self.fitted.tensors, *self.held_out.tensors, self.energy]
+        return [*self.halves[0].tensors, *self.halves[1].tensors, *self.held_out.tensors, self.energy]
+
+    def solve(self, ridge: float | None, *, bias: bool) -> tuple[Float[Tensor, "V D"], float]:
+        """The change of the weights, and the ridge, which is found by cross-validation where it is None."""
+        weights = 1.0 if self._scale is None else self._scale.square()
+        ridge = best_ridge(self.halves, weights, bias=bias) if ridge is None else ridge
+        return (self.halves[0] + self.halves[1]).solve(ridge, bias=bias), ridge
 
     def error(self, change: Float[Tensor, "V D"] | None = None) -> float:
         """Squared error of the stream on held-out tokens after a change of the weights."""
@@ -69,25 +79,25 @@ class Sums:
             )
 
 
-def fit_group(group: Sequence[Refit], tracks: Tracks, ranks: Ranks, ridge: float) -> list[LayerReport]:
+def fit_group(group: Sequence[Refit], tracks: Tracks, ranks: Ranks, ridge: float | None) -> list[LayerReport]:
     """Mutates the student: refits the layers of a group."""
     sums = {refit: Sums(_width(refit.layer), refit.layer.weight.shape[0], refit.layer.weight.device, _scale(refit))
             for refit in group}  # fmt: skip
     for track, reach in tracks:
         for refit, hidden, found in track.student(group):
             target = track.target(refit, len(found))
-            sums[refit].add(hidden, target, found, reach[refit], held_out=track.held_out)
+            sums[refit].add(hidden, target, found, reach[refit], track.chunk)
     ranks.add_up([tensor for own in sums.values() for tensor in own.tensors])
     return [_decide(refit, sums[refit], ridge) for refit in group]
 
 
-def _decide(refit: Refit, sums: Sums, ridge: float) -> LayerReport:
+def _decide(refit: Refit, sums: Sums, ridge: float | None) -> LayerReport:
     """Mutates the layer if that makes the held-out error smaller."""
     sums.check(refit.name)
     layer, before = refit.layer, sums.error()
     weights = stacked(layer)
-    refitted = weights + sums.fitted.solve(ridge, bias=layer.bias is not None).to(weights.device)
-    refitted = refitted.to(layer.weight.dtype).double()  # as it is stored
+    change, ridge = sums.solve(ridge, bias=layer.bias is not None)
+    refitted = (weights + change.to(weights.device)).to(layer.weight.dtype).double()  # as it is stored
     after = sums.error((refitted - weights).to(sums.energy.device))
     noise = 100 * torch.finfo(layer.weight.dtype).eps ** 2 * float(sums.energy)
     better = after < before and before > noise
@@ -97,6 +107,7 @@ def _decide(refit: Refit, sums: Sums, ridge: float) -> LayerReport:
         tower=refit.tower, layer=refit.block, part=refit.part,
         target="own output" if refit.site is None else "stream",
         before=sums.relative(before), after=sums.relative(after if better else before), refitted=better,
+        ridge=ridge,
     )  # fmt: skip
 
 
@@ -111,17 +122,10 @@ def _width(layer: Linear) -> int:
     return layer.weight[:1].numel()
 
 
-def stacked(layer: Linear) -> Float[Tensor, "V D"]:
-    """A layer's weights in float64, an output per column, the bias in the last row if there is one."""
-    weight = layer.weight.detach().double().flatten(1).mT
-    return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().double()[None]])
-
-
 @torch.no_grad()
 def unstack(layer: Linear, weights: Float[Tensor, "V D"]) -> None:
     """Mutates a layer: gives it weights as :func:`stacked` returns them."""
-    weight, bias = layer.weight, layer.bias
-    if bias is not None:
-        bias.copy_(weights[-1])
-        weights = weights[:-1]
-    weight.copy_(weights.mT.reshape(weight.shape))
+    weight, bias = unstacked(layer, weights)
+    layer.weight.copy_(weight)
+    if layer.bias is not None and bias is not None:
+        layer.bias.copy_(bias)

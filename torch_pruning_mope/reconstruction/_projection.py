@@ -43,16 +43,17 @@ class Fold:
         self.weight.copy_(matrix.mT @ weight if self.rows else weight @ matrix)
 
 
-def fit_projection(steps: Steps, tracks: Tracks, fold: Fold, ranks: Ranks, ridge: float) -> LayerReport:
+def fit_projection(steps: Steps, tracks: Tracks, fold: Fold, ranks: Ranks, ridge: float | None) -> LayerReport:
     """Mutates the student: refits its joint projection onto the dense embeddings."""
     size = fold.weight.shape[0 if fold.rows else 1]
     sums = Sums(size, size, fold.weight.device)
     for track, _ in tracks:
         student, dense = track.embeddings()
-        sums.add(student, dense, student, None, held_out=track.held_out)
+        sums.add(student, dense, student, None, track.chunk)
     ranks.add_up(sums.tensors)
     sums.check(f"the {steps.tower} embeddings")
-    before, change = sums.error(), sums.fitted.solve(ridge, bias=fold.bias is not None)
+    before = sums.error()
+    change, ridge = sums.solve(ridge, bias=fold.bias is not None)
     after = sums.error(change)
     noise = 100 * torch.finfo(fold.weight.dtype).eps ** 2 * float(sums.energy)
     better = after < before and before > noise
@@ -62,6 +63,7 @@ def fit_projection(steps: Steps, tracks: Tracks, fold: Fold, ranks: Ranks, ridge
     return LayerReport(
         tower=steps.tower, layer=None, part="projection", target="embedding",
         before=sums.relative(before), after=sums.relative(after if better else before), refitted=better,
+        ridge=ridge,
     )  # fmt: skip
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .._fingerprint import fingerprint
 from .._state import evaluation_mode
 from ..encoder import EncoderCore, TowerName
-from ..scoring import Ranks, fingerprint
+from ..scoring import Ranks
 from ..scoring._memory import resolve_memory
 from ._fit import fit_group
 from ._layers import Refit, check_models, groups_of
@@ -34,7 +35,7 @@ def reconstruct(
     dense: EncoderCore,
     pairs: PairsLike,
     *,
-    ridge: float = 1e-4,
+    ridge: float | None = None,
     towers: Collection[str] = ("image", "text"),
     projection: bool = True,
     inputs: bool = False,
@@ -64,7 +65,8 @@ def reconstruct(
         dense: The model before pruning; left as it is.
         pairs: :class:`torch_pruning_mope.Pairs`, or batches of ``(images, tokens)``. Batches that can be iterated again are
             read again where ``memory`` is short, and must then be the same; those of an iterator are held in memory.
-        ridge: Weight of the penalty on the change of the weights, relative to the mean square of the layer's inputs.
+        ridge: Weight of the penalty on the change of the weights, relative to the mean square of the layer's inputs; None for
+            the best of each layer between 1e-7 and 1, by cross-validation over two halves of the fitted pairs.
         towers: Which towers.
         projection: Whether to refit the joint projection.
         inputs: Whether to refit q, k, v and the first layers of MLPs too, onto the dense model's pre-activations.
@@ -123,7 +125,7 @@ class _Tower:
         refits = [refit for group in self._groups for refit in group]
         self.example = source.first(tower, self._dense.view)
         _find_sites(refits, dense, tower, self.example)
-        retarget(self._groups, self._student, self._dense)
+        _retarget(self._groups, self._student, self._dense)
         mates: dict[int, list[Refit]] = {}
         for refit in refits:
             mates.setdefault(refit.dense_step, []).append(refit)
@@ -137,13 +139,13 @@ class _Tower:
             lambda number: number % ranks.world == ranks.rank, Reach(self._student, refits),
         )  # fmt: skip
 
-    def refit(self, ridge: float, *, show: bool) -> Iterator[LayerReport]:
+    def refit(self, ridge: float | None, *, show: bool) -> Iterator[LayerReport]:
         """Mutates the student, layer by layer."""
         title = f"reconstruct {self._student.tower}"
         for group in tqdm(self._groups, title, unit="layer", disable=not show, delay=2, leave=False):
             yield from fit_group(group, self.tracks, self._ranks, ridge)
 
-    def refit_projection(self, ridge: float, alone: dict[str, str]) -> Iterator[LayerReport]:
+    def refit_projection(self, ridge: float | None, alone: dict[str, str]) -> Iterator[LayerReport]:
         """Mutates the student's last layer, or notes that there is none."""
         fold = find_fold(self._student, self.example)
         if fold is None:
@@ -170,7 +172,7 @@ def _find_sites(refits: Sequence[Refit], dense: EncoderCore, tower: TowerName, e
         refit.site = find_site(steps, at, state, layer, owner)
 
 
-def retarget(groups: Sequence[Sequence[Refit]], student: Steps, dense: Steps) -> None:
+def _retarget(groups: Sequence[Sequence[Refit]], student: Steps, dense: Steps) -> None:
     """The last layer that writes to the stream makes up for the last blocks of the dense model, where they have gone."""
     rows = [number for number, block in enumerate(dense.blocks) if block.siblings is not None]
     streams = [
@@ -216,9 +218,9 @@ def _unless_refused(encoder: EncoderCore) -> Iterator[None]:
         raise
 
 
-def _check(ridge: float, towers: Any, held_out: float, batch_size: int | None) -> None:
-    if not 0 < ridge < float("inf"):
-        raise ValueError(f"ridge must be a positive number; found {ridge}. 1e-4 is the default.")
+def _check(ridge: float | None, towers: Any, held_out: float, batch_size: int | None) -> None:
+    if ridge is not None and not 0 < ridge < float("inf"):
+        raise ValueError(f"ridge must be a positive number, or None; found {ridge}. 1e-4 is usual.")
     if isinstance(towers, str) or not towers or set(towers) - {"image", "text"}:
         raise ValueError(f"towers must be ('image',), ('text',) or both; found {towers!r}.")
     if not 0 < held_out <= 0.5:

@@ -18,6 +18,7 @@ class LayerReport:
         before: Relative error on held-out tokens, ``‖dense − student‖ / ‖dense‖``, with the weights as they were.
         after: The same with the weights as they are now.
         refitted: Whether the weights were changed; they stay where that would make the error larger.
+        ridge: Weight of the penalty.
     """
 
     tower: str
@@ -27,6 +28,7 @@ class LayerReport:
     before: float
     after: float
     refitted: bool
+    ridge: float
 
     def __str__(self) -> str:
         place = self.tower if self.layer is None else f"{self.tower} layer {self.layer}"

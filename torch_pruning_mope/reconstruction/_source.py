@@ -110,7 +110,7 @@ class Source:
                 if lengths is not None:
                     order = lengths.argsort(stable=True)
                     inputs, lengths = inputs[order.to(inputs.device)], lengths[order]
-                for rows in torch.arange(len(mine)).tensor_split(-(-len(mine) // size)):
+                for rows in torch.arange(len(mine)).tensor_split(max(-(-len(mine) // size), min(2, len(mine)))):
                     part = inputs[rows.to(inputs.device)]
                     yield Chunk(number, held_out, part if lengths is None else part[:, : int(lengths[rows[-1]])])
                     number += 1

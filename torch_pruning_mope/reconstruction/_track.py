@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..encoder import TowerName
-from ..towers import Stream
+from ..towers import Stream, patches, rows
 from ._layers import Refit
 from ._reach import Reach
-from ._site import patches, rows
 from ._source import Chunk, Source
 from ._steps import Seen, Steps, kept_tensors, stream_of, watched
 
@@ -27,7 +26,7 @@ class Track:
     """
 
     def __init__(self, chunk: Chunk, student: Steps, dense: Steps, mates: dict[int, list[Refit]]) -> None:
-        self.held_out = chunk.held_out
+        self.chunk = Chunk(chunk.number, chunk.held_out, chunk.inputs[:0])  # the states hold what they need
         self._student, self._dense, self._mates = student, dense, mates
         self._at = [0, 0]
         self._states = [student.start(chunk.inputs), dense.start(chunk.inputs)]

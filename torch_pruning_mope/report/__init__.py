@@ -1,4 +1,4 @@
-"""What a run did, as one HTML page and figures."""
+"""A run as one HTML page and figures."""
 
 from .._io import append_jsonl
 from ._changed import changed_examples

@@ -1,8 +1,7 @@
-"""Where a pruned model changed its mind."""
+"""Queries that a pruned model answers differently."""
 
-import base64
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,20 +12,12 @@ from ..dual_encoder import DualEncoder
 from ..metrics import normalised
 from ..metrics._metric import tiles
 from ..scoring import PlainEngine
-from ._captions import caption_of
 from ._examples import DIRECTIONS, OUTCOMES, Candidate, ChangedExamples, Direction, Example, Outcome
 from ._pictures import picture_levels, thumbnail
-from ._text import clean
 
 
 class Answers(NamedTuple):
-    """What one model answers to all queries of a direction.
-
-    Attributes:
-        best: The answer: the best wrong one unless a right one is strictly more similar.
-        right: The most similar right answer.
-        margin: Similarity of the most similar right answer, less that of the most similar wrong one.
-    """
+    """One model's answers to all queries of a direction: right only where ``margin`` is above 0."""
 
     best: Int[Tensor, "Q"]
     right: Int[Tensor, "Q"]
@@ -46,20 +37,21 @@ def changed_examples(
     thumbnail_size: int = 112,
     batch_size: int = 64,
 ) -> ChangedExamples:
-    """Queries to which two models give different answers, one right at most; a few of each outcome, and how many there are.
+    """Finds queries to which two models give different answers of which one at most is right, and counts them.
 
-    Of each outcome (worse, better, both wrong) and direction in turn, the query whose margin changed most. The same models and
-    pairs give the same examples.
+    Picks, of each outcome (worse, better, both wrong) and direction in turn, the query whose margin changed most. The same
+    models and pairs give the same examples.
 
     Args:
         before: The model as it was; left as it is.
         after: The pruned or distilled model; left as it is.
         pairs: Test pairs, as both models take them.
-        count: How many are picked, at most.
-        captions: The captions in words, as many as ``pairs`` has.
-        tokenizer: Without ``captions``: what turns ids back into words.
-        mean: Of the normalisation of each channel, to show images in their own colours; by default as in ``picture_levels``.
-        std: Likewise.
+        count: Most examples to pick.
+        captions: Words of every caption.
+        tokenizer: Without ``captions``: its ``decode`` makes words of ids. Without both, ids are shown.
+        mean: Mean of each channel that images were normalised by; by default their lowest and highest values are black and
+            white.
+        std: Standard deviation of each channel.
         thumbnail_size: Pixels of the longer side of a picture.
         batch_size: Inputs run at once.
 
@@ -67,7 +59,7 @@ def changed_examples(
         The examples.
 
     Raises:
-        ValueError: If ``count`` is below 1, or ``captions`` are not as many as there are.
+        ValueError: If a number is below 1, or there is not one caption per caption of ``pairs``.
     """
     if count < 1 or thumbnail_size < 1 or batch_size < 1:
         raise ValueError(
@@ -78,12 +70,12 @@ def changed_examples(
     levels = picture_levels(pairs.images, mean, std)
 
     def image(index: int) -> Candidate:
-        picture = None if levels is None else thumbnail(pairs.images[index], levels, thumbnail_size)
-        return Candidate(index, picture=None if picture is None else base64.b64encode(picture).decode("ascii"))
+        return Candidate(index, picture=levels and thumbnail(pairs.images[index], levels, thumbnail_size))
 
     def text(index: int) -> Candidate:
-        words = caption_of(pairs.tokens[index], tokenizer) if captions is None else captions[index]
-        return Candidate(index, caption=clean(words))
+        return Candidate(
+            index, caption=_decoded(pairs.tokens[index], tokenizer) if captions is None else captions[index]
+        )
 
     embeddings = [_embeddings(encoder, pairs, batch_size) for encoder in (before, after)]
     owners = pairs.image_index.cpu()
@@ -101,6 +93,19 @@ def changed_examples(
     )
 
 
+def _decoded(tokens: Int[Tensor, "T"], tokenizer: Any) -> str:
+    """A caption's words, by open_clip's tokenizers or transformers', which open_clip wraps; else its ids."""
+    ids = tokens.tolist()
+    own = getattr(tokenizer, "tokenizer", tokenizer)
+    if not hasattr(own, "decode"):
+        return " ".join(map(str, ids))
+    if hasattr(own, "all_special_ids") and not hasattr(own, "eot_token_id"):
+        return str(own.decode(ids, skip_special_tokens=True)).strip()
+    start, end = (getattr(own, f"{name}_token_id", None) for name in ("sot", "eot"))
+    words = ids[: ids.index(end)] if end in ids else ids
+    return str(own.decode([token for token in words if token != start])).strip()
+
+
 def _embeddings(encoder: DualEncoder, pairs: Pairs, batch_size: int) -> tuple[Tensor, Tensor]:
     """Normalised embeddings of images and captions, on the CPU, whose maxima of ties do not vary."""
     engine = PlainEngine(encoder, batch_size=batch_size)
@@ -111,7 +116,7 @@ def _embeddings(encoder: DualEncoder, pairs: Pairs, batch_size: int) -> tuple[Te
 def _answers(
     images: Float[Tensor, "I J"], texts: Float[Tensor, "N J"], owners: Int[Tensor, "N"], direction: Direction
 ) -> Answers:
-    """What a model answers; right and wrong are as in :class:`Recall`, to which ties are wrong."""
+    """A model's answers; right and wrong as in :class:`Recall`: ties are wrong."""
     queries, gallery = (images, texts) if direction == "i2t" else (texts, images)
     ids = torch.arange(len(images))
     own, theirs = (ids, owners) if direction == "i2t" else (owners, ids)

@@ -1,23 +1,18 @@
-"""Retrieval queries that two models answer differently, as they are kept in a run folder."""
+"""Retrieval queries that two models answer differently, as a run folder holds them."""
 
-import base64
-import binascii
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .._io import write_whole
-from ._text import clean
+from .._io import read_json, write_whole
 
 Direction = Literal["i2t", "t2i"]
 Outcome = Literal["worse", "better", "both wrong"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 _FORMAT = 1
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -25,7 +20,7 @@ class Candidate:
     """An image or a caption: a query, or an answer.
 
     Attributes:
-        index: Its number among the images or captions of the pairs.
+        index: Its position among the images or captions of the pairs.
         caption: The words, of a caption.
         picture: A PNG file's bytes in base64, of an image; None if it cannot be shown.
     """
@@ -42,13 +37,13 @@ class Example:
     Attributes:
         direction: ``i2t``, the caption of an image; or ``t2i``, the image of a caption.
         outcome: ``worse`` (only the first model was right), ``better`` (only the second), ``both wrong``.
-        query: What was asked about.
-        right: The right answer; of several captions, the one that the second model likes best.
-        before: What the first model answered.
-        after: What the second answered.
-        margin_before: Cosine similarity of the best right answer, less that of the best wrong one, to the first model. The
+        query: The query.
+        right: The right answer; of several captions, the one most similar to the second model.
+        before: The first model's answer.
+        after: The second model's answer.
+        margin_before: Cosine similarity of the best right answer, less that of the best wrong one, in the first model. The
             model is right if it is above 0: ties do not help.
-        margin_after: The same to the second.
+        margin_after: The same in the second.
     """
 
     direction: Direction
@@ -67,8 +62,8 @@ class ChangedExamples:
 
     Attributes:
         examples: The queries that were picked.
-        counts: How many there are of each direction and outcome, as ``{"i2t": {"worse": 12, ...}, ...}``.
-        queries: How many queries there were in each direction.
+        counts: Number of queries by direction and outcome, as ``{"i2t": {"worse": 12, ...}, ...}``.
+        queries: Number of all queries by direction.
     """
 
     examples: tuple[Example, ...]
@@ -85,37 +80,23 @@ class ChangedExamples:
         return self.examples[index]
 
     def total(self, outcome: Outcome) -> int:
-        """How many queries of both directions came out so."""
+        """Number of queries of both directions with this outcome."""
         return sum(counts[outcome] for counts in self.counts.values())
 
     def save(self, path: str | Path) -> None:
-        """Writes the examples as JSON, pictures included, whole or not at all.
-
-        Args:
-            path: The file.
-        """
+        """Writes the examples as JSON, pictures included, whole or not at all."""
         write_whole(Path(path), json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "ChangedExamples":
-        """Reads what :meth:`save` wrote. Every entry is checked, pictures too, because it ends up in a page.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The examples.
-
-        Raises:
-            ValueError: If the file holds none.
-        """
+        """Reads what :meth:`save` wrote; raises ValueError if the file holds anything else."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(Path(path))
             if content["format"] != _FORMAT:
                 raise ValueError(f"format must be {_FORMAT}; found {content['format']!r}")
             counts = {way: {name: int(content["counts"][way][name]) for name in OUTCOMES} for way in DIRECTIONS}
             queries = {way: int(content["queries"][way]) for way in DIRECTIONS}
-            return cls(tuple(_example(entry) for entry in content["examples"]), counts, queries)
+            return cls(tuple(_example(**entry) for entry in content["examples"]), counts, queries)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"path must be of examples written by ChangedExamples.save; {path} is not: {error!r}. Delete it, or find the "
@@ -123,23 +104,8 @@ class ChangedExamples:
             ) from error
 
 
-def _example(entry: dict[str, Any]) -> Example:
-    if entry["direction"] not in DIRECTIONS or entry["outcome"] not in OUTCOMES:
-        raise ValueError(f"unknown direction or outcome: {entry['direction']!r}, {entry['outcome']!r}")
-    margins = [float(entry[name]) for name in ("margin_before", "margin_after")]
-    if not all(map(math.isfinite, margins)):
-        raise ValueError(f"margins must be finite; found {margins}")
-    query, right, before, after = (_candidate(entry[name]) for name in ("query", "right", "before", "after"))
-    return Example(entry["direction"], entry["outcome"], query, right, before, after, *margins)
-
-
-def _candidate(entry: dict[str, Any]) -> Candidate:
-    caption, picture = entry["caption"], entry["picture"]
-    if picture is not None:
-        try:
-            content = base64.b64decode(picture, validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"a picture must be in base64: {error}") from error
-        if not content.startswith(_PNG):
-            raise ValueError("a picture must be a PNG file")
-    return Candidate(int(entry["index"]), None if caption is None else clean(str(caption)), picture)
+def _example(direction: Any, outcome: Any, margin_before: float, margin_after: float, **candidates: Any) -> Example:
+    if direction not in DIRECTIONS or outcome not in OUTCOMES:
+        raise ValueError(f"unknown direction or outcome: {direction!r}, {outcome!r}")
+    made = {name: Candidate(**content) for name, content in candidates.items()}
+    return Example(direction, outcome, **made, margin_before=float(margin_before), margin_after=float(margin_after))

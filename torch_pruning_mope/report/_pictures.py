@@ -1,5 +1,6 @@
-"""From the tensors that a model sees back to pictures that people see."""
+"""Pictures for people from the tensors that a model takes."""
 
+import base64
 import io
 from collections.abc import Sequence
 
@@ -9,26 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 Levels = tuple[Float[Tensor, "C"], Float[Tensor, "C"]]
-"""What stands for black and for white in each channel."""
+"""The values of black and of white in each channel."""
 
 
 def picture_levels(
     images: Shaped[Tensor, "I ..."], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> Levels | None:
-    """What stands for black and for white in each channel of normalised images.
-
-    Args:
-        images: Images, ``[I, C, height, width]``.
-        mean: What was subtracted from each channel, which went from 0 to 1.
-        std: What it was divided by then. Without both, the lowest and highest value of a channel over all images, which undoes
-            any normalisation if somewhere black and white occur.
-
-    Returns:
-        Both levels; None if the images are not of one or three channels, as patches are not.
-
-    Raises:
-        ValueError: If one of ``mean`` and ``std`` is given without the other, or not as one number per channel.
-    """
+    """Black and white of normalised images ``[I, C, H, W]`` of 1 or 3 channels; by default their extreme values."""
     channels = images.shape[1] if images.ndim == 4 else 0
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std must be given both or neither; found {mean} and {std}.")
@@ -47,34 +35,17 @@ def picture_levels(
 
 
 def to_picture(image: Shaped[Tensor, "C H W"], levels: Levels) -> Image.Image:
-    """A picture of one image.
-
-    Args:
-        image: The image as the model takes it.
-        levels: From :func:`picture_levels`.
-
-    Returns:
-        An 8-bit picture, in grey for one channel.
-    """
+    """An 8-bit picture of one image, grey if it has one channel."""
     low, high = (level[:, None, None] for level in levels)
     shares = (image.detach().float().cpu() - low) / (high - low).clamp_min(1e-12)
     pixels = (255 * shares.clamp(0, 1)).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def thumbnail(image: Shaped[Tensor, "C H W"], levels: Levels, most: int) -> bytes:
-    """A small picture of one image, as PNG.
-
-    Args:
-        image: The image as the model takes it.
-        levels: From :func:`picture_levels`.
-        most: Pixels of the longer side; smaller images stay as they are.
-
-    Returns:
-        The file's bytes.
-    """
+def thumbnail(image: Shaped[Tensor, "C H W"], levels: Levels, most: int) -> str:
+    """A PNG of at most ``most`` pixels on a side, in base64."""
     picture = to_picture(image, levels)
     picture.thumbnail((most, most))
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
-    return file.getvalue()
+    return base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,23 +1,63 @@
-"""A run folder as one page."""
+"""A run folder as one page, with its figures beside it."""
 
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from .._io import write_whole
 from .._version import __version__
 from ..planning import Plan
+from ..scoring import ScoreTable
 from ._examples import OUTCOMES, ChangedExamples
-from ._figures import Gallery
-from ._format import in_words
-from ._headline import cards_of
-from ._kept import layers_of
-from ._model_sections import accuracy_tables, recall_figures, size_figures, training_figures
-from ._run import MAKERS, read_run
-from ._text import clean
-from ._unit_sections import footprint_table, kept_figures, kept_table, score_figures
+from ._figures import MEASURES, draw_curves, draw_errors, draw_kept, draw_recalls, draw_sizes
+from ._heat_maps import KINDS, draw_heat_maps
+from ._layers import planned_layers
+from ._read import MAKERS, Run, by_data, models_of, read_run
+from ._tables import (
+    Table,
+    accuracy_tables,
+    cards_of,
+    footprint_table,
+    kept_table,
+    recalls_table,
+    scores_table,
+    sizes_table,
+)
+from ._text import clean, without_paths
+from ._theme import drawing
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure to draw: its file's name, what draws it, its caption, its numbers."""
+
+    name: str
+    draw: partial[Figure]
+    caption: str
+    table: Table | None = None
+
+    def shown(self, folder: Path) -> dict[str, Any]:
+        """Writes the figure as SVG and PNG; returns it for the page."""
+        with drawing():
+            figure = self.draw()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # it is laid out now; each format would do so again
+            svg, png = io.BytesIO(), io.BytesIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+        write_whole(folder / f"{self.name}.svg", svg.getvalue())
+        write_whole(folder / f"{self.name}.png", png.getvalue())
+        image = base64.b64encode(svg.getvalue()).decode("ascii")
+        return {"image": image, "caption": self.caption, "table": self.table}
 
 
 def write_report(
@@ -27,72 +67,121 @@ def write_report(
     examples: ChangedExamples | None = None,
     title: str | None = None,
 ) -> Path:
-    """Writes what a run folder holds as one HTML file that needs no other, and its figures as PNG and SVG.
+    """Writes a run folder as one HTML file that needs no other, and its figures as PNG and SVG.
 
-    The folder may hold ``scores.json`` (:meth:`ScoreTable.save`), ``plan.json`` (:meth:`Plan.save`), ``evaluation.json``,
-    ``training.jsonl`` (:func:`append_jsonl`), ``examples.json`` (:meth:`ChangedExamples.save`) and ``config.yaml``. What is
-    missing is named as missing.
+    The folder may hold ``scores.json`` (:meth:`ScoreTable.save`), ``plan.json`` (:meth:`Plan.save`), ``evaluation.json``
+    (:func:`save_evaluation`), ``training.jsonl`` (:func:`append_jsonl`), ``examples.json`` (:meth:`ChangedExamples.save`) and
+    ``config.yaml``. The page names what is missing, and of absolute paths shows the last part only.
 
     Args:
         run_folder: The folder.
         output: The HTML file; by default ``report.html`` in the folder. Figures go into ``figures`` beside it.
         examples: Queries that were answered differently; saved to ``examples.json`` in the run folder first.
-        title: What stands at the top.
+        title: Heading of the page.
 
     Returns:
         The HTML file's path.
 
     Raises:
         FileNotFoundError: If there is no such folder, or nothing to report in it.
-        ValueError: If a file is damaged. No page is written.
+        ValueError: If a file is damaged. The page before stays in place.
     """
     folder = Path(run_folder)
     if examples is not None and folder.is_dir():
         examples.save(folder / "examples.json")
     run = read_run(folder)
     target = folder / "report.html" if output is None else Path(output)
-    gallery = Gallery(target.parent / "figures")
-    gallery.folder.mkdir(parents=True, exist_ok=True)
-    page = _template("report.html.jinja").render(
-        title=clean(title or f"Pruning report: {run.name}", 200),
-        version=__version__,
-        style=Markup(_asset("report.css")),  # noqa: S704 (our own)
-        run=run,
-        makers=MAKERS,
-        cards=cards_of(run.evaluation, run.plan),
-        scores=score_figures(run, gallery),
-        kept=kept_figures(run, gallery),
-        kept_table=None if run.plan is None else kept_table(layers_of(run.plan, run.scores)),
-        settings={} if run.plan is None else _settings(run.plan),
-        footprints=None if run.plan is None else footprint_table(run.plan),
-        sizes=size_figures(run.evaluation, gallery),
-        recalls=recall_figures(run.evaluation, gallery),
-        accuracies=accuracy_tables(run.evaluation),
-        training=training_figures(run, gallery),
-        outcomes=OUTCOMES,
+    figures = target.parent / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    layers = [] if run.plan is None else planned_layers(run.plan, run.scores)
+    content: dict[str, Any] = {
+        "title": title or f"Pruning report: {run.name}",
+        "version": __version__,
+        "style": Markup(_asset("report.css")),  # noqa: S704 (our own)
+        "run": run,
+        "notes": _notes(run),
+        "makers": MAKERS,
+        "outcomes": OUTCOMES,
+        "cards": cards_of(run.evaluation, run.plan),
+        "kept_table": kept_table(layers) if layers else None,
+        "settings": {} if run.plan is None else _settings(run.plan),
+        "footprints": None if run.plan is None else footprint_table(run.plan),
+        "accuracies": accuracy_tables(run.evaluation),
+    }
+    for section, found in _figures(run).items():
+        content[section] = [figure.shown(figures) for figure in found]
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=clean
     )
-    write_whole(target, page)
+    write_whole(target, environment.from_string(_asset("report.html.jinja")).render(content))
     return target
 
 
+def _figures(run: Run) -> dict[str, list[Drawn]]:
+    """All figures by section."""
+    layers = [] if run.plan is None else planned_layers(run.plan, run.scores)
+    kept = []
+    for tower in dict.fromkeys(layer.tower for layer in layers):
+        own = [layer for layer in layers if layer.tower == tower]
+        if any(layer.heads or layer.neurons for layer in own):
+            caption = f"{tower.capitalize()} tower: heads and neurons kept; orange crosses are heads removed."
+            kept.append(Drawn(f"kept-{tower}", partial(draw_kept, own), caption, kept_table(own)))
+    models = [row for row in models_of(run.evaluation) if any(name in row.numbers for name in MEASURES)]
+    caption = "Size and latency of each model; multiply-adds and latency of one image and one caption."
+    sizes = [Drawn("sizes", partial(draw_sizes, models), caption, sizes_table(models))] if models else []
+    recalls = []
+    for place, (about, rows) in enumerate(by_data([row for row in run.evaluation if row.r1 is not None]).items(), 1):
+        caption = (
+            f"Retrieval{f' ({about})' if about else ''}: bars R@1, lines R@5, diamonds R@10. Grey: dense; hatched orange: "
+            "pruned; orange: reconstructed; blue: distilled."
+        )
+        name = "recall" if place == 1 else f"recall-{place}"
+        recalls.append(Drawn(name, partial(draw_recalls, rows), caption, recalls_table(rows)))
+    caption = f"{len(run.training)} steps. Terms are not weighted. Grey: every step; blue: the running median."
+    training = [Drawn("training", partial(draw_curves, run.training), caption)] if run.training else []
+    scores = [] if run.scores is None else list(_score_figures(run.scores, run.plan))
+    return {"scores": scores, "kept": kept, "sizes": sizes, "recalls": recalls, "training": training}
+
+
+def _score_figures(table: ScoreTable, plan: Plan | None) -> Iterator[Drawn]:
+    marks = "" if plan is None else " Marks: kept and removed by the plan."
+    for tower in dict.fromkeys(score.unit.tower for score in table.scores):
+        for kind in sorted(KINDS, key="neurons".__eq__):  # the widest last
+            if not (scores := table.of(kind, tower)):
+                continue
+            name = f"{tower.capitalize()} tower, {KINDS[kind]}"
+            yield Drawn(
+                f"scores-{tower}-{kind}",
+                partial(draw_heat_maps, table, [tower], [kind]),
+                f"{name}. In small: ± one standard error. Hatched: within two standard errors of 0.",
+                scores_table(scores),
+            )
+            yield Drawn(
+                f"errors-{tower}-{kind}",
+                partial(draw_errors, table, tower, kind, plan),
+                f"{name}, from lowest to highest, ± two standard errors.{marks}",
+            )
+
+
+def _notes(run: Run) -> list[str]:
+    if run.scores is not None and run.plan is not None and run.plan.weights not in {None, run.scores.weights}:
+        return ["The plan is of a model of other weights than the scores: they are not of the same run."]
+    return []
+
+
 def _settings(plan: Plan) -> dict[str, str]:
-    """What the plan was asked for, in words; times stand in a table of their own."""
-    found = {in_words(name): value for name, value in plan.settings.items() if name != "latency"}
-    return {clean(str(name)): clean(_words(value), 500) for name, value in found.items() if value is not None}
+    """Arguments of the plan in words; times stand in a table of their own."""
+    found = {name.replace("_", " "): value for name, value in plan.settings.items() if name != "latency"}
+    return {name: without_paths(_words(value)) for name, value in found.items() if value is not None}
 
 
 def _words(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{in_words(str(name))}: {_words(own)}" for name, own in value.items())
+        return ", ".join(f"{str(name).replace('_', ' ')}: {_words(own)}" for name, own in value.items())
     if isinstance(value, list):
-        return (" and " if all(isinstance(own, str) for own in value) else "; ").join(map(_words, value))
+        return "; ".join(map(_words, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _asset(name: str) -> str:
     return (resources.files(__package__) / "assets" / name).read_text("utf-8")
-
-
-def _template(name: str) -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset(name))

@@ -15,7 +15,7 @@ from ._paths import beside, found_from
 LIBRARIES = ("torch", "torch-pruning", "open_clip_torch", "timm", "transformers")
 NEVER_IN_FILES = frozenset({"run", "config", "json", "quiet", "estimate", "force", "allow_commands", "follow_links"})
 """Options without influence on the result, and those that open doors: given on the command line alone."""
-_PATHS = frozenset({"data", "root", "model", "classnames", "output"})
+_PATHS = frozenset({"data", "root", "model", "classnames"})
 _ALIASES = {"distil": "distill"}
 _LONGEST = 1 << 20
 
@@ -49,7 +49,9 @@ def settings_text(file: Path, before: Mapping[str, Any], command: str, given: Ma
     content = {"versions": _versions()} | {name: dict(section) for name, section in before.items()}
     content.pop(command, None)  # a command that is run again moves to the end: the order is that of the run
     content[command] = {
-        name: value for name, value in given.items() if name not in NEVER_IN_FILES and value not in (None, [], ())
+        name: value
+        for name, value in given.items()
+        if name not in NEVER_IN_FILES and value not in (None, [], ()) and _stays(name, value, file.parent)
     }
     written = {
         name: {key: _plain(key, value, file.parent) for key, value in section.items()}
@@ -57,6 +59,11 @@ def settings_text(file: Path, before: Mapping[str, Any], command: str, given: Ma
     }
     text: str = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
     return text
+
+
+def _stays(name: str, value: Any, folder: Path) -> bool:
+    """Whether a file may hold a setting: a place to write to only within the folder."""
+    return name != "output" or Path(value).resolve().is_relative_to(folder.resolve())
 
 
 def _read(section: Mapping[Any, Any], folder: Path) -> dict[str, Any]:
@@ -73,6 +80,8 @@ def _plain(name: str, value: Any, folder: Path) -> Any:
         return value.value
     if isinstance(value, list | tuple):
         return [_plain(name, part, folder) for part in value]
+    if name == "output" and isinstance(value, Path):
+        return str(value.resolve().relative_to(folder.resolve()))
     if isinstance(value, Path):
         value = str(value)
     return beside(value, folder) if name in _PATHS and isinstance(value, str) else value

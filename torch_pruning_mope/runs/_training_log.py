@@ -18,15 +18,15 @@ class TrainingLog:
 
     def __init__(self, folder: RunFolder, training: str = "training") -> None:
         self._folder, self._training = folder, training
-        self._begun = False
+        self.has_begun = False
 
     def add(self, entry: TrainingStep) -> None:
         """Adds a line; before the first, takes out those that an interrupted run wrote past its checkpoint."""
         if not self._folder.writes:
             return
-        if not self._begun:
+        if not self.has_begun:
             self._write(self._lines(lambda step: step < entry.step))
-            self._begun = True
+            self.has_begun = True
         with (self._folder.path / TRAINING).open("a", encoding="utf-8") as file:
             file.write(self._line(entry) + "\n")
 

@@ -1,5 +1,6 @@
 """Scoring: units, rewiring, the exact ablation engine and the plain loop, the score table."""
 
+from .._fingerprint import fingerprint
 from ._ablate import Ablator
 from ._cost import ScoringCost, estimate_cost
 from ._engine import PrefixEngine
@@ -15,7 +16,7 @@ from ._plain import PlainEngine
 from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders
 from ._score import Autocast, score
-from ._table import Score, ScoreTable, fingerprint
+from ._table import Score, ScoreTable
 from ._units import Ablation, Part, Unit, enumerate_units, nested_ablations, single_ablation
 
 __all__ = [

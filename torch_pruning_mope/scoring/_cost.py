@@ -18,6 +18,7 @@ from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..metrics import MetricLike, normalised, resolve_metric
 from ._engine import PrefixEngine, default_batch_size
+from ._families import Interaction
 from ._meter import PairsLike
 from ._rewire import Rewiring
 from ._units import KINDS, enumerate_units, single_ablation
@@ -26,23 +27,26 @@ from ._walk import StreamWalk, Walk
 
 @dataclass(frozen=True)
 class ScoringCost:
-    """What scoring one model costs.
+    """Cost of scoring one model.
 
     Attributes:
-        seconds: By the clock, on the device that the model is on, as many of them as were asked for.
-        multiply_adds: Of the towers, by the exact engine.
-        plain_multiply_adds: Of the towers, if both were evaluated in full once per unit.
-        evaluations: Units.
+        seconds: Wall-clock time on the devices asked for.
+        multiply_adds: Multiply-adds of the towers by the exact engine.
+        plain_multiply_adds: Multiply-adds of the towers if both were evaluated in full once per unit.
+        evaluations: Number of evaluations.
+        at_least: Whether these are lower bounds: a path evaluates units again, how often shows on the way.
     """
 
     seconds: float
     multiply_adds: int
     plain_multiply_adds: int
     evaluations: int
+    at_least: bool = False
 
     def __str__(self) -> str:
+        least = "at least " if self.at_least else ""
         return (
-            f"{self.evaluations} units, {self.seconds:.0f} s; {self.multiply_adds / 1e12:.2f} T multiply-adds, "
+            f"{least}{self.evaluations} evaluations, {self.seconds:.0f} s; {self.multiply_adds / 1e12:.2f} T multiply-adds, "
             f"{self.plain_multiply_adds / max(1, self.multiply_adds):.1f} times fewer than the plain loop's"
         )
 
@@ -60,9 +64,10 @@ def estimate_cost(
     pairs: PairsLike,
     *,
     num_images: int | None = None,
-    metric: MetricLike = "recall_mean",
+    metric: MetricLike = "contrastive_loss",
     kinds: Collection[str] = ("head", "neurons"),
     groups: int = 16,
+    interaction: Interaction = "nested",
     rewire: Rewiring = "taylor",
     towers: Collection[TowerName] = ("image", "text"),
     batch_size: int | None = None,
@@ -70,27 +75,28 @@ def estimate_cost(
     devices: int = 1,
     repeats: int = 3,
 ) -> ScoringCost:
-    """What :func:`score` would cost with single or nested units, from timing one batch of each tower.
+    """Estimates the cost of :func:`score` from timing one batch of each tower.
 
     Args:
         encoder: The dual encoder; left as it is.
         pairs: Calibration pairs, or a sample of them.
-        num_images: How many images there will be; by default those of ``pairs``. Captions per image are as in ``pairs``.
-        metric: As for :func:`score`, like the following.
-        kinds: Which units.
-        groups: Neuron groups per MLP.
+        num_images: Number of images to be scored on; by default those of ``pairs``, with as many captions each.
+        metric: See :func:`score`.
+        kinds: See :func:`score`.
+        groups: See :func:`score`.
+        interaction: See :func:`score`. Of ``greedy`` and ``joint``, the first look at every unit is counted.
         rewire: Gradients for it are counted unless it is ``none``.
-        towers: Which towers.
-        batch_size: Sequences run at once.
-        autocast: Compute in this type.
+        towers: See :func:`score`.
+        batch_size: See :func:`score`.
+        autocast: See :func:`score`.
         devices: Processes that share the units, each on a device like this one.
-        repeats: How often each part is timed; the median counts.
+        repeats: Number of times that each part is timed; the median counts.
 
     Returns:
         The cost.
 
     Raises:
-        ValueError: If ``kinds`` or ``devices`` cannot be.
+        ValueError: If ``kinds`` or ``devices`` is out of range.
     """
     if set(kinds) - set(KINDS) or devices < 1:
         raise ValueError(f"kinds must be some of {KINDS} and devices at least 1; found {kinds!r} and {devices}.")
@@ -122,7 +128,9 @@ def estimate_cost(
             gradients = timer.once(partial(encoder.embed, name, full), _seconds)
             shared += 3 * pairs.num_images / len(full) * scale * gradients  # forward, backward; one caption per image
     own += len(units) * scale**2 * _metric_seconds(encoder, pairs, metric, timer)
-    return ScoringCost(shared + own / devices, round(counted), whole_plain * len(units), len(units))
+    return ScoringCost(
+        shared + own / devices, round(counted), whole_plain * len(units), len(units), interaction in {"greedy", "joint"}
+    )
 
 
 def _ablations(walk: Walk, cost: _Tower, units: "Counter[int]", blocks: "Counter[int]") -> float:

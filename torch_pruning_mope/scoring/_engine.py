@@ -20,10 +20,11 @@ from ..encoder import EncoderCore, TowerName
 from ..towers import Tower
 from ._ablate import Ablator
 from ._memory import peak_bytes, resolve_memory
+from ._ranks import Ranks
 from ._recording import MemoryBudget, Recording
 from ._replay import ReplayWalk
 from ._units import Ablation
-from ._walk import StreamWalk, Walk
+from ._walk import Refit, StreamWalk, Walk
 
 Batch = Sequence[int]
 """Positions of ablations that run together."""
@@ -99,6 +100,16 @@ class PrefixEngine:
         self._budget.left -= held
         self._set_aside(needed)
 
+    def agree(self, ranks: Ranks) -> None:
+        """Takes the smallest batch sizes of all ranks, whose free memory may differ: batches are shared out by number."""
+        sizes = ranks.gather(self._batch_sizes)
+        smallest = {tower: min(other[tower] for other in sizes) for tower in self._batch_sizes}
+        if smallest != self._batch_sizes:
+            self._batch_sizes = smallest
+            for _, recording in self._kept.values():
+                recording.release()
+            self._kept.clear()
+
     def embeddings(self, tower: TowerName, inputs: Tensor, removed: Collection[Ablation] = ()) -> Float[Tensor, "N J"]:
         """The embeddings without further ablation, by the same path as :meth:`ablations`.
 
@@ -157,7 +168,8 @@ class PrefixEngine:
                 chosen = [ablations[position] for position in batch]
                 # Entered anew for every batch: a generator that is abandoned must not leave the model in eval mode.
                 with self._running():
-                    parts = [_ablate(recording, chunk, depth, chosen) for chunk in range(len(recording))]
+                    refitted = [recording.walk.refitted(depth, ablation) for ablation in chosen]
+                    parts = [_ablate(recording, chunk, depth, chosen, refitted) for chunk in range(len(recording))]
                     result = recording.gather(parts)
                 yield batch, result
         finally:
@@ -230,7 +242,7 @@ class PrefixEngine:
             if depth is None:
                 return walk.run(0, recording.stem(longest))
             trial = Ablation("image", 0, "head", (0,))  # which tower and layer, the depth says
-            return walk.run_without(depth, recording.point(longest, depth), [trial])
+            return walk.run_without(depth, recording.point(longest, depth), [trial], [None])
 
         return peak_bytes(ablate, self._device)
 
@@ -253,9 +265,11 @@ def _batches(walk: Walk, ablations: Sequence[Ablation], together: int) -> Iterat
             yield depth, rest[start : start + together]
 
 
-def _ablate(recording: Recording, chunk: int, depth: int, batch: Sequence[Ablation]) -> Float[Tensor, "K n J"]:
+def _ablate(
+    recording: Recording, chunk: int, depth: int, batch: Sequence[Ablation], refitted: Sequence[Refit | None]
+) -> Float[Tensor, "K n J"]:
     """One chunk's embeddings under each ablation of a batch."""
     walk = recording.walk
     if batch[0].part == "block":
         return walk.run_past(depth, recording.stream(chunk, depth), batch[0])[None]
-    return walk.run_without(depth, recording.point(chunk, depth), batch)
+    return walk.run_without(depth, recording.point(chunk, depth), batch, refitted)

@@ -1,12 +1,14 @@
 """What has been measured so far, on disk: a process that is killed loses the measurement under way and no other.
 
-A folder's files ``NAME.rank0.jsonl``, ``NAME.rank1.jsonl``, … hold a line per measurement, after a line that says of what.
+A folder's files ``NAME.rank0.jsonl``, ``NAME.rank1.jsonl``, … hold a line per measurement, after a line that says of what; each
+line begins with the CRC-32 of its JSON.
 """
 
 import base64
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -55,15 +57,8 @@ class Journal:
         if path is None:
             return
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        found: list[dict[str, Any]] | WrongModelError = []
-        if ranks.rank == 0:  # one reader, so that all ranks agree on what is left to do
-            try:
-                found = [line for file in self._files() for line in self._read(file)]
-            except WrongModelError as error:
-                found = error
-        found = ranks.first(found)
-        if isinstance(found, WrongModelError):
-            raise found
+        # One reader, so that all ranks agree on what is left to do.
+        found = ranks.from_first(lambda: [line for file in self._files() for line in self._read(file)])
         for line in found:
             self._learn(line)
         own = path.with_name(f"{path.name}.rank{ranks.rank}.jsonl")
@@ -124,15 +119,19 @@ class Journal:
         return sorted(file for file in self._path.absolute().parent.iterdir() if name.fullmatch(file.name))
 
     def _read(self, file: Path) -> list[dict[str, Any]]:
-        """The whole lines of a file; the last may be torn."""
-        lines = []
+        """The lines that are as they were written, after one that says of what; what is torn or edited is measured again."""
+        lines: list[dict[str, Any]] = []
+        known = False
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
+            check, _, content = text.partition(" ")
+            if check != _crc(content):
                 continue
+            line = json.loads(content)
+            if "of" not in line and not known:
+                continue
+            known = True
             if "of" in line and line["of"] != self._of:
-                differing = [name for name, value in self._of.items() if line["of"].get(name) != value]
+                differing = [name for name in self._of | line["of"] if line["of"].get(name) != self._of.get(name)]
                 raise WrongModelError(
                     f"path must be free, or hold measurements of the same {', '.join(differing)}; found others in {file}. "
                     "Choose another path, or delete that file."
@@ -149,9 +148,14 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file is not None:
+            content = json.dumps(line)
             # A line begins anew, should the one before be torn; a flush suffices against kill -9.
-            self._file.write("\n" + json.dumps(line))
+            self._file.write(f"\n{_crc(content)} {content}")
             self._file.flush()
+
+
+def _crc(content: str) -> str:
+    return f"{zlib.crc32(content.encode()):08x}"
 
 
 def _encoded(array: Tensor) -> str:

@@ -1,6 +1,5 @@
 """Measuring what a metric loses under an ablation, on top of ablations that hold already."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
@@ -9,8 +8,7 @@ from torch import Tensor
 
 from ..data import Pairs
 from ..encoder import TowerName
-from ..errors import WrongModelError
-from ..metrics import FunctionMetric, Metric, normalised
+from ..metrics import Metric, normalised
 from ._engine import PrefixEngine
 from ._journal import Journal, measurement_keys
 from ._loss import Loss
@@ -159,6 +157,7 @@ class Meter:
     def _whole(self) -> dict[TowerName, Tensor]:
         """The embeddings of the whole model, ``[1, N, J]``; leaves room for what the metric needs."""
         whole = {tower: normalised(self._engine.embeddings(tower, x), tower)[None] for tower, x in self._inputs.items()}
+        self._engine.agree(self._ranks)
         largest = max(nbytes(tensor) for tensor in whole.values())
         needed = peak_bytes(lambda: self._gains(whole["image"], whole["text"]), self._index.device)
         # Twice: as they are, and as they are while others are removed. Ablated embeddings come in parts, whole, normalised.
@@ -167,19 +166,9 @@ class Meter:
 
     @cached_property
     def _baseline(self) -> Loss:
-        known = _DENSE in self._journal
-        if known and not isinstance(self._metric, FunctionMetric):
-            return self._journal[_DENSE]
-        whole = self._whole
-        [gain] = self._gains(whole["image"], whole["text"])
-        if not known:
+        if _DENSE not in self._journal:
+            [gain] = self._gains(self._whole["image"], self._whole["text"])
             self._journal.add(_DENSE, self._ranks.first(gain), None)
-        # Callables of one name may differ; what they say of the whole model tells most of them apart.
-        elif not math.isclose(gain.value, self._journal[_DENSE].value, rel_tol=1e-4, abs_tol=1e-7):
-            raise WrongModelError(
-                f"path must hold measurements of the same metric; {self._metric.name} is {gain.value:.6g} for the whole model, "
-                f"found one that was {self._journal[_DENSE].value:.6g}. Choose another path."
-            )
         return self._journal[_DENSE]
 
     def _gains(self, images: Tensor, texts: Tensor) -> list[Loss]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from .._state import evaluation_mode
 from ..encoder import EncoderCore, TowerName
 from ._ablate import Ablator
+from ._ranks import Ranks
 from ._units import Ablation
 
 
@@ -36,6 +37,9 @@ class PlainEngine:
 
     def reserve(self, held: int, needed: int) -> None:
         """Nothing is recorded here, so nothing need be left free."""
+
+    def agree(self, ranks: Ranks) -> None:
+        """Ablations run one by one, so there is nothing to agree on."""
 
     def embeddings(self, tower: TowerName, inputs: Tensor, removed: Collection[Ablation] = ()) -> Float[Tensor, "N J"]:
         """As in :class:`PrefixEngine`."""

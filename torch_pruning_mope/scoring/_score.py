@@ -1,28 +1,36 @@
-"""MoPE: what a zero-shot metric loses when a unit is removed (Lin et al., CVPR 2024, arXiv 2403.07839).
+"""MoPE: drop of a zero-shot metric when a unit is removed (Lin et al., CVPR 2024, arXiv 2403.07839).
 
 ``MoPE(unit) = Z(model) - Z(model without the unit)``.
 """
 
+import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch_pruning as tp
+from torch import Tensor
 
+from .._fingerprint import fingerprint, key_of
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
+from ._ablate import Ablator
 from ._engine import PrefixEngine
 from ._families import Interaction, families, scores_of
 from ._journal import Journal
+from ._memory import resolve_memory
 from ._meter import Meter, PairsLike
 from ._plain import PlainEngine
 from ._progress import Progress
 from ._ranks import Ranks
-from ._rewire import Rewiring, neuron_orders, rewiring_name
-from ._table import ScoreTable, fingerprint
-from ._units import KINDS, enumerate_units
+from ._refit import Refits
+from ._rewire import Rewiring, neuron_orders
+from ._table import ScoreTable
+from ._units import KINDS, Orders, Unit, enumerate_units
 
 Autocast = Literal["bfloat16", "float16"]
 
@@ -31,11 +39,12 @@ def score(
     encoder: EncoderCore,
     pairs: PairsLike,
     *,
-    metric: MetricLike = "recall_mean",
+    metric: MetricLike = "contrastive_loss",
     kinds: Collection[str] = ("head", "neurons"),
     groups: int = 16,
     interaction: Interaction = "nested",
     rewire: Rewiring = "taylor",
+    reconstruct: bool = False,
     towers: Collection[str] = ("image", "text"),
     engine: Literal["prefix", "plain"] = "prefix",
     batch_size: int | None = None,
@@ -43,36 +52,44 @@ def score(
     autocast: Autocast | None = None,
     until: float | None = None,
     path: str | Path | None = None,
+    on_start: Callable[[], object] = lambda: None,
     progress: bool = True,
 ) -> ScoreTable:
     """Scores the units of a dual encoder, which is left exactly as it was.
 
-    Under ``torchrun``, units are shared out over the processes, and each returns the same table. All must hold the same
-    weights and pairs; encoders that are all on the first GPU are scored on one GPU each.
+    Under ``torchrun``, units are shared out over the processes, and each returns the same table. All must make the same call
+    on the same weights and pairs; encoders that are all on the first GPU are scored on one GPU each.
 
     Args:
         encoder: The dual encoder.
         pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches. Never the pairs that results are
             reported on.
-        metric: Z, higher is better; see :func:`torch_pruning_mope.metrics.resolve_metric`.
-        kinds: Which units: ``head``, ``neurons``, ``block``; or a block's whole ``attention`` or ``mlp``.
+        metric: Z, higher is better; see :func:`torch_pruning_mope.metrics.resolve_metric`. The paper's is ``recall_mean``.
+        kinds: Kinds of units: ``head``, ``neurons``, ``block``; or a block's whole ``attention`` or ``mlp``.
         groups: Neuron groups per MLP (the paper gives no number; DynaBERT's rewiring uses such groups).
         interaction: ``single``: each unit is removed alone, as in the paper. ``nested`` (ours): an MLP's lowest neuron
             groups go together, one more at a time, and a group's score is the isotonic increment. ``greedy`` (ours): besides,
             heads and blocks go one after another over both towers, the least missed first, re-scored as others have gone.
-            ``joint`` (ours): all kinds go in one order over both towers, what loses least per parameter it frees first, an
+            ``joint`` (ours): all kinds go in one order over both towers, the least loss per freed parameter first, an
             MLP's groups lowest first; the table's rows are in that order.
-        rewire: How an MLP's neurons are ordered before they are grouped: ``taylor``, ``none``, or a Torch-Pruning importance.
-        towers: Which towers.
+        rewire: Order of an MLP's neurons before they are grouped: ``taylor``, ``none``, ``obs`` (the error that each leaves
+            after the others are refitted, ``‖W_j‖² / [A⁻¹]_jj``), or a Torch-Pruning importance.
+        reconstruct: Score units as they are missed once what is left of their attention or MLP has been refitted by least
+            squares (ours; see ``scoring._refit`` for the update), as :func:`torch_pruning_mope.reconstruct` does after
+            pruning. A unit that the others can replace scores nothing, whatever its size. On paths, what has gone stays
+            refitted. A block leaves nothing to refit.
+        towers: Towers to score.
         engine: ``prefix`` reuses what an ablation cannot change; ``plain`` evaluates the whole tower each time.
         batch_size: Sequences run at once; None for what suits the device, or fewer if memory is short.
-        memory: What the prefix engine may use besides the model and the pairs: bytes, a text like ``"4GiB"``, or None for
+        memory: Memory of the prefix engine besides the model and the pairs: bytes, a text like ``"4GiB"``, or None for
             half of what is free. With less, more is computed again; the scores are the same.
         autocast: Compute in this type under ``torch.autocast``; None for the model's own.
         until: Share of the parameters of the towers' blocks at which a joint path stops; None for all units. The table then
             holds what went, and serves budgets up to there: what is left is best scored again once that is removed.
-        path: Where the table is written once it is complete. Until then, measurements are written beside it as they come, and
-            the same call goes on from them after a crash, in any number of processes. A complete table is read, not made.
+        path: File of the complete table. Until then, measurements are written beside it as they come, and the same call
+            resumes from them after a crash, in any number of processes. A complete table is read, not made. Callable metrics
+            and rewirings then need a ``key`` attribute, a text that changes with what they compute.
+        on_start: Called once nothing can be refused any more: arguments are valid, and ``path`` is free or of this call.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -80,8 +97,8 @@ def score(
 
     Raises:
         ValueError: If an argument is not one of the above, the weights are on the ``meta`` device, the captions do not fit
-            the model, ``path`` holds another table, or ranks hold different weights or pairs.
-        WrongModelError: If ``path`` holds measurements of other weights, pairs or metric.
+            the model, ``path`` holds another table, a callable has no key, or ranks make different calls.
+        WrongModelError: If ``path`` holds measurements of something else.
         MetricError: If the metric cannot be used.
         NonFiniteError: If an embedding is NaN or infinite.
     """
@@ -94,54 +111,39 @@ def score(
     target = None if path is None else Path(path)
     of = {
         "weights": fingerprint(encoder.model),
+        "architecture": hashlib.sha256(repr(encoder.model).encode()).hexdigest()[:16],
         "pairs": pairs.fingerprint(),
         "metric": measure.name,
-        "metric_settings": _plain_attributes(measure),
+        "metric_key": _key("metric", measure, (Metric,), target),
         "engine": engine,
         "autocast": autocast,
+        "reconstruct": reconstruct,
     }
     settings = {
-        "metric_settings": of["metric_settings"],
+        **{name: of[name] for name in ("architecture", "metric_key", "engine", "autocast", "reconstruct")},
         "kinds": sorted(kinds),
         "towers": sorted(towers),
         "groups": groups,
         "interaction": interaction,
-        "rewire": rewiring_name(rewire),
-        "engine": engine,
-        "autocast": autocast,
+        "rewire": rewire if isinstance(rewire, str) else _key("rewire", rewire, (tp.importance.Importance,), target),
         "until": until,
     }
-    if target is not None and target.exists():
-        return _complete(target, of, settings)
-
-    ranks = Ranks()
-    journal = None
+    ranks, journal = Ranks(), None
     try:
-        ranks.check_same(**{name: str(of[name]) for name in ("weights", "pairs", "metric")})
-        own = ranks.placed(encoder)
+        ranks.check_same(**of | settings, batch_size=batch_size, memory=memory, path=target is not None)
+        # Rank 0 looks: on other machines, the path may be another's.
+        known = None if target is None else ranks.from_first(partial(_complete, target, of, settings))
+        if known is not None:
+            on_start()
+            return known
         journal = Journal(target, of, ranks)
-        runner = _engine(own, engine, batch_size, memory, autocast, keep=interaction in {"greedy", "joint"})
+        own = ranks.placed(encoder)
+        orders = _orders(own, pairs, rewire, str(settings["rewire"]), journal, ranks) if "neurons" in kinds else {}
+        units = _units(own, settings, orders)
+        on_start()
+        runner = _engine(own, pairs, units, settings, batch_size, memory)
         meter = Meter(runner, pairs, measure, own.device, journal=journal, ranks=ranks)
-        orders = _orders(own, pairs, rewire, journal, ranks) if "neurons" in kinds else {}
-        units = enumerate_units(own, kinds, orders, groups, towers)
-        if not units:
-            raise ValueError(
-                f"kinds must be such as the model has; found none of {sorted(kinds)} in {sorted(towers)}. Layers can be "
-                "removed, and so scored, where they stand in a list: a Block's siblings."
-            )
-        queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
-        layers = {name: len(tower.blocks) for name, tower in own.towers.items()}
-        with Progress(units, queries, layers, show=progress and ranks.rank == 0) as bar:
-            measured = families(meter, own, units, interaction, _most(own, towers, until), bar)
-            scores = [s for f in measured for s in scores_of(f, own, pairs.num_images, interaction == "joint")]
-        table = ScoreTable(
-            scores=tuple(scores),
-            dense=meter.dense,
-            metric=measure.name,
-            weights=str(of["weights"]),
-            pairs=str(of["pairs"]),
-            settings=settings | {"evaluations": meter.evaluations, "images": pairs.num_images},
-        )
+        table = _table(meter, own, pairs, units, of, settings, show=progress and ranks.rank == 0)
         if target is not None and ranks.rank == 0:
             table.save(target)
         ranks.gather(None)  # nobody's journal goes before the table is there
@@ -153,30 +155,72 @@ def score(
         ranks.close()
 
 
-def _plain_attributes(metric: Metric) -> dict[str, Any]:
-    """What tells metrics of one name apart: public attributes, as JSON holds them."""
-    found = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(metric).items() if k != "name" and k[0] != "_"}
-    return {k: v for k, v in found.items() if isinstance(v, str | int | float | list)}
+def _units(encoder: EncoderCore, settings: dict[str, Any], orders: Orders) -> list[Unit]:
+    kinds, towers = settings["kinds"], settings["towers"]
+    units = enumerate_units(encoder, kinds, orders, settings["groups"], towers)
+    if not units:
+        raise ValueError(
+            f"the model has no units of these kinds; found none of {kinds} in {towers}. Layers can be scored where they stand "
+            "in a list: a Block's siblings."
+        )
+    return units
+
+
+def _table(
+    meter: Meter,
+    encoder: EncoderCore,
+    pairs: Pairs,
+    units: Sequence[Unit],
+    of: Any,
+    settings: dict[str, Any],
+    *,
+    show: bool,
+) -> ScoreTable:
+    """Measures everything."""
+    towers, interaction = settings["towers"], settings["interaction"]
+    queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
+    layers = {name: len(tower.blocks) for name, tower in encoder.towers.items()}
+    with Progress(units, queries, layers, show=show) as bar:
+        measured = families(meter, encoder, units, interaction, _most(encoder, towers, settings["until"]), bar)
+        scores = [s for f in measured for s in scores_of(f, encoder, pairs.num_images, interaction == "joint")]
+    settings = settings | {"evaluations": meter.evaluations, "images": pairs.num_images}
+    return ScoreTable(tuple(scores), meter.dense, of["metric"], of["weights"], of["pairs"], settings)
+
+
+def _key(name: str, value: object, known: tuple[type, ...], path: Path | None) -> str:
+    """What tells a metric or rewiring from others; without a path it need not."""
+    try:
+        return key_of(value, known=known)
+    except ValueError as error:
+        if path is None:
+            return f"{type(value).__qualname__} without a key"
+        raise ValueError(f"{name} must be known again where results are kept in `path`: {error}") from error
 
 
 def _engine(
     encoder: EncoderCore,
-    engine: str,
+    pairs: Pairs,
+    units: Sequence[Unit],
+    settings: dict[str, Any],
     batch_size: int | None,
     memory: int | str | None,
-    autocast: Autocast | None,
-    *,
-    keep: bool,
 ) -> PrefixEngine | PlainEngine:
-    dtype = None if autocast is None else getattr(torch, autocast)
-    if engine == "plain":
-        return PlainEngine(encoder, batch_size=batch_size, dtype=dtype)
-    return PrefixEngine(encoder, batch_size=batch_size, memory=memory, dtype=dtype, keep=keep)
+    dtype = None if settings["autocast"] is None else getattr(torch, settings["autocast"])
+    path = settings["interaction"] in {"greedy", "joint"}
+    room, refits = resolve_memory(memory, encoder.device), None
+    if settings["reconstruct"]:
+        inputs: dict[TowerName, Tensor] = {"image": pairs.images, "text": pairs.tokens}
+        places = [(unit.tower, unit.layer, unit.part) for unit in units if unit.part != "block"]
+        refits = Refits(encoder, inputs, places, batch_size=batch_size, memory=room // 2, whole=path)
+        room -= refits.nbytes
+    ablator = Ablator(encoder, refits)
+    if settings["engine"] == "plain":
+        return PlainEngine(encoder, batch_size=batch_size, dtype=dtype, ablator=ablator)
+    return PrefixEngine(encoder, batch_size=batch_size, memory=room, dtype=dtype, keep=path, ablator=ablator)
 
 
-def _orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, journal: Journal, ranks: Ranks) -> Any:
-    """The order of the neurons: the one that a run which goes on began with, and the same on all ranks."""
-    name = rewiring_name(rewire)
+def _orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, name: str, journal: Journal, ranks: Ranks) -> Orders:
+    """The order of the neurons: the one that a resumed run began with, and the same on all ranks."""
     known = journal.orders(name)
     if known is None:
         known = ranks.first(neuron_orders(encoder, pairs, rewire, ranks))
@@ -184,19 +228,13 @@ def _orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, journal: Journ
     return known
 
 
-def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> ScoreTable:
-    """The table at a path, if it is the one that is asked for.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: If it is another.
-    """
-    table = ScoreTable.load(path)
-    asked = {name: of[name] for name in ("weights", "pairs", "metric")} | settings
+def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> ScoreTable | None:
+    """The table at a path, if there is one."""
+    if not path.exists():
+        return None
+    table, asked = ScoreTable.load(path), {name: of[name] for name in ("weights", "pairs", "metric")} | settings
     found = {name: getattr(table, name) for name in ("weights", "pairs", "metric")} | table.settings
-    differing = [name for name, value in asked.items() if found.get(name) != value]
+    differing = [name for name, value in asked.items() if name not in found or found[name] != value]
     if differing:
         raise ValueError(
             f"path must be free, or hold the table that is asked for; the one at {path} is for other {', '.join(differing)}. "

@@ -1,7 +1,6 @@
 """The score table: all scores of one model on one calibration set (the paper's cost table)."""
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -11,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .._fingerprint import fingerprint
 from .._io import write_whole
 from ..errors import WrongModelError
 from ._units import Unit
@@ -31,6 +30,7 @@ _COLUMNS = (
     ("parameters", "any"),
     ("images", "any"),
 )
+_FORMULA = {"=", "+", "-", "@", "\t", "\r"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,10 @@ class ScoreTable:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, [name for name, _ in _COLUMNS])
         writer.writeheader()
-        writer.writerows(row | {"channels": " ".join(map(str, row["channels"]))} for row in self._rows())
+        for row in self._rows():
+            cells = row | {"channels": " ".join(map(str, row["channels"]))}
+            # Spreadsheets run what begins so; a table read from elsewhere may hold any text.
+            writer.writerow({k: f"'{v}" if isinstance(v, str) and v[:1] in _FORMULA else v for k, v in cells.items()})
         return text.getvalue()
 
     def _json(self) -> str:
@@ -266,25 +269,3 @@ def _common(tables: Sequence[ScoreTable]) -> dict[str, Any]:
         elif all(value == values[0] for value in values):
             common[name] = values[0]
     return common
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's state, the same on every device.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The digest in hexadecimal.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """A view of a tensor's memory; a copy would be seen in the memory that scoring takes."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data

@@ -13,6 +13,7 @@ from ._graph import (
     check_untied,
     kept_whole,
     masking_is_removal,
+    removal_group,
     tracing_forward,
     uncuttable,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "reached_leaves",
     "record",
     "register_attention",
+    "removal_group",
     "swap_attention",
     "tracing_forward",
     "uncuttable",

@@ -88,6 +88,13 @@ def build_graph(
         )
 
 
+def removal_group(graph: tp.DependencyGraph, output: nn.Module, channels: Sequence[int] | None = None) -> Any:
+    """The group that goes with input channels of a sub-layer's output layer; of all of them by default."""
+    pruner = graph.get_pruner_of_module(output)
+    chosen = range(pruner.get_in_channels(output)) if channels is None else channels
+    return graph.get_pruning_group(output, pruner.prune_in_channels, list(chosen))
+
+
 def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
     """Whether zeroing input channels of a layer is what removing them from the model would do, for any of them.
 
@@ -101,9 +108,7 @@ def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
     Returns:
         Whether it is.
     """
-    pruner = graph.get_pruner_of_module(output)
-    channels = list(range(pruner.get_in_channels(output)))
-    for dep, _ in graph.get_pruning_group(output, pruner.prune_in_channels, channels):
+    for dep, _ in removal_group(graph, output):
         module = dep.target.module
         if module is output or isinstance(module, nn.modules.batchnorm._BatchNorm) or dep.target.type in _OPERATIONS:
             continue

@@ -1,12 +1,13 @@
 """Attention of open_clip."""
 
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._attention import PrunableAttention
-from ._swap import build, fused, register_attention
+from ._swap import build, in_projections, register_attention
 
 
 class _SelfAttention(PrunableAttention):
@@ -32,13 +33,29 @@ class _SelfAttention(PrunableAttention):
         return dropped
 
 
+class _CrossAttention(_SelfAttention):
+    """Stands in for the ``Attention`` of open_clip 4, which takes keys and values as ``k_x`` and ``v_x``."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        k_x: Tensor | None = None,
+        v_x: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attention over ``[N, T, D]``; a boolean mask is True where attention is *allowed*."""
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = ~attn_mask
+        return super().forward(x, k_x, x if v_x is None else v_x, attn_mask)
+
+
 @register_attention("open_clip.transformer.Attention")
 def _from_open_clip(module: Any) -> _SelfAttention:
     per_head = module.head_scale is not None or module.logit_scale is not None
     attention = build(
-        _SelfAttention,
+        _CrossAttention if "k_x" in signature(module.forward).parameters else _SelfAttention,
         module,
-        fused(module.in_proj_weight, module.in_proj_bias),
+        in_projections(module),
         module.out_proj,
         module.num_heads,
         dropout=module.attn_drop.p,

@@ -145,6 +145,15 @@ def fused(weight: Tensor, bias: Tensor | None, letters: str = "qkv") -> dict[str
     return dict(zip(letters, both, strict=True))
 
 
+def in_projections(module: Any) -> dict[str, Any]:
+    """Weight and bias of q, k and v of ``nn.MultiheadAttention`` and its like, fused or (keys of another width) separate."""
+    if module.in_proj_weight is not None:
+        return fused(module.in_proj_weight, module.in_proj_bias)
+    separate = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+    biases = [None] * 3 if module.in_proj_bias is None else chunked(module.in_proj_bias, 3)
+    return dict(zip("qkv", zip(separate, biases, strict=True), strict=True))
+
+
 def chunked(tensor: Tensor, pieces: int) -> list[Tensor]:
     """Equal pieces of a parameter, which require gradients if it does."""
     return [part.detach().requires_grad_(tensor.requires_grad) for part in tensor.chunk(pieces)]

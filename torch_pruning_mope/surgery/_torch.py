@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ._attention import PrunableAttention
-from ._swap import build, chunked, fused, register_attention
+from ._swap import build, in_projections, register_attention
 
 
 @register_attention(nn.MultiheadAttention)
@@ -18,17 +18,10 @@ def _from_torch(module: nn.MultiheadAttention) -> PrunableAttention:
             "nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot be pruned; register a converter for a "
             "subclass of it with torch_pruning_mope.register_attention."
         )
-    fused_weight: Tensor | None = module.in_proj_weight  # None where keys or values have a width of their own
-    if fused_weight is not None:
-        projections = fused(fused_weight, module.in_proj_bias)
-    else:
-        separate: list[Any] = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
-        biases = [None] * 3 if module.in_proj_bias is None else chunked(module.in_proj_bias, 3)
-        projections = dict(zip("qkv", zip(separate, biases, strict=True), strict=True))
     return build(
         PrunableAttention,
         module,
-        projections,
+        in_projections(module),
         module.out_proj,
         module.num_heads,
         dropout=module.dropout,

@@ -11,6 +11,7 @@ from ._look import first_tensor
 from ._opaque import OpaqueTower
 from ._pair import TwoEncoders
 from ._prunable import Channels, Prunable
+from ._reach import Reaching, patches, reaching_rows, rows
 from ._registry import Towers, register_towers
 from ._search import Search, searching
 from ._structure import is_known, towers_of
@@ -29,6 +30,7 @@ __all__ = [
     "Layer",
     "OpaqueTower",
     "Prunable",
+    "Reaching",
     "Search",
     "Stream",
     "Sublayer",
@@ -38,8 +40,11 @@ __all__ = [
     "TwoEncoders",
     "first_tensor",
     "is_known",
+    "patches",
+    "reaching_rows",
     "register_channels",
     "register_towers",
+    "rows",
     "searching",
     "summary",
     "towers_of",

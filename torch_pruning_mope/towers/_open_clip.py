@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -216,8 +217,11 @@ def _coca(model: Any) -> Towers:
     text = _text_tower(model.text, encode_text, length)
     towers = _towers(model, text, encode_image, encode_text, length)
 
+    # Before open_clip 4, logits came without the last token unless told otherwise.
+    options = {"output_labels": False} if "output_labels" in signature(model.forward).parameters else {}
+
     def decode(images: Tensor, tokens: Tensor) -> Tensor:
-        logits: Tensor = model(images, tokens, output_labels=False)["logits"]
+        logits: Tensor = model(images, tokens, **options)["logits"]
         return logits
 
     def run(tokens: Tensor) -> Tensor:

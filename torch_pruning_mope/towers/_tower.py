@@ -80,21 +80,8 @@ class BlockTower(ABC):
         return None
 
     def delete(self, indices: Sequence[int]) -> None:
-        """Mutates the model: deletes blocks.
-
-        Args:
-            indices: Positions of the blocks; not all of them.
-
-        Raises:
-            NotImplementedError: If one of them stands in no list of layers, or changes the shape of the hidden states.
-        """
+        """Mutates the model: deletes blocks that stand in a list of layers."""
         blocks = list(self.blocks)
-        firm = [index for index in indices if blocks[index].siblings is None]
-        if firm:
-            raise NotImplementedError(
-                f"indices must be of layers that stand in a list and keep the shape of the hidden states; found {firm}, which "
-                "do not. A Tower of your own must set siblings of its Blocks for its layers to be removable."
-            )
         for index in indices:
             remove_element(blocks[index].siblings, blocks[index].module)
 

@@ -7,16 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from torch_pruning_mope import (
-    Counts,
-    DualEncoder,
-    MetricError,
-    MopeError,
-    NonFiniteError,
-    Pairs,
-    __version__,
-    score,
-)
+from torch_pruning_mope import Counts, DualEncoder, Pairs, __version__, score
 from torch_pruning_mope.cli import app
 from torch_pruning_mope.demo import DemoResult, Row
 
@@ -36,7 +27,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, pairs: Pairs) -
         given.update(arguments)
         return DemoResult(ROWS, table, Counts(52, 6656, 320), Counts(16, 3328, 0), 116_608)
 
-    monkeypatch.setattr("torch_pruning_mope.cli._demo.run_demo", answer)
+    monkeypatch.setattr("torch_pruning_mope.demo.run_demo", answer)
     return given
 
 
@@ -64,27 +55,6 @@ def test_demo_prints_and_writes(asked: dict[str, Any], tmp_path: Path) -> None:
     assert "2.00 M" in result.output
     assert [entry["criterion"] for entry in json.loads(rows.read_text())] == ["dense", "mope"]
     assert picture.read_text().startswith("<?xml")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MetricError("no metric"),
-        NonFiniteError("NaN\nfound"),
-        MopeError("x"),
-        ValueError("bad ratio"),
-        TypeError("type"),
-    ],
-)
-def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(**_: object) -> None:
-        raise error
-
-    monkeypatch.setattr("torch_pruning_mope.cli._demo.run_demo", fail)
-    result = invoke("demo")
-    assert result.exit_code == 2
-    assert result.stderr.strip() == f"Error: {' '.join(str(error).split())}"
-    assert not result.stdout
 
 
 def test_a_folder_that_is_missing_is_found_out_first(asked: dict[str, Any], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.asserts import assert_close, assert_trains, unchanged
 from tests.unit import zoo
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope.planning import footprints, latencies, parse_amount
+from torch_pruning_mope.planning._budget import in_unit_of
 from torch_pruning_mope.planning._order import removal_order
 from torch_pruning_mope.scoring import Ablation, PlainEngine, enumerate_units, freed_parameters, single_ablation
 
@@ -113,6 +115,26 @@ def test_layers_that_lose_everything_cost_nothing_and_train(encoder: mope.DualEn
     loss = again.embed("image", pairs.images).square().mean() + again.embed("text", pairs.tokens).square().mean()
     loss.backward()
     assert all(parameter.grad is None or torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        mope.Unit("head", "text", 1, 3, (36, 37)),
+        mope.Unit("neurons", "image", 3, 0, (0,)),
+        mope.Unit("neurons", "image", 0, 0, (-1,)),
+        mope.Unit("block", "text", 2, 0),
+    ],
+)
+def test_units_that_there_are_not_leave_the_model_alone(encoder: mope.DualEncoder, wrong: mope.Unit) -> None:
+    good = enumerate_units(encoder, ("head", "block"), {}, 2, ("image",))
+    with (
+        unchanged(encoder.model),
+        pytest.raises(
+            ValueError, match=r"units must be of the model as it is; found \w+ of|indices must name some, not all"
+        ),
+    ):
+        mope.remove_units(encoder, [good[0], good[-1], wrong])
 
 
 @pytest.mark.parametrize("round_to", [4, 8])
@@ -237,7 +259,38 @@ def test_amounts(amount: Any, number: float) -> None:
     assert parse_amount("parameters", amount, 1000) == pytest.approx(number)
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("unit", ["5%", 0.05, "1K", 1000.0, 1000, {"image": "1K"}, {"text": "2%"}])
+def test_the_least_is_told_in_the_unit_asked_and_serves(encoder: mope.DualEncoder, unit: Any) -> None:
+    table = invented(encoder)
+    with pytest.raises(ValueError, match=r"parameters( of the \w+ tower)? of at least") as caught:
+        mope.make_plan(encoder, table, parameters=unit)
+    said = re.search(r"of at least ([\d.]+)(%|K|)", str(caught.value))
+    assert said is not None
+    asked, *_ = unit.values() if isinstance(unit, dict) else (unit,)
+    assert said[2] == (re.sub(r"[\d.]", "", asked) if isinstance(asked, str) else "")
+    advised: Any = said[0].removeprefix("of at least ") if isinstance(asked, str) else float(said[1])
+    assert f"found {asked!r} for parameters" in str(caught.value)
+    mope.make_plan(encoder, table, parameters=dict.fromkeys(unit, advised) if isinstance(unit, dict) else advised)
+
+
+@pytest.mark.parametrize(
+    ("asked", "number", "total", "expected"),
+    [
+        ("5%", 170.0, 1000, "17%"),
+        ("5%", 170.1, 1000, "17.1%"),
+        (0.05, 170.1, 1000, "0.171"),
+        ("2M", 3.1e6, 9e6, "3.1M"),
+        ("2m", 3.0000001e6, 9e6, "3.001M"),
+        (2000, 3000.2, 9000, "3001"),
+        ("20ms", 0.0312, 1.0, "31.2ms"),
+        (0.02, 0.0312, 1.0, "0.0312"),
+    ],
+)
+def test_numbers_in_the_unit_asked(asked: Any, number: float, total: float, expected: str) -> None:
+    assert in_unit_of(asked, number, total) == expected
+
+
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), chunk=st.sampled_from([1, 4, 8]))
 def test_orders_are_complete_and_nested(seed: int, chunk: int) -> None:
     encoder = mope.DualEncoder(clip())

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from torch_pruning_mope._ridge import (
     Gram,
+    best_ridge,
     inverse_positive,
     inverse_without,
     removal_cost,
@@ -93,3 +94,24 @@ def test_channel_that_the_others_make_costs_nothing() -> None:
     inverse = inverse_positive(ridge_system(rows.mT @ rows, 1e-10))
     found = weights_without(inverse, weights, [2])
     torch.testing.assert_close(rows @ found, rows @ weights, rtol=0, atol=1e-6)
+
+
+def test_best_ridge_is_that_of_the_least_error_on_the_other_half() -> None:
+    h, weights = torch.randn(24, 20), torch.randn(21, 3)
+    target = torch.cat([h, torch.ones(24, 1)], 1) @ weights + 3 * torch.randn(24, 3)
+    halves = Gram(20, 3), Gram(20, 3)
+    for gram, rows in zip(halves, (slice(0, 12), slice(12, 24)), strict=True):
+        gram.add(h[rows], target[rows])
+
+    def error(ridge: float) -> float:
+        pairs = (halves, halves[::-1])
+        return sum(float(other.errors(own.solve(ridge)).sum()) for own, other in pairs)
+
+    found = best_ridge(halves)
+    assert found == min((10.0**power for power in range(-7, 1)), key=error)
+    assert found > 1e-4
+    exact = Gram(20, 3), Gram(20, 3)
+    for gram, rows in zip(exact, (slice(0, 12), slice(12, 24)), strict=True):
+        gram.add(h[rows, :4].repeat(1, 5), h[rows, :3])
+    assert best_ridge(exact) == pytest.approx(1e-7)
+    assert best_ridge((exact[0], Gram(20, 3)), start=0.01) == 0.01

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip import SimpleTokenizer
 from torch import Tensor
 
-from torch_pruning_mope import DualEncoder, Pairs, Recall
+from torch_pruning_mope import DualEncoder, EmojiTokenizer, Pairs, Recall
 from torch_pruning_mope.report import changed_examples
-from torch_pruning_mope.report._changed import _answers
+from torch_pruning_mope.report._changed import _answers, _decoded
 from torch_pruning_mope.report._examples import DIRECTIONS, OUTCOMES
 
 from ..models import clip, pairs_for
@@ -102,7 +103,7 @@ def test_examples_and_counts_are_those_of_the_loop(setting: tuple[DualEncoder, D
         assert owners[text.index] == image.index
         assert (image.caption, text.picture) == (None, None)
         assert image.picture
-        assert text.caption == f"tokens {' '.join(str(t) for t in pairs.tokens[text.index].tolist() if t)}"
+        assert text.caption == " ".join(str(t) for t in pairs.tokens[text.index].tolist())
 
 
 def test_counts_account_for_the_change_of_recall(setting: tuple[DualEncoder, DualEncoder, Pairs]) -> None:
@@ -149,3 +150,26 @@ def test_a_model_agrees_with_itself(encoder: DualEncoder, pairs: Pairs) -> None:
 def test_bad_arguments(encoder: DualEncoder, pairs: Pairs, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         changed_examples(encoder, encoder, pairs, **arguments)
+
+
+class Special:
+    """As transformers' tokenizers."""
+
+    all_special_ids = (0, 9)
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return " ".join(f"w{i}" for i in ids if not (skip_special_tokens and i in self.all_special_ids))
+
+
+class Wrapped:
+    """As open_clip wraps those."""
+
+    tokenizer = Special()
+
+
+def test_captions_read_back() -> None:
+    words = "a red apple to the left of a guitar on purple"
+    for tokenizer in (EmojiTokenizer(), SimpleTokenizer()):
+        assert _decoded(tokenizer([words])[0], tokenizer) == words
+    for special in (Special(), Wrapped()):
+        assert _decoded(torch.tensor([9, 4, 5, 9, 0, 0]), special) == "w4 w5"

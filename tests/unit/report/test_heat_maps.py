@@ -40,14 +40,14 @@ def test_every_unit_has_a_cell_with_its_number_and_error(table: ScoreTable, tmp_
         low, high = axes.collections[0].get_clim()
         assert low == -high < 0
     labels = {axes.get_xlabel() for axes in figure.axes}
-    assert "score: what its removal adds to the contrastive loss, in 0.01 nats" in labels
+    assert "score: rise of the contrastive loss, in 0.01 nats" in labels
     assert Image.open(tmp_path / "scores.png").width > 1000
 
 
 def test_recall_is_shown_in_points(encoder: DualEncoder, pairs: Pairs) -> None:
     table = score(encoder, pairs, kinds=("head",), progress=False)
     labels = {axes.get_xlabel() for axes in heat_maps(table).axes}
-    assert "score: what its removal costs, in points of recall_mean" in labels
+    assert "score: drop in points of recall_mean" in labels
 
 
 def test_metrics_without_standard_errors_and_scores_all_zero_are_drawn(table: ScoreTable) -> None:

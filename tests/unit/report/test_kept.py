@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from torch_pruning_mope import DualEncoder, Plan, ScoreTable, Unit
-from torch_pruning_mope.report._kept import layers_of, removed_channels, share_removed
+from torch_pruning_mope.report._layers import planned_layers, removed_channels, share_removed
 
 from ..models import clip
 
@@ -13,7 +13,7 @@ from ..models import clip
 def test_layers_are_those_of_the_pruned_model(full_run: Path) -> None:
     encoder, plan = DualEncoder(clip()), Plan.load(full_run / "plan.json")
     plan.apply(encoder)
-    layers = layers_of(plan, ScoreTable.load(full_run / "scores.json"))
+    layers = planned_layers(plan, ScoreTable.load(full_run / "scores.json"))
     for tower in ("image", "text"):
         left = [
             (layer.heads.count(True), (layer.neurons or 0) - layer.removed_neurons)
@@ -47,6 +47,8 @@ def test_whole_layers_and_parts_of_groups() -> None:
 
 
 def test_without_scores_only_what_went_is_known() -> None:
-    (layer,) = layers_of(plan_of(Unit("head", "text", 2, 1, (4, 5)), Unit("neurons", "text", 2, 0, (7, 8, 9))), None)
+    (layer,) = planned_layers(
+        plan_of(Unit("head", "text", 2, 1, (4, 5)), Unit("neurons", "text", 2, 0, (7, 8, 9))), None
+    )
     assert (layer.tower, layer.index, layer.heads, layer.neurons) == ("text", 2, (), None)
     assert (layer.removed_heads, layer.removed_neurons, layer.removed) == (1, 3, False)

@@ -1,5 +1,6 @@
 """Tensors become the pictures that they were made of."""
 
+import base64
 import io
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_thumbnails_are_small_and_never_larger_than_the_image() -> None:
     images = torch.rand(2, 3, 40, 80)
     levels = picture_levels(images)
     assert levels is not None
-    sizes = [Image.open(io.BytesIO(thumbnail(images[0], levels, most))).size for most in (20, 500)]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(thumbnail(images[0], levels, most)))).size for most in (20, 500)]
     assert sizes == [(20, 10), (80, 40)]
 
 

@@ -15,6 +15,8 @@ from tests.unit.models import clip, pairs_for
 class Deadly(mope.ContrastiveLoss):
     """Kills its process at the given evaluation, as a machine that fails would."""
 
+    key = "deadly"
+
     def __init__(self, at: int) -> None:
         super().__init__()
         self._left = at

@@ -1,14 +1,17 @@
 """What scoring costs, against counting what is really computed."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope._flops import count_multiply_adds
+from torch_pruning_mope.cli import app
 from torch_pruning_mope.scoring import PlainEngine, PrefixEngine, enumerate_units, single_ablation
 
 
@@ -49,6 +52,14 @@ def test_time_grows_with_images_and_falls_with_devices(encoder: mope.DualEncoder
     assert many.seconds > 10 * one.seconds
     assert 0.1 * many.seconds < shared.seconds < 0.8 * many.seconds
     assert "times fewer than the plain loop's" in str(many)
+
+
+def test_the_command_estimates(tmp_path: Path) -> None:
+    options = ["--pairs", "16", "--interaction", "joint", "--estimate"]
+    result = CliRunner().invoke(app, ["score", str(tmp_path / "run"), *options])
+    assert result.exit_code == 0, result.output
+    assert "at least 222 evaluations" in result.output
+    assert not list(tmp_path.rglob("scores.json"))
 
 
 @pytest.mark.parametrize("arguments", [{"kinds": ("tail",)}, {"devices": 0}])

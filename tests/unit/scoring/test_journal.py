@@ -1,6 +1,5 @@
 """Scoring that is stopped at any point, and goes on."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ class Stopped(Exception):
 
 class Fuse(mope.ContrastiveLoss):
     """Burns out after so many evaluations of ablated models."""
+
+    key = "fuse"
 
     def __init__(self, evaluations: int) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ def test_journals_of_any_number_of_ranks_are_read(
     whole = mope.score(encoder, pairs, metric=Fuse(10**9), **ARGUMENTS)
     journal = break_off(encoder, pairs, path)
     head, *rest = [line for line in journal.read_text().splitlines() if line]
-    measured = sum("key" in json.loads(line) for line in rest) - 1  # less the whole model
+    measured = sum('"key"' in line for line in rest) - 1  # less the whole model
     for rank in (0, 5):
         lines = [head, *rest[: len(rest) // 2]] if rank else [head, *rest[len(rest) // 2 :]]
         path.with_name(f"{path.name}.rank{rank}.jsonl").write_text("\n".join(lines))
@@ -169,6 +170,7 @@ def test_metrics_without_shares_are_written_too(tmp_path: Path, encoder: mope.Du
             raise Stopped
         return (images @ texts.T).diagonal().mean().item()
 
+    margin.key = "margin"  # type: ignore[attr-defined]
     path = tmp_path / "table.json"
     with pytest.raises(Stopped):
         mope.score(encoder, pairs, metric=margin, path=path, **ARGUMENTS)
@@ -178,35 +180,21 @@ def test_metrics_without_shares_are_written_too(tmp_path: Path, encoder: mope.Du
     assert torch.tensor([s.stderr for s in resumed.scores]).isnan().all()
 
 
-def test_another_callable_of_the_same_name_is_refused(
-    tmp_path: Path, encoder: mope.DualEncoder, pairs: mope.Pairs
+@pytest.mark.parametrize("edit", [b'"value": ', b'"shares": "'])
+def test_edited_lines_are_measured_again(
+    tmp_path: Path, counted: list[int], encoder: mope.DualEncoder, pairs: mope.Pairs, edit: bytes
 ) -> None:
-    def named(scale: float, at: int) -> Any:
-        calls = 0
-
-        def margin(images: Tensor, texts: Tensor) -> float:
-            nonlocal calls
-            calls += 1
-            if calls == at:
-                raise Stopped
-            return scale * (images @ texts.T).diagonal().mean().item()
-
-        return margin
-
-    path = tmp_path / "table.json"
-    with pytest.raises(Stopped):
-        mope.score(encoder, pairs, metric=named(1.0, 9), path=path, **ARGUMENTS)
-    with pytest.raises(
-        mope.WrongModelError, match=r"path must hold measurements of the same metric; .* found one that was"
-    ):
-        mope.score(encoder, pairs, metric=named(2.0, 999), path=path, **ARGUMENTS)
-    with pytest.raises(mope.WrongModelError, match="measurements of the same metric"):
-        mope.score(encoder, pairs, metric=mope.ContrastiveLoss(3.0), path=path, **ARGUMENTS)
-
-
-def test_the_metrics_settings_count(tmp_path: Path, encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
-    path = tmp_path / "table.json"
-    mope.score(encoder, pairs, metric=mope.ContrastiveLoss(3.0), path=path, **ARGUMENTS)
-    assert mope.score(encoder, pairs, metric=mope.ContrastiveLoss(3.0), path=path, **ARGUMENTS)
-    with pytest.raises(ValueError, match="is for other metric_settings"):
-        mope.score(encoder, pairs, metric=mope.ContrastiveLoss(4.0), path=path, **ARGUMENTS)
+    """Still JSON, but not what was written; and a header that is edited vouches for no line after it."""
+    path, options = tmp_path / "table.json", ARGUMENTS | {"batch_size": 4}
+    whole = mope.score(encoder, pairs, metric=Fuse(10**9), **options)
+    journal = break_off(encoder, pairs, path, batch_size=4)
+    head, *lines = [line for line in journal.read_bytes().splitlines() if line]
+    assert len(lines) > 4
+    edited = [line.replace(edit, edit + (b"1" if b"value" in edit else b"AAAA"), 1) for line in lines]
+    assert sum(a != b for a, b in zip(lines, edited, strict=True)) > 3
+    for content in ([head, *edited], [head.replace(b'"plain"', b'"prefix"') + b" ", *lines]):
+        journal.write_bytes(b"\n".join(content))
+        counted.clear()
+        assert mope.score(encoder, pairs, metric=Fuse(10**9), path=path, **options) == whole
+        assert sum(counted) == whole.settings["evaluations"]
+        path.unlink()

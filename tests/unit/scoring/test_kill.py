@@ -17,6 +17,8 @@ import torch_pruning_mope as mope
 class Noted(mope.ContrastiveLoss):
     """Leaves a byte in a file for every evaluation that begins to be measured."""
 
+    key = "noted"
+
     def __init__(self, notes: Path) -> None:
         super().__init__()
         self.notes = notes

@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.scoring import Ranks
+from tests.unit.models import clip, pairs_for
+from torch_pruning_mope.scoring import _ranks
 
 from . import score_in_ranks
 
@@ -28,7 +31,8 @@ def launch(out: Path, world: int, interaction: str, dies: int = -1, at: int = 0)
 def measured(out: Path) -> list[str]:
     """Keys in all journals."""
     lines = [line for file in out.glob("*.jsonl") for line in file.read_text().splitlines() if line.endswith("}")]
-    return [found["key"] for line in lines if "key" in (found := json.loads(line)) and found["key"] != "dense"]
+    found = [json.loads(line.partition(" ")[2]) for line in lines]
+    return [line["key"] for line in found if "key" in line and line["key"] != "dense"]
 
 
 @pytest.mark.slow
@@ -66,9 +70,26 @@ def test_what_a_dead_rank_has_measured_is_not_measured_again(tmp_path: Path) -> 
     assert mope.ScoreTable.load(out / "table.json") == mope.ScoreTable.load(tmp_path / "whole" / "table.json")
 
 
-def test_ranks_that_hold_different_pairs_are_told() -> None:
-    ranks = Ranks()
-    ranks.world = 2
-    ranks.gather = lambda mine: [mine, {**mine, "pairs": "other"}]  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"pairs must be the same on all ranks; found \['mine', 'other'\]"):
-        ranks.check_same(weights="same", pairs="mine")
+def _call(rank: int, folder: str) -> None:
+    """One of two processes of a user's own group, which make different calls; the last time one makes none."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    encoder = mope.DualEncoder(clip())
+    for case, options in (("groups", {"groups": 2 + rank}), ("pairs", {}), ("none", {})):
+        pairs = pairs_for(encoder.model, 4 + rank * (case == "pairs"))
+        if (case, rank) == ("none", 1):
+            return
+        if case == "none":
+            _ranks._PATIENCE, _ranks._BEAT = timedelta(seconds=1), 0.1
+        try:
+            mope.score(encoder, pairs, kinds=("head",), towers=("text",), progress=False, **options)
+        except (ValueError, TimeoutError) as error:
+            Path(folder, f"{case}{rank}").write_text(str(error))
+
+
+def test_ranks_that_make_different_calls_are_told(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_call, (str(tmp_path),), 2)  # type: ignore[no-untyped-call]
+    for rank in (0, 1):
+        assert "groups must be the same on all ranks; found ['2', '3']" in Path(tmp_path, f"groups{rank}").read_text()
+        assert "pairs must be the same on all ranks; found" in Path(tmp_path, f"pairs{rank}").read_text()
+    found = Path(tmp_path, "none0").read_text()
+    assert "all 2 ranks must make the same calls; found 1 waiting" in found

@@ -1,7 +1,9 @@
 """Score tables outlive the process, whole or not at all, and only for their own weights."""
 
+import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.models import clip
-from torch_pruning_mope.scoring import fingerprint
+from torch_pruning_mope._fingerprint import fingerprint
 
 
 @pytest.fixture
@@ -140,7 +142,7 @@ def test_scores_by_kind_tower_and_layer(table: mope.ScoreTable) -> None:
 
 def test_printing(table: mope.ScoreTable) -> None:
     lines = str(table).splitlines()
-    assert lines[0].startswith(f"recall_mean = {table.dense:.4f} unpruned; {len(table.scores)} units")
+    assert lines[0].startswith(f"contrastive_loss = {table.dense:.4f} unpruned; {len(table.scores)} units")
     assert len(lines) == 1 + 3 * 5
     first = table.of("head", "image", 0)
     assert lines[1].split(":")[1].split("(")[0].split() == [f"{100 * score.value:.2f}" for score in first]
@@ -150,7 +152,7 @@ def test_printing(table: mope.ScoreTable) -> None:
 def test_the_table_says_what_it_was_made_of(table: mope.ScoreTable, pairs: mope.Pairs) -> None:
     assert table.pairs == pairs.fingerprint()
     assert table.settings.items() >= {"groups": 3, "interaction": "nested", "rewire": "taylor"}.items()
-    assert table.metric == "recall_mean"
+    assert table.metric == "contrastive_loss"
 
 
 def test_tables_of_parts_merge_into_the_whole(encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
@@ -184,3 +186,15 @@ def test_pandas_reads_them(table: mope.ScoreTable, tmp_path: Path) -> None:
         assert frame["images"].tolist() == [score.images for score in table.scores]
     assert frames[0]["channels"].tolist() == [list(score.unit.channels) for score in table.scores]
     assert frames[1]["channels"].fillna("").tolist()[0] == " ".join(map(str, table.scores[0].unit.channels))
+
+
+def test_no_cell_of_csv_is_a_formula(table: mope.ScoreTable, tmp_path: Path) -> None:
+    texts = ("=1+1", "+1", "-1", "@x", "\t=1", "head")
+    scores = [replace(table.scores[0], unit=replace(table.scores[0].unit), value=-0.5) for _ in texts]
+    for score, text in zip(scores, texts, strict=True):
+        object.__setattr__(score.unit, "kind", text)  # as a file may say
+    replace(table, scores=tuple(scores)).save(tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["kind"] for row in rows] == ["'=1+1", "'+1", "'-1", "'@x", "'\t=1", "head"]
+    assert {row["value"] for row in rows} == {"-0.5"}
