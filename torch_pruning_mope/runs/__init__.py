@@ -29,6 +29,7 @@ A stage has, besides:
 With several rounds, the last five are in folders `round-1`, `round-2`, … of their own.
 """
 
+from ._compress import compress
 from ._folder import IDENTITY, SETTINGS, TRAINING, RunFolder
 from ._paths import shown
 from ._settings import NEVER_IN_FILES, read_settings
@@ -42,6 +43,7 @@ __all__ = [
     "TRAINING",
     "RunFolder",
     "TrainingLog",
+    "compress",
     "finetune_stage",
     "pretrain_stage",
     "read_settings",
