@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from ._settings import read_settings, settings_text
 _log = logging.getLogger(__name__)
 
 IDENTITY, SETTINGS, STEPS, TRAINING = "run.json", "config.yaml", "steps.log", "training.jsonl"
+_LEFT = re.compile(r"\.[0-9a-f]{8}\.part$")
 _WORDS = {"data": "data or division of them", "pairs": "calibration pairs", "calibration": "calibration pairs"}
 
 
@@ -57,6 +59,9 @@ class RunFolder:
             yield self
             return
         with hold(self.path, f"mope {self.command}" if self.command else "work"):
+            for left in self.path.glob("*.part"):
+                if _LEFT.search(left.name):  # of a process that was killed as it wrote
+                    left.unlink(missing_ok=True)
             yield self
 
     def identity(self) -> dict[str, Any] | None:
