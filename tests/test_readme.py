@@ -21,7 +21,7 @@ NAMES = ("README.md", "examples/README.md", "benchmarks/README.md")
 DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES if (ROOT / name).exists()}
 SMALL = {
     "score": ("--pairs", "16", "--groups", "2", "--kind", "head", "--kind", "neurons", "--quiet"),
-    "compress": ("--pairs", "16", "--groups", "1", "--stages", "1", "--no-time", "--quiet"),
+    "compress": ("--pairs", "16", "--groups", "1", "--stages", "1", "--no-time", "--test-pairs", "16", "--quiet"),
     "prune": ("--quiet",),
     "reconstruct": ("--quiet",),
     "distill": ("--steps", "1", "--batch-size", "8", "--pairs", "16", "--quiet"),
