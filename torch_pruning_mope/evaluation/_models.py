@@ -23,7 +23,7 @@ from ..errors import MopeError
 _DEPTH = 2
 """Layers of each list that are traced: others are of the same types."""
 _VOCABULARY = 1000
-"""Of text encoders that cannot be built without weights."""
+"""Vocabulary of text encoders that cannot be built without weights."""
 
 
 @dataclass(frozen=True)
