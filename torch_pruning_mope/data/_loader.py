@@ -34,7 +34,9 @@ class CountingLoader(DataLoader[Any]):
                     yield batch
         finally:
             self.collate_fn, counted._reports = collate, False
-            if not self.persistent_workers:  # else an error's traceback keeps the workers, and the process waits for them
+            if (
+                not self.persistent_workers
+            ):  # else an error's traceback keeps the workers, and the process waits for them
                 getattr(batches, "_shutdown_workers", int)()
 
 
