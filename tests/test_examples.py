@@ -106,7 +106,7 @@ def test_coco_with_several_captions_and_unreadable_images(run: Run, captions: An
     warned = " ".join(str(warning.message) for warning in caught)
     lines = [line for line in out.splitlines() if "unusable" in line]
     assert [sum(int(line.split()[at]) for line in lines) for at in (1, 3, 5)] == [10, 20, 2]
-    assert f"{tmp_path / '3.png'}: UnidentifiedImageError" in warned
+    assert f"{tmp_path / '3.png'}: none of AVIF" in warned
     assert f"{tmp_path / '5.png'}: FileNotFoundError" in warned
     assert "removed 5 heads and 224 neurons" in out
 

@@ -168,7 +168,15 @@ def removal_costs(inverse: Float[Tensor, "V V"], weights: Float[Tensor, "V D"]) 
     return weights.square().sum(1) / inverse.diagonal()
 
 
-def stacked_weights(layer: nn.Linear) -> Float[Tensor, "V D"]:
-    """A linear layer's weights in float64 as ``[U + 1, D]``, or ``[U, D]`` without a bias."""
-    weight = layer.weight.detach().double().mT
+def stacked(layer: nn.Linear | nn.Conv2d) -> Float[Tensor, "V D"]:
+    """A layer's weights in float64, an output per column, the bias in the last row if there is one."""
+    weight = layer.weight.detach().double().flatten(1).mT
     return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().double()[None]])
+
+
+def unstacked(layer: nn.Linear | nn.Conv2d, weights: Float[Tensor, "V D"]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer, of its shape, type and device, from what :func:`stacked` returns."""
+    own, bias = weights.to(layer.weight), None
+    if layer.bias is not None:
+        own, bias = own[:-1], own[-1]
+    return own.mT.reshape(layer.weight.shape), bias

@@ -43,7 +43,7 @@ class Rival(StrEnum):
 
 
 @dataclass(frozen=True)
-class _Measuring:
+class Measuring:
     """What is measured, and on which images."""
 
     task: Annotated[Task, typer.Option(help="Retrieval of pairs, or classification of labelled images.")] = (
@@ -81,7 +81,7 @@ class _Measuring:
 @command("evaluate")
 def evaluate_command(
     call: Call,
-    measuring: _Measuring,
+    measuring: Measuring,
     other: OtherData,
     run: OptionalRun = None,
     model: ModelInstead = None,
@@ -109,20 +109,34 @@ def evaluate_command(
         folder = call.folder(run)
         with folder.held():
             begun = StartedRun(folder, other, progress=not quiet)
-            rows = [_row(begun, measuring, *entry, progress=not quiet) for entry in _models(begun, against or [])]
+            rows = rows_of(begun, measuring, against or [], progress=not quiet)
             save_evaluation(rows, run / "evaluation.json")
             folder.record()
     call.show(rows_table(rows))
     call.answer({"rows": rows})
 
 
-def _row_of_name(name: str, device: str, measuring: _Measuring, other: OtherData, *, progress: bool) -> dict[str, Any]:
+def rows_of(
+    begun: "StartedRun", measuring: Measuring, against: Sequence[Rival], *, progress: bool
+) -> list[dict[str, Any]]:
+    """A row for each model of a run, and for each rival."""
+    return [_row(begun, measuring, *entry, progress=progress) for entry in _models(begun, against)]
+
+
+def _row_of_name(name: str, device: str, measuring: Measuring, other: OtherData, *, progress: bool) -> dict[str, Any]:
+    from ..loading import ExportedEncoder
     from ..runs import shown
     from ._parts import Parts
 
     source = other.over(Source(model=name, device=device))
     loaded = source.load()
-    about = {"label": shown(name), "criterion": "dense", "stage": "dense", "progress": progress}
+    stage = "shipped" if isinstance(loaded.model, ExportedEncoder) else "dense"
+    about = {
+        "label": shown(name),
+        "criterion": "" if stage == "shipped" else "dense",
+        "stage": stage,
+        "progress": progress,
+    }
     if measuring.task is Task.zero_shot:
         return _finished(measuring.row(source.data, loaded, **_reading(source), **about), source, Part.all)
     part = measuring.part if source.data == EMOJI else Part.all
@@ -131,7 +145,7 @@ def _row_of_name(name: str, device: str, measuring: _Measuring, other: OtherData
 
 
 def _row(
-    begun: "StartedRun", measuring: _Measuring, criterion: str, stage: str, loaded: "LoadedModel", *, progress: bool
+    begun: "StartedRun", measuring: Measuring, criterion: str, stage: str, loaded: "LoadedModel", *, progress: bool
 ) -> dict[str, Any]:
     about = {"label": begun.model_name, "criterion": criterion, "stage": stage, "progress": progress}
     if measuring.task is Task.zero_shot:
@@ -157,11 +171,16 @@ def _finished(row: dict[str, Any], source: Source, part: Part) -> dict[str, Any]
 
 def _models(begun: "StartedRun", against: Sequence[Rival]) -> "Iterator[Model]":
     """All models that are there, one at a time; then the rivals."""
+    from ..checkpoint import load_model
+    from ..runtime import DEPLOYMENT
+    from ._export import SHIPPED
     from ._rivals import rivals
 
     yield "dense", "dense", begun.load()
     for stage in ("pruned", "distilled"):
         if (begun.path / stage).exists():
             yield "MoPE", stage, begun.load_saved(stage)
+    if (begun.path / SHIPPED / DEPLOYMENT).is_file():
+        yield "MoPE", "shipped", load_model(str(begun.path / SHIPPED))
     for name, loaded in rivals(begun, [rival.value for rival in against]):
         yield Rival(name).label, "pruned", loaded

@@ -1,29 +1,87 @@
-"""``mope prune``: from a plan to a smaller model."""
+"""``mope prune`` and ``mope reconstruct``: from a plan to a smaller model."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from ._command import Call, RunArgument, command
+from ._options import QuietOption
+from ._source import OtherData, Part
+
+RECONSTRUCTION = "reconstruction.json"
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How the weights that are left are refitted."""
+
+    ridge: Annotated[float, typer.Option(help="Penalty on the change of the weights, relative to the inputs'.")] = 1e-4
+    inputs: Annotated[bool, typer.Option("--inputs", help="Refit q, k, v and the first layers of MLPs too.")] = False
+    part: Annotated[Part, typer.Option(help="Part of the run's pairs to refit on.")] = Part.calibration
+    pairs: Annotated[
+        int | None, typer.Option(help="Images of it at most; no labels are used.", show_default="those scored on")
+    ] = None
 
 
 @command("prune")
-def prune(call: Call, run: RunArgument) -> None:
-    """Removes what the plan says, exactly, and saves the smaller model."""
+def prune(
+    call: Call,
+    run: RunArgument,
+    reconstruction: Reconstruction,
+    other: OtherData,
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct/--no-reconstruct", help="Refit what is left onto the dense model's outputs.")
+    ] = True,
+    quiet: QuietOption = False,
+) -> None:
+    """Removes what the plan says, exactly, refits the weights that are left, without training, and saves the smaller model."""
+    _prune(call, run, other, reconstruction if reconstruct else None, progress=not quiet)
+
+
+@command("reconstruct")
+def reconstruct_command(
+    call: Call, run: RunArgument, reconstruction: Reconstruction, other: OtherData, quiet: QuietOption = False
+) -> None:
+    """Prunes anew by the plan, and refits the weights that are left: on other pairs, or in another way, than mope prune."""
+    _prune(call, run, other, reconstruction, progress=not quiet)
+
+
+def _prune(call: Call, run: Path, other: OtherData, reconstruction: Reconstruction | None, *, progress: bool) -> None:
     from ..dual_encoder import DualEncoder
     from ..planning import Plan
     from ._started import StartedRun
 
     folder = call.folder(run)
     with folder.held():
-        begun = StartedRun(folder)
+        begun = StartedRun(folder, other, progress=progress)
         made = Plan.load(begun.needs("plan.json", "plan"))
         encoder = DualEncoder(begun.load().model)
         before = encoder.counts()
         made.apply(encoder)
         after = encoder.counts()
+        (run / RECONSTRUCTION).unlink(missing_ok=True)
+        if reconstruction is not None:
+            found = refit(begun, encoder, reconstruction, progress=progress)
+            folder.write(RECONSTRUCTION, found.to_json())
         encoder.save_pretrained(run / "pruned", base=begun.source.model)
         folder.record()
-    call.say(
-        f"{after.heads} of {before.heads} heads and {after.neurons} of {before.neurons} neurons left",
-        f"model in {run / 'pruned'}",
-    )
+    call.say(f"{after.heads} of {before.heads} heads and {after.neurons} of {before.neurons} neurons left")
+    if reconstruction is not None:
+        call.say(f"{len(found.layers)} layers refitted on {found.inputs.get('image', 0)} images without training")
+    call.say(f"model in {run / 'pruned'}")
     call.answer({"before": asdict(before), "after": asdict(after), "model": str(run / "pruned")})
+
+
+def refit(begun: Any, encoder: Any, how: Reconstruction, *, progress: bool) -> Any:
+    """Mutates the encoder: refits it onto the run's dense model."""
+    from ..dual_encoder import DualEncoder
+    from ..reconstruction import reconstruct
+
+    loaded = begun.load()
+    parts, part = begun.chosen(loaded, how.part)
+    limit = how.pairs or (begun.source.pairs or 1000 if part is Part.calibration else None)
+    pairs = parts.pairs(part, limit)
+    dense = DualEncoder(loaded.model)
+    return reconstruct(encoder, dense, pairs, ridge=how.ridge, inputs=how.inputs, progress=progress)

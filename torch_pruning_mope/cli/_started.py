@@ -12,7 +12,7 @@ from ..scoring import ScoreTable, fingerprint
 from ._parts import Parts
 from ._source import OtherData, Part, Source
 
-BEGINS = ("score", "pretrain-stage", "finetune-stage")
+BEGINS = ("score", "compress", "pretrain-stage", "finetune-stage")
 """Commands that set the model and the data of a run."""
 
 

@@ -10,7 +10,7 @@ from ._open import open_pairs
 from ._pairs import Pairs, check_batch
 from ._scenes import Split, emoji_batches, emoji_pairs, emoji_scenes
 from ._sharded_pairs import ShardedPairs
-from ._skipped import Problem, Reason, Skipped
+from ._skipped import Problem, Skipped, SkipReason
 from ._tiny_clip import load_tiny_clip, tiny_clip_config
 from ._tokenizer import EmojiTokenizer
 
@@ -25,8 +25,8 @@ __all__ = [
     "PairSplit",
     "Pairs",
     "Problem",
-    "Reason",
     "ShardedPairs",
+    "SkipReason",
     "Skipped",
     "Split",
     "check_batch",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,7 @@ FORMS = "COCO captions (images, annotations) or a Karpathy split (images with sp
 
 
 def read_annotations(path: Path, split: str | None) -> Listing:
-    """Reads a JSON file of either form.
-
-    Args:
-        path: The file.
-        split: Of a Karpathy file, which images: `test`, say, or `train+restval`; None for all.
-
-    Returns:
-        Its images.
+    """Returns the images of a JSON file of either form; `split` is `test`, say, or `train+restval`, of a Karpathy file.
 
     Raises:
         DataError: The file is of neither form, or has no such split.
@@ -30,20 +22,20 @@ def read_annotations(path: Path, split: str | None) -> Listing:
     try:
         content: Any = read_json(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: must be JSON, found otherwise: {error}; get the file again") from error
+        raise DataError(f"{path} must be JSON; found otherwise: {error}. Get the file again.") from error
     images = content.get("images") if isinstance(content, dict) else None
     if isinstance(images, list) and isinstance(content.get("annotations"), list):
         if split is not None:
             raise DataError(
-                f"split: COCO has a file for each split, found {split!r} for {path}; pass the file of that split, or divide "
-                "this one with split_pairs"
+                f"split must be left out for COCO, which has a file for each; found {split!r} for {path}. Pass that file, or "
+                "divide this one with split_pairs."
             )
         return _coco(images, content["annotations"])
     if isinstance(images, list) and any(isinstance(image, dict) and "sentences" in image for image in images):
         return _karpathy(path, images, split)
     found = f"the keys {list(content)[:10]}" if isinstance(content, dict) else f"a {type(content).__name__}"
     raise DataError(
-        f"{path}: must be {FORMS}, found {found}; pass captions_val2017.json, dataset_coco.json or their like"
+        f"{path} must be {FORMS}; found {found}. Pass captions_val2017.json, dataset_coco.json or their like."
     )
 
 
@@ -64,7 +56,7 @@ def _coco(images: list[Any], annotations: list[Any]) -> Listing:
         match annotation:
             case {"image_id": int() | str() as identity, "caption": caption} if identity in files:
                 listing.add(files[identity], as_captions(caption), where)
-            case {"image_id": identity, "caption": _}:
+            case {"image_id": int() | str() as identity, "caption": _}:
                 listing.refuse("entry malformed", f"{where}: image {identity!r} is not among the images")
             case _:
                 listing.refuse("entry malformed", f"{where}: no image_id and caption")
@@ -75,16 +67,16 @@ def _coco(images: list[Any], annotations: list[Any]) -> Listing:
 
 def _karpathy(path: Path, images: list[Any], split: str | None) -> Listing:
     images = [image if isinstance(image, dict) else {} for image in images]
-    splits = Counter(str(image.get("split")) for image in images)
-    wanted = set(splits) if split is None else set(split.split("+"))
-    if unknown := wanted - set(splits):
+    splits = {_split(image) for image in images}
+    wanted = splits if split is None else set(split.split("+"))
+    if unknown := wanted - splits:
         raise DataError(
-            f"split: must be one of {', '.join(sorted(splits))} or several joined by +, found {', '.join(sorted(unknown))}; "
-            f"{path} has no other"
+            f"split must be one of {', '.join(sorted(splits)[:20])} of {path}, or several joined by +; found "
+            f"{', '.join(sorted(unknown))}."
         )
     listing = Listing()
     for number, image in enumerate(images):
-        if str(image.get("split")) not in wanted:
+        if _split(image) not in wanted:
             continue
         name, folder = image.get("filename"), image.get("filepath")  # COCO's has folders, Flickr30k's has none
         if isinstance(name, str) and isinstance(folder, str):
@@ -93,3 +85,8 @@ def _karpathy(path: Path, images: list[Any], split: str | None) -> Listing:
         raw = [s.get("raw") for s in sentences if isinstance(s, dict)] if isinstance(sentences, list) else []
         listing.add(name, as_captions(raw), f"images[{number}]")
     return listing
+
+
+def _split(image: dict[str, Any]) -> str:
+    found = image.get("split")
+    return found if isinstance(found, str) else "none"

@@ -1,4 +1,4 @@
-"""Datasets read from beginning to end, each image once with everything that is said of it."""
+"""Datasets read from beginning to end, each image once with all its captions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
 from ..errors import DataError
 from ._image_pairs import Described, ImagePairs
+from ._loader import CountingLoader
 from ._sharded_pairs import ShardedPairs
 
 
 class DescribedBatch(NamedTuple):
-    """Images `[B, ...]`, the tokens of all their captions in the order of the images, and how many each has."""
+    """Images `[B, ...]`, the tokens of all their captions in the order of the images, and each image's number of captions."""
 
     images: Tensor
     tokens: Tensor
@@ -37,17 +38,10 @@ def described_batches(
     num_workers: int = 0,
     progress: bool = True,
 ) -> Iterator[DescribedBatch]:
-    """Reads images with all their captions, each image once, in the order of the source; arguments as in `gather_pairs`.
-
-    Args:
-        dataset: What `open_pairs` returns.
-        limit: How many images; None for all.
-        batch_size: How many images a worker reads at a time.
-        num_workers: Processes that read; 0 reads in this one.
-        progress: Whether to show a progress bar.
+    """Reads images with all their captions, each image once, in the order of the source; see `gather_pairs`.
 
     Yields:
-        What can be read.
+        Batches of the images that can be read.
 
     Raises:
         DataError: Fewer than two images can be read, or more than the dataset's `max_skipped` cannot.
@@ -56,29 +50,27 @@ def described_batches(
     """
     if not isinstance(dataset, ImagePairs | ShardedPairs):
         raise TypeError(
-            f"dataset: must be what open_pairs returns, found {type(dataset).__name__}; take parts with split_pairs or select"
+            f"dataset must be a dataset of open_pairs; found {type(dataset).__name__}. Take parts with split_pairs or select."
         )
     if limit is not None and limit < 2:
-        raise ValueError(f"limit: retrieval needs at least two images, found {limit}; ask for a few hundred")
-    shards = isinstance(dataset, ShardedPairs)
+        raise ValueError(f"limit must be at least 2; found {limit}. Retrieval needs a few hundred images.")
     source: Dataset[Any] = _OnePass(dataset) if isinstance(dataset, ShardedPairs) else _InOrder(dataset)
-    loader: DataLoader[Any] = DataLoader(source, batch_size, num_workers=num_workers, collate_fn=_collate)
-    total = limit if shards else min(limit or len(dataset), len(dataset))  # type: ignore[arg-type]
+    loader = CountingLoader(source, batch_size, num_workers=num_workers, collate_fn=_collate, counted=dataset)
+    total = limit if isinstance(dataset, ShardedPairs) else min(limit or len(dataset), len(dataset))
     found = 0
     with tqdm(total=total, desc="images", unit="image", disable=not progress, delay=2, leave=False) as bar:
         for batch in loader:
-            if batch is not None:
-                part = batch if limit is None else batch.first(limit - found)
-                found += len(part.counts)
-                bar.update(len(part.counts))
-                # Copies: what a worker sends is in shared memory, of which there is little.
-                yield DescribedBatch(part.images.clone(), part.tokens.clone(), part.counts)
+            part = batch if limit is None else batch.first(limit - found)
+            found += len(part.counts)
+            bar.update(len(part.counts))
+            # Copies: a worker's batches are in shared memory, of which there is little.
+            yield DescribedBatch(part.images.clone(), part.tokens.clone(), part.counts)
             if found == limit:
                 break
     if found < 2:
         raise DataError(
-            f"{dataset.name}: at least two images with captions must be readable, found {found}: {dataset.skipped}; "
-            "mend the files, or pass others"
+            f"{dataset.name} must have at least two readable images with captions; found {found}: {dataset.skipped}. Mend the "
+            "files, or pass others."
         )
     dataset.check_skipped()
 
@@ -94,26 +86,23 @@ class _InOrder(Dataset[Described | None]):
         return self.dataset.describe(index)
 
 
-class _OnePass(IterableDataset[Described]):
+class _OnePass(IterableDataset[Described | None]):
     def __init__(self, dataset: ShardedPairs) -> None:
         self.dataset = dataset
 
-    def __iter__(self) -> Iterator[Described]:
+    def __iter__(self) -> Iterator[Described | None]:
         return self.dataset.one_pass()
 
 
-def _collate(samples: list[Described | None]) -> DescribedBatch | None:
-    found = [sample for sample in samples if sample is not None]
-    if not found:
-        return None
-    for (first, _), (image, _) in itertools.pairwise(found):
-        if image.shape != first.shape:
+def _collate(samples: list[Described]) -> DescribedBatch:
+    for first, second in itertools.pairwise(samples):
+        if first.image.shape != second.image.shape:
             raise DataError(
-                f"preprocess: must return images of one size, found {list(first.shape)} and {list(image.shape)}; let it resize "
-                "and crop"
+                f"preprocess must return images of one size; found {list(first.image.shape)} and {list(second.image.shape)}. "
+                "Let it resize and crop."
             )
     return DescribedBatch(
-        torch.stack([image for image, _ in found]),
-        torch.cat([tokens for _, tokens in found]),
-        [len(tokens) for _, tokens in found],
+        torch.stack([image for image, _ in samples]),
+        torch.cat([tokens for _, tokens in samples]),
+        [len(tokens) for _, tokens in samples],
     )

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from .._io import OutsideError, open_inside
 from .._io._pictures import MOST_PICTURE, open_picture
-from ._skipped import Problem
+from ._skipped import Problem, SkipReason
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 Preprocess = Callable[[Image.Image], Tensor]
 """From a picture to the model's input `[C, H, W]`, as `load_model` returns it."""
 Tokenizer = Callable[[Sequence[str]], Tensor]
 """From captions to token ids `[captions, context]`, as `load_model` returns it."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Unusable(Exception):  # noqa: N818  (it never leaves the package)
@@ -46,14 +46,14 @@ def read_picture_file(root: Path, name: str, *, follow_links: bool) -> Image.Ima
     except FileNotFoundError as error:
         hint = "; write its folders with / and not with a backslash" if "\\" in name else ""
         raise Unusable(Problem("file missing", f"{where}: FileNotFoundError{hint}")) from error
-    except OutsideError as error:
-        raise Unusable(Problem("file outside", f"{where}: {error.strerror}")) from error
     except OSError as error:
-        raise Unusable(Problem("image unreadable", f"{where}: {error.strerror}")) from error
+        outside = isinstance(error, OutsideError)
+        reason: SkipReason = "file outside" if outside else "image unreadable"
+        raise Unusable(Problem(reason, f"{where}: {error.strerror}")) from error
 
 
 def prepare(picture: Image.Image, preprocess: Preprocess, where: str) -> Tensor:
-    """Returns the model's input; what fails here is no fault of the file, so it is raised, with a note of which it was."""
+    """Returns the model's input; an error here is no fault of the file, so it is raised, with a note that names the file."""
     try:
         return preprocess(picture)
     except Exception as error:
@@ -62,6 +62,6 @@ def prepare(picture: Image.Image, preprocess: Preprocess, where: str) -> Tensor:
 
 
 def as_captions(value: object) -> tuple[str, ...]:
-    """Returns the captions in a JSON value, a string or a list of strings; blank ones, and what has no UTF-8, are none."""
+    """Returns the captions in a JSON value, a string or a list of strings, but for blank ones and those without UTF-8."""
     found = value if isinstance(value, list) else [value]
     return tuple(text for text in found if isinstance(text, str) and text.strip() and not _SURROGATE.search(text))

@@ -19,7 +19,7 @@ AnyPairs = TypeVar("AnyPairs", ImagePairs, ShardedPairs)
 
 @dataclass(frozen=True)
 class PairSplit(Generic[AnyPairs]):
-    """Three datasets of which no image is in two."""
+    """Three datasets, no two of which share an image."""
 
     calibration: AnyPairs
     train: AnyPairs
@@ -31,13 +31,13 @@ def split_pairs(
 ) -> PairSplit[AnyPairs]:
     """Divides a dataset at random into images to score on, to train on and to test on.
 
-    What decides is a hash of the seed and an image's name (in shards: of the shard's name and the sample's key), so the order
-    of a file does not matter, nor on which machine it is. Copies of an image under other names are not noticed.
+    A hash of the seed and an image's name decides (in shards: of the shard's name and the sample's key), so neither the order
+    of a file nor the machine matters. Copies of an image under other names are not noticed.
 
     Args:
-        dataset: What `open_pairs` returns.
-        calibration: How many images to score on, or which share if below 1. Shards take shares alone.
-        test: How many to test on, likewise; the rest is to train on.
+        dataset: From `open_pairs`.
+        calibration: Number of images to score on, or their share if below 1. Shards take shares alone.
+        test: Number of images to test on, likewise; the rest is to train on.
         seed: Of the division.
 
     Returns:
@@ -49,32 +49,26 @@ def split_pairs(
     """
     for name, size in (("calibration", calibration), ("test", test)):
         if size < 0 or (size >= 1 and size != int(size)):
-            raise ValueError(f"{name}: must be a share below 1 or a whole number of images, found {size}; round it")
+            raise ValueError(f"{name} must be a share below 1 or a whole number of images; found {size}.")
+    names = [f"{dataset.name} ({part})" for part in ("calibration", "train", "test")]
     if isinstance(dataset, ShardedPairs):
         if calibration >= 1 or test >= 1 or calibration + test > 1:
             raise ValueError(
-                f"calibration, test: of shards must be shares that sum to 1 at most, found {calibration} and {test}; samples "
-                "are not counted before they are read"
+                f"calibration and test must be shares of shards that sum to 1 at most; found {calibration} and {test}. The "
+                "samples of shards are not counted before they are read."
             )
+        bounds = (0.0, calibration), (calibration + test, 1.0), (calibration, calibration + test)
         select = functools.partial(dataset.select, seed=seed)
-        return PairSplit(
-            select(0.0, calibration, f"{dataset.name} (calibration)"),
-            select(calibration + test, 1.0, f"{dataset.name} (train)"),
-            select(calibration, calibration + test, f"{dataset.name} (test)"),
-        )
+        return PairSplit(*(select(*bound, name) for bound, name in zip(bounds, names, strict=True)))
     total = len(dataset)
     first, second = (round(size * total) if size < 1 else int(size) for size in (calibration, test))
     if first + second > total or (calibration and not first) or (test and not second):
         raise DataError(
-            f"calibration, test: must be parts of the {total} images of {dataset.name}, found {first} and "
-            f"{second}; ask for others"
+            f"calibration and test must be parts of the {total} images of {dataset.name}; found {first} and {second}."
         )
     order = sorted(range(total), key=lambda index: (position(seed, dataset.entries[index].name), index))
-    return PairSplit(
-        dataset.select(order[:first], f"{dataset.name} (calibration)"),
-        dataset.select(order[first + second :], f"{dataset.name} (train)"),
-        dataset.select(order[first : first + second], f"{dataset.name} (test)"),
-    )
+    parts = order[:first], order[first + second :], order[first : first + second]
+    return PairSplit(*(dataset.select(part, name) for part, name in zip(parts, names, strict=True)))
 
 
 def gather_pairs(
@@ -87,18 +81,18 @@ def gather_pairs(
 ) -> Pairs:
     """Reads images with all their captions into memory, each image once, in the order of the source.
 
-    What cannot be read is left out, with a warning that counts it; the next images take its place. With several workers, image
+    Unreadable ones are left out, with a warning that counts them; the next images take their place. With several workers, image
     files keep their order; shards take turns. Every rank of several gets the same pairs.
 
     Args:
-        dataset: What `open_pairs` returns.
-        limit: How many images; None for all.
-        batch_size: How many images a worker reads at a time.
+        dataset: From `open_pairs`.
+        limit: Number of images; None for all.
+        batch_size: Images that a worker reads at a time.
         num_workers: Processes that read; 0 reads in this one.
-        progress: Whether to show a progress bar.
+        progress: Shows a progress bar.
 
     Returns:
-        The pairs, with `image_index` of each caption.
+        The pairs, with the `image_index` of each caption.
 
     Raises:
         DataError: Fewer than two images can be read, or more than the dataset's `max_skipped` cannot.

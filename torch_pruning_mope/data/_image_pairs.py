@@ -5,25 +5,24 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .._io import printable
 from ..errors import DataError
-from ._decode import Unusable, prepare, read_picture_file
+from ._decode import Preprocess, Tokenizer, Unusable, prepare, read_picture_file
 from ._listing import CaptionedImage
 from ._skipped import Counted, Problem, Skipped
 
 Captions = Literal["random", "first"]
+FIRST = 16  # entries, of which one must have a file when a dataset is opened
 TRIES = 100  # draws of a substitute
-UNREAD, READ, BAD = 0, 1, 2
 
 
 class Described(NamedTuple):
@@ -37,31 +36,31 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
     """Images with captions, an item per image: `(image, tokens)`.
 
     An item has one of the image's captions, drawn anew in each epoch (`set_epoch`); `describe` has them all. In place of an
-    image that cannot be read comes another one, drawn at random, so batches keep their size; `skipped` counts such images,
-    each of them once, whichever process met it. With the same seed and epoch, items are the same.
+    image that cannot be read comes another one, drawn at random, so batches keep their size; `skipped` counts it. With the
+    same seed and epoch, items are the same.
 
     Args:
         entries: The images.
         preprocess: From a picture to the model's input.
         tokenizer: From captions to tokens.
-        root: What relative image files are relative to.
-        captions: Which caption an item has, `random` or `first`.
-        max_skipped: The share of images that may be unreadable.
+        root: Folder that image files are relative to, and must lie in.
+        captions: Caption of an item, `random` or `first`.
+        max_skipped: Share of images that may be unreadable.
         seed: Of the draws.
-        name: How messages call this dataset.
+        name: Of this dataset in messages.
         problems: Entries of the source that are not among `entries`.
         follow_links: Reads files outside of `root` too, by links, absolute names or `..`.
 
     Raises:
         DataError: There is no image, none of the first files exists, or too many entries are problems.
-        ValueError: `captions` or `max_skipped` are none of these.
+        ValueError: `captions` or `max_skipped` is out of range.
     """
 
     def __init__(
         self,
         entries: Sequence[CaptionedImage],
-        preprocess: Callable[[Image.Image], Tensor],
-        tokenizer: Callable[[Sequence[str]], Tensor],
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
         *,
         root: str | Path = ".",
         captions: Captions = "random",
@@ -77,27 +76,21 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         self.preprocess, self.tokenizer, self.captions = preprocess, tokenizer, captions
         dropped = Skipped.of(problems, len(self.entries))
         if not self.entries:
-            raise DataError(
-                f"{name}: must hold at least one image with a caption, found none ({dropped}); pass another"
-            )
+            raise DataError(f"{name} must hold at least one image with a caption; found none ({dropped}).")
         super().__init__(name, max_skipped, seed, dropped, expected=(len(self.entries), 0))
-        self._check_first(16)
+        self._check_files()
 
-    def _check_first(self, count: int) -> None:
-        for entry in self.entries[:count]:
-            with suppress(OSError, ValueError):  # ValueError: no name that a file can have
+    def _check_files(self) -> None:
+        for entry in self.entries[:FIRST]:
+            with suppress(OSError, ValueError):  # a file cannot have any name
                 if (self.root / entry.name).exists():
                     return
         first = printable(str(self.root / self.entries[0].name))
-        slash = "; a backslash does not separate folders here, so write /" if "\\" in first else ""
+        slash = " A backslash does not separate folders here: write /." if "\\" in first else ""
         raise DataError(
-            f"root: the image files of {self.name} must exist, found none of the first {min(count, len(self))} (first: "
-            f"{first}); pass the folder that their names are relative to{slash}"
+            f"root must be the folder that the image files of {self.name} are relative to; found none of the first "
+            f"{min(FIRST, len(self))} (first: {first}).{slash}"
         )
-
-    def _restart(self) -> None:
-        super()._restart()
-        self._status = torch.zeros(len(self.entries), dtype=torch.uint8).share_memory_()
 
     @property
     def files(self) -> list[Path]:
@@ -111,23 +104,23 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         wanted = self.entries[index].name
         for attempt in range(TRIES):
             entry = self.entries[index]
-            rng = random.Random(f"{self.seed} {self.epoch} {wanted} {attempt}")
-            picture = self._picture(index) if self._status[index] != BAD else None
+            rng = random.Random(f"{self.seed} {self.epoch} {wanted} {attempt}".encode(errors="surrogatepass"))
+            picture = self._picture(entry, counts=attempt == 0)
             if picture is not None:
                 image = prepare(picture, self.preprocess, str(self.root / entry.name))
                 caption = entry.captions[0] if self.captions == "first" else rng.choice(entry.captions)
                 return image, self.tokenizer([caption])[0]
             index = rng.randrange(len(self.entries))
         raise DataError(
-            f"{self.name}: must hold images that can be read, found none in {TRIES} draws: {self.skipped}; mend the files"
+            f"{self.name} must hold images that can be read; found none in {TRIES} draws: {self.skipped}. Mend the files."
         )
 
     def describe(self, index: int) -> Described | None:
         """Returns an image with all its captions; None if it cannot be read, which is counted."""
-        picture = self._picture(index)
+        entry = self.entries[index]
+        picture = self._picture(entry)
         if picture is None:
             return None
-        entry = self.entries[index]
         image = prepare(picture, self.preprocess, str(self.root / entry.name))
         return Described(image, self.tokenizer(list(entry.captions)))
 
@@ -136,35 +129,28 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         part = copy.copy(self)
         part.entries = [self.entries[index] for index in indices]
         part.name = self.name if name is None else name
-        part.dropped = Skipped.of((), len(part.entries))
+        part.dropped = Skipped(read=len(part.entries))
         part.expected = (len(part.entries), 0)
         part._restart()
         return part
 
-    def _picture(self, index: int) -> Image.Image | None:
+    def _picture(self, entry: CaptionedImage, *, counts: bool = True) -> Image.Image | None:
+        picture, found = None, Skipped(read=1)
         try:
-            picture = read_picture_file(self.root, self.entries[index].name, follow_links=self.follow_links)
+            picture = read_picture_file(self.root, entry.name, follow_links=self.follow_links)
         except Unusable as unusable:
-            if self._status[index] != BAD:
-                self._status[index] = BAD
-                self._skip(*unusable.problem)
-            return None
-        if self._status[index] == UNREAD:
-            self._status[index] = READ
-            self._count_read()
+            found = Skipped.of([unusable.problem])
+        if counts:
+            self._count(found)
         return picture
 
 
 def check_captions(captions: object) -> None:
-    """Refuses a choice of captions that there is not.
-
-    Raises:
-        ValueError: Such a choice.
-    """
+    """Raises ValueError for an unknown choice of captions."""
     if captions not in get_args(Captions):
-        raise ValueError(f"captions: must be one of {', '.join(get_args(Captions))}, found {captions!r}; choose one")
+        raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; found {captions!r}.")
 
 
 def position(seed: int, name: str) -> float:
     """Returns a number in [0, 1) that depends on the seed and the name alone: the same on every machine, in any order."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode(errors="surrogatepass")).digest()[:6], "big") / 2**48

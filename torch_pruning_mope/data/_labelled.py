@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,20 +13,21 @@ import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-untyped]
 
 from .._io import MOST_TEXT, list_files, open_inside
 from .._io._urls import is_url
 from ..errors import DataError
-from ._decode import Unusable, prepare, read_picture
-from ._image_pairs import Described, ImagePairs
-from ._listing import NOT_FOLLOWED, CaptionedImage, marked
+from ._decode import Preprocess, Unusable, read_picture
+from ._folder import IMAGE_SUFFIXES, NOT_ENTERED
+from ._image_pairs import ImagePairs
+from ._listing import CaptionedImage, marked
+from ._samples import Sample, image_of
 from ._sharded_pairs import ShardedPairs
-from ._shards import image_of, is_shards, tar_files
+from ._shards import is_shards, tar_files
 from ._skipped import Problem
-from ._tar import Sample
 
 CLASSNAMES = "classnames.txt"
+SUFFIXES = IMAGE_SUFFIXES | {".pgm", ".ppm"}
 WORDNET = re.compile(r"n\d{8}")
 
 
@@ -39,7 +40,7 @@ class LabelledImages(NamedTuple):
 
 def open_labelled(
     source: str | Path | Sequence[str | Path],
-    preprocess: Callable[[Image.Image], Tensor],
+    preprocess: Preprocess,
     *,
     classnames: Sequence[str] | str | Path | None = None,
     max_skipped: float = 0.1,
@@ -56,16 +57,16 @@ def open_labelled(
 
     Names of the classes are those given, or the lines of a `classnames.txt` in the folder, or (of shards) in the one above.
     Without these, folders give the names, with spaces for underscores, and ImageNet's 1,000 folders those of open_clip.
-    What cannot be read is counted and reported as by `open_pairs`.
+    Pictures are decoded, and unreadable ones counted, as by `open_pairs`.
 
     Args:
-        source: What to read.
+        source: Data to read.
         preprocess: From a picture to the model's input, as `load_model` returns it.
         classnames: Names of the classes, or a file with one a line.
-        max_skipped: The share of images or shards that may be unreadable.
+        max_skipped: Share of images or shards that may be unreadable.
         encoding: Of the file of names.
         allow_commands: Of shards: see `ShardedPairs`.
-        follow_links: Enters links to folders and reads files outside the folder, else skipped and counted.
+        follow_links: Enters links to folders and reads files outside the folder; else they are skipped and counted.
 
     Returns:
         The dataset, and the names in the order of the labels.
@@ -73,129 +74,95 @@ def open_labelled(
     Raises:
         DataError: The source is missing or of neither form, or the classes have no names, or too few or many.
     """
-    shards: dict[str, Any] = {
-        "max_skipped": max_skipped,
-        "allow_commands": allow_commands,
-        "follow_links": follow_links,
-    }
-    if not isinstance(source, str | Path):
-        return _shards(source, None, preprocess, _names(classnames, None, encoding), shards)
-    folder = Path(source).expanduser()
-    if is_shards(source) or tar_files(folder):
-        near = None if isinstance(source, str) and is_url(source) else folder if folder.is_dir() else folder.parent
-        return _shards(source, near, preprocess, _names(classnames, near, encoding), shards)
-    if not os.path.isdir(folder):  # noqa: PTH112  (is_dir raises for names that are too long)
-        raise DataError(
-            f"source: must be a folder with a folder per class, or shards, found {str(source)!r}; correct the path"
+    options: dict[str, Any] = {"max_skipped": max_skipped, "follow_links": follow_links}
+    folder = Path(source).expanduser() if isinstance(source, str | Path) else None
+    if folder is None or is_shards(source) or tar_files(folder):  # type: ignore[arg-type]
+        local = folder is not None and not (isinstance(source, str) and is_url(source))
+        near = (folder if os.path.isdir(folder) else folder.parent) if local and folder else None  # noqa: PTH112
+        names = _names(classnames, [near, near.parent] if near else [], encoding)
+        if names is None:
+            where = f" in {str(near)!r} or above" if near else ""
+            raise DataError(
+                f"classnames must be given for shards, as a list or a file with one a line; found no {CLASSNAMES}{where}."
+            )
+        shards = LabelledShards(
+            source, preprocess, _numbers, classes=len(names), allow_commands=allow_commands, **options
         )
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    if not found:
+        return LabelledImages(shards, names)
+    classes = sorted(e.name for e in os.scandir(folder) if e.is_dir()) if os.path.isdir(folder) else []  # noqa: PTH112
+    if not classes:
         raise DataError(
-            f"source: a folder must hold a folder of images for each class, found none in {str(source)!r}; pass the folder "
-            "above those of the classes"
+            f"source must be a folder with a folder of images for each class, or shards; found neither at {str(source)!r}."
+        )
+    names = _names(classnames, [folder], encoding) or _from_folders(classes)
+    if len(names) != len(classes):
+        raise DataError(
+            f"classnames must be one for each of the {len(classes)} folders of {str(source)!r}, in alphabetical order; found "
+            f"{len(names)}."
         )
     files, links = list_files(folder, follow_links=follow_links)
-    numbers = {name: str(number) for number, name in enumerate(found)}
-    pictures = (path.relative_to(folder) for path in files if path.suffix.lower() in IMG_EXTENSIONS)
-    entries = [CaptionedImage(str(path), (numbers[path.parts[0]],)) for path in pictures if len(path.parts) > 1]
-    names = _names(classnames, folder, encoding) or _from_folders(found)
-    if len(names) != len(found):
-        raise DataError(
-            f"classnames: must be one for each of the {len(found)} folders of {str(source)!r}, in alphabetical order of these, "
-            f"found {len(names)}; correct them"
-        )
+    numbers = {name: str(number) for number, name in enumerate(classes)}
+    pictures = (path.relative_to(folder) for path in files if path.suffix.lower() in SUFFIXES)
     dataset = ImagePairs(
-        entries,
+        [CaptionedImage(str(path), (numbers[path.parts[0]],)) for path in pictures if len(path.parts) > 1],
         preprocess,
         _numbers,
         root=folder,
         captions="first",
-        max_skipped=max_skipped,
         name=str(source),
-        problems=[Problem("file outside", f"{link}{NOT_FOLLOWED}") for link in links],
-        follow_links=follow_links,
+        problems=[Problem("file outside", f"{link}: {NOT_ENTERED}") for link in links],
+        **options,
     )
     return LabelledImages(dataset, names)
 
 
-def _shards(
-    source: Any, near: Path | None, preprocess: Any, names: list[str] | None, options: dict[str, Any]
-) -> LabelledImages:
-    if names is None:
-        where = "" if near is None else f" in {str(near)!r} or above"
-        raise DataError(
-            f"classnames: shards need the names of their classes, found no {CLASSNAMES}{where}; pass classnames, as a list or "
-            "a file with one a line"
-        )
-    return LabelledImages(LabelledShards(source, preprocess, _numbers, classes=len(names), **options), names)
-
-
 class LabelledShards(ShardedPairs):
-    """WebDataset shards of images with a class number in `cls`; arguments as of `ShardedPairs`, and how many classes.
+    """WebDataset shards of images with a class number in `cls`; samples without one are skipped.
 
-    Samples without such a number are skipped.
+    Args:
+        *arguments: Of `ShardedPairs`.
+        classes: Number of classes.
+        **options: Of `ShardedPairs`.
     """
 
     def __init__(self, *arguments: Any, classes: int, **options: Any) -> None:
         self.classes = classes
         super().__init__(*arguments, **options)
 
-    def _usable(self, samples: Iterator[Sample]) -> Iterator[Described]:
-        for sample in samples:
-            where = f"{sample['__url__']}: {sample['__key__']}"
-            try:
-                label = self._label(sample, where)
-                picture = read_picture(io.BytesIO(image_of(sample, where)), where)
-            except Unusable as unusable:
-                self._skip(*unusable.problem)
-                continue
-            self._count_read()
-            yield Described(prepare(picture, self.preprocess, where), torch.tensor([[label]]))
-
-    def _label(self, sample: Sample, where: str) -> int:
+    def _read(self, sample: Sample, where: str) -> tuple[Image.Image, tuple[str, ...]]:
         try:
             label = int(sample["cls"])
         except (KeyError, ValueError) as error:
             raise Unusable(Problem("entry malformed", f"{where}: no whole number in cls")) from error
         if not 0 <= label < self.classes:
             raise Unusable(Problem("entry malformed", f"{where}: class {label} of {self.classes}"))
-        return label
+        return read_picture(io.BytesIO(image_of(sample, where)), where), (str(label),)
 
 
 def _numbers(texts: Sequence[str]) -> Tensor:
-    """The tokenizer of labels."""
+    """Tokenizes labels."""
     return torch.tensor([[int(text)] for text in texts])
 
 
-def _names(given: Sequence[str] | str | Path | None, near: Path | None, encoding: str) -> list[str] | None:
-    """Returns the names that were given, or lie near the images; None if there are none."""
+def _names(given: Sequence[str] | str | Path | None, folders: list[Path], encoding: str) -> list[str] | None:
+    """Returns the names that were given, or of the first folder that has a file of them; None if there are none."""
     if given is not None and not isinstance(given, str | Path):
         return list(given)
-    if given is not None:
-        places = [Path(given).expanduser()]
-    else:
-        places = [] if near is None else [near / CLASSNAMES, near.parent / CLASSNAMES]
-    for place in places:
+    files = [folder / CLASSNAMES for folder in folders] if given is None else [Path(given).expanduser()]
+    for file in files:
         try:
-            with open_inside(place.parent, place.name, follow_links=given is not None, most=MOST_TEXT) as file:
-                return _lines(file.read(), place, encoding)
+            with open_inside(file.parent, file.name, follow_links=given is not None, most=MOST_TEXT) as content:
+                text = content.read().decode(marked(encoding))
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise DataError(
-                f"classnames: {place} must be a file, found it {error.strerror}; pass classnames"
-            ) from error
+            raise DataError(f"classnames must be a file; found {file} {error.strerror}. Pass classnames.") from error
+        except UnicodeError as error:
+            raise DataError(f"classnames must be in {encoding}; found other bytes in {file}. Pass encoding.") from error
+        return [line.strip() for line in text.splitlines() if line.strip()]
     if given is not None:
-        raise DataError(f"classnames: must be names or a file with one a line, found no file {str(given)!r}")
+        raise DataError(f"classnames must be names or a file with one a line; found no file {str(given)!r}.")
     return None
-
-
-def _lines(content: bytes, file: Path, encoding: str) -> list[str]:
-    try:
-        text = content.decode(marked(encoding))
-    except UnicodeError as error:
-        raise DataError(f"classnames: {file} must be in {encoding}, found other bytes; pass encoding") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _from_folders(folders: list[str]) -> list[str]:
@@ -203,7 +170,7 @@ def _from_folders(folders: list[str]) -> list[str]:
         if len(folders) == len(open_clip.IMAGENET_CLASSNAMES):  # in the order of these folders
             return list(open_clip.IMAGENET_CLASSNAMES)
         raise DataError(
-            f"classnames: folders called by WordNet's numbers need names, found {len(folders)} (first: {folders[0]}) and no "
-            f"{CLASSNAMES}; pass classnames, as a list or a file with one a line"
+            f"classnames must be given for folders called by WordNet's numbers; found {len(folders)} (first: {folders[0]}) and "
+            f"no {CLASSNAMES}. Pass a list, or a file with one a line."
         )
     return [name.replace("_", " ") for name in folders]

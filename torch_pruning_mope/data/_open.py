@@ -1,53 +1,36 @@
-"""Pairs of images and captions, whatever they are stored as."""
+"""Pairs of images and captions, however they are stored."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-from torch import Tensor
-
 from ..errors import DataError
 from ._annotations import read_annotations
+from ._decode import Preprocess, Tokenizer
+from ._folder import read_folder
 from ._image_pairs import Captions, ImagePairs
-from ._listing import Listing, read_folder, read_lines, read_table
+from ._listing import Listing, read_lines, read_table
 from ._sharded_pairs import ShardedPairs
 from ._shards import SHARD_SUFFIXES, is_shards, tar_files
 
-Format = Literal["table", "lines", "annotations", "folder", "shards"]
-SUFFIXES: dict[str, Format] = {".csv": "table", ".tsv": "table", ".jsonl": "lines", ".json": "annotations"}
-OPTIONS: dict[Format, tuple[str, ...]] = {
+_Form = Literal["table", "JSON lines", "annotations", "folder", "shards"]
+SUFFIXES: dict[str, _Form] = {".csv": "table", ".tsv": "table", ".jsonl": "JSON lines", ".json": "annotations"}
+OPTIONS: dict[_Form, tuple[str, ...]] = {
     "table": ("root", "image_key", "caption_key", "separator", "encoding", "follow_links"),
-    "lines": ("root", "image_key", "caption_key", "follow_links"),
+    "JSON lines": ("root", "image_key", "caption_key", "follow_links"),
     "annotations": ("root", "split", "follow_links"),
     "folder": ("image_key", "caption_key", "encoding", "follow_links"),
     "shards": ("caption_key", "shuffle", "resample", "samples", "by_rank", "allow_commands", "follow_links"),
-}
-WORDS: dict[Format, str] = {
-    "table": "a table",
-    "lines": "lines of JSON",
-    "annotations": "an annotation file",
-    "folder": "a folder of images",
-    "shards": "shards",
-}
-MENDS = {
-    "split": "divide it with split_pairs, or pass the file of the split",
-    "shuffle": "shuffle in the DataLoader",
-    "resample": "give the DataLoader a sampler",
-    "samples": "give the DataLoader a sampler",
-    "by_rank": "give the DataLoader a DistributedSampler",
-    "encoding": "JSON is UTF-8",
-    "allow_commands": "shards alone have URLs",
 }
 
 
 def open_pairs(
     source: str | Path | Sequence[str | Path],
-    preprocess: Callable[[Image.Image], Tensor],
-    tokenizer: Callable[[Sequence[str]], Tensor],
+    preprocess: Preprocess,
+    tokenizer: Tokenizer,
     *,
     split: str | None = None,
     root: str | Path | None = None,
@@ -80,28 +63,28 @@ def open_pairs(
     item has one; `gather_pairs` takes all.
 
     Entries that name no image or have no caption are left out, with a warning now; images that cannot be read are found in
-    reading, and counted in `skipped`, also by the workers of a DataLoader. More than `max_skipped` of either is an error.
+    reading, and counted in `skipped`. More than `max_skipped` of either is an error.
 
     Pictures become 8-bit RGB: turned upright as their EXIF says, 16 bits scaled to 8, transparency composited on white. Those
     of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or over 100 times as long as wide, are skipped. Only files under `root`
     are read, and data runs no command, unless you allow it.
 
     Args:
-        source: What to read.
+        source: Data to read.
         preprocess: From a picture to the model's input, as `load_model` returns it.
         tokenizer: From captions to tokens, as `load_model` returns it.
-        split: Which part of a Karpathy file; None for all.
-        root: What image files are relative to; by default the folder of `source`.
+        split: Part of a Karpathy file; None for all.
+        root: Folder that image files are relative to; by default that of `source`.
         image_key: Column, or key of JSON lines, of the image files.
-        caption_key: That of the captions; in shards, where a sample's `json` has its caption (`caption`).
+        caption_key: That of the captions; in shards, of the caption in a sample's `json` (`caption`).
         separator: Of the columns; by default a tab if the header has one, else a comma.
         encoding: Of tables and text files; UTF-8 by default.
         shuffle: Of shards: see `ShardedPairs`.
         resample: Of shards: see `ShardedPairs`.
         samples: Of shards: see `ShardedPairs`.
         by_rank: Of shards: see `ShardedPairs`.
-        captions: Which caption an item has, `random` or `first`.
-        max_skipped: The share of entries, images or shards that may be unusable.
+        captions: Caption of an item, `random` or `first`.
+        max_skipped: Share of entries, images or shards that may be unusable.
         seed: Of all draws.
         allow_commands: Takes URLs of shards that run a command, such as `pipe:`; only for URLs of your own.
         follow_links: Reads files outside of `root` too, by links, absolute names or `..`; else they are skipped and counted.
@@ -129,11 +112,11 @@ def open_pairs(
         "follow_links": follow_links or None,
     }
     given = {key: value for key, value in options.items() if value is not None}
-    for key, value in given.items():
-        if key not in OPTIONS[form]:
-            raise DataError(
-                f"{key}: {WORDS[form]} has no such option, found {value!r} for {source}; {MENDS.get(key, 'leave it out')}"
-            )
+    for key in given.keys() - set(OPTIONS[form]):
+        having = " and ".join(name for name, keys in OPTIONS.items() if key in keys)
+        raise DataError(
+            f"{key} must be left out for {form}, as an option of {having}; found {given[key]!r} for {source}."
+        )
     common: dict[str, Any] = {"captions": captions, "max_skipped": max_skipped, "seed": seed}
     if form == "shards":
         return ShardedPairs(source, preprocess, tokenizer, **given, **common)
@@ -152,37 +135,32 @@ def open_pairs(
     )
 
 
-def _list(form: Format, path: Path, given: dict[str, Any]) -> Listing:
-    table = form == "table"
-    image = given.get("image_key", "filepath" if table else "file_name")
-    caption = given.get("caption_key", "title" if table else "text")
+def _list(form: _Form, path: Path, given: dict[str, Any]) -> Listing:
+    image, caption = ("filepath", "title") if form == "table" else ("file_name", "text")
+    keys = {"image_key": given.get("image_key", image), "caption_key": given.get("caption_key", caption)}
     encoding = given.get("encoding", "utf-8")
     match form:
         case "table":
-            separator = given.get("separator")
-            return read_table(path, separator=separator, image_key=image, caption_key=caption, encoding=encoding)
-        case "lines":
-            return read_lines(path, image_key=image, caption_key=caption)
+            return read_table(path, separator=given.get("separator"), encoding=encoding, **keys)
+        case "JSON lines":
+            return read_lines(path, **keys)
         case "annotations":
             return read_annotations(path, given.get("split"))
         case _:
-            links = bool(given.get("follow_links"))
-            return read_folder(path, image_key=image, caption_key=caption, encoding=encoding, follow_links=links)
+            return read_folder(path, encoding=encoding, follow_links=given.get("follow_links", False), **keys)
 
 
-def _form(source: str | Path | Sequence[str | Path]) -> Format:
+def _form(source: str | Path | Sequence[str | Path]) -> _Form:
     if not isinstance(source, str | Path) or is_shards(source):
         return "shards"
     path = Path(source).expanduser()
     if os.path.isdir(path):  # noqa: PTH112  (is_dir and exists raise for names that are too long)
         return "shards" if tar_files(path) else "folder"
     if not os.path.exists(path):  # noqa: PTH110
-        raise DataError(
-            f"source: must be a file, a folder, a pattern or a URL, found nothing at {str(source)!r}; correct it"
-        )
+        raise DataError(f"source must be a file, a folder, a pattern or a URL; found nothing at {str(source)!r}.")
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
-            f"source: must be a file of {', '.join(SUFFIXES)} or {', '.join(SHARD_SUFFIXES)}, a folder, a pattern or a URL, "
-            f"found {str(source)!r}; rename it, or write its pairs as one of these"
+            f"source must be a file of {', '.join(SUFFIXES)} or {', '.join(SHARD_SUFFIXES)}, a folder, a pattern or a URL; "
+            f"found {str(source)!r}. Rename it, or write its pairs as one of these."
         )
     return SUFFIXES[path.suffix.lower()]

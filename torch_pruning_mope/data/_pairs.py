@@ -1,4 +1,4 @@
-"""Images and the captions that describe them: what a metric is computed on."""
+"""Images and the captions that describe them, on which metrics are computed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, init=False)
 class Pairs:
-    """Images, captions, and which caption describes which image.
+    """Images `[I, ...]`, tokens `[N, context]` of their captions, and the image `image_index[j]` of each caption j.
 
-    `images` is `[I, ...]`, `tokens` is `[N, context]`, and `image_index[j]` is the image that caption j describes;
-    without it, caption j describes image j.
+    Without an index, caption j describes image j.
 
     Raises:
         TypeError: Images, tokens or the index are not tensors.
@@ -31,10 +30,7 @@ class Pairs:
         _check_tensor("images", images)
         _check_tensor("tokens", tokens)
         if tokens.ndim != 2 or not _holds_integers(tokens):
-            raise ValueError(
-                f"tokens: must be integers [captions, context], found {_describe(tokens)}; "
-                "pass what the tokenizer returns"
-            )
+            raise ValueError(f"tokens must be integers [captions, context]; found {_describe(tokens)}.")
         object.__setattr__(self, "images", images)  # a frozen dataclass is set up this way
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "image_index", self._one_caption_each() if image_index is None else image_index)
@@ -45,8 +41,8 @@ class Pairs:
     def _one_caption_each(self) -> Int[Tensor, " N"]:
         if len(self.images) != len(self.tokens):
             raise ValueError(
-                f"image_index: needed when images and captions differ in number, found {len(self.images)} images and "
-                f"{len(self.tokens)} captions; pass the image of each caption"
+                f"image_index must be given when images and captions differ in number; found {len(self.images)} images and "
+                f"{len(self.tokens)} captions. Pass the image of each caption."
             )
         return torch.arange(len(self.tokens), device=self.tokens.device)
 
@@ -55,37 +51,32 @@ class Pairs:
             if count < 2:
                 found = "no calibration pairs" if count == 0 else "one pair"
                 raise ValueError(
-                    f"{name}: retrieval needs at least two pairs, found {found}; pass a few hundred "
-                    "images with captions"
+                    f"{name} must be at least two; found {found}. Pass a few hundred images with captions."
                 )
 
     def _check_index(self) -> None:
         index = self.image_index
         if index.shape != self.tokens.shape[:1] or not _holds_integers(index):
             raise ValueError(
-                f"image_index: must hold one integer per caption, found {_describe(index)} for {len(self.tokens)} "
-                "captions; pass the image of each caption"
+                f"image_index must hold one integer per caption; found {_describe(index)} for {len(self.tokens)} captions."
             )
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= len(self.images):
-            raise ValueError(
-                f"image_index: must lie in 0..{len(self.images) - 1}, found {low}..{high}; count images from zero"
-            )
+            raise ValueError(f"image_index must lie in 0..{len(self.images) - 1}; found {low}..{high}.")
         missing = int((torch.bincount(index.long(), minlength=len(self.images)) == 0).sum())
         if missing:
             raise ValueError(
-                f"image_index: every image needs a caption, found {missing} of {len(self.images)} without; "
-                "drop these images"
+                f"image_index must have a caption for every image; found {missing} of {len(self.images)} without. Drop these."
             )
 
     @property
     def num_images(self) -> int:
-        """How many images there are."""
+        """Number of images, I."""
         return len(self.images)
 
     @property
     def num_captions(self) -> int:
-        """How many captions there are, N."""
+        """Number of captions, N."""
         return len(self.tokens)
 
     @classmethod
@@ -105,8 +96,7 @@ class Pairs:
         """
         if not isinstance(batches, Iterable):
             raise TypeError(
-                f"pairs: must be Pairs or an iterable of (images, tokens) batches, found {type(batches).__name__}; "
-                "pass a DataLoader or a list of batches"
+                f"pairs must be Pairs or an iterable of batches (images, tokens); found {type(batches).__name__}."
             )
         images, tokens, owners, seen = [], [], [], 0
         for batch in batches:
@@ -117,9 +107,7 @@ class Pairs:
             owners.append(torch.arange(seen, seen + len(batch_images)).repeat_interleave(captions_each))
             seen += len(batch_images)
         if seen == 0:
-            raise ValueError(
-                "pairs: no calibration pairs, the iterable yielded nothing; pass at least two pairs, better hundreds"
-            )
+            raise ValueError("pairs must be at least two; found no calibration pairs. Pass a few hundred.")
         _check_same_shapes("images", images)
         _check_same_shapes("tokens", tokens)
         return cls(torch.cat(images), torch.cat(tokens), torch.cat(owners).to(tokens[0].device))
@@ -134,7 +122,7 @@ class Pairs:
         return Pairs(self.images.to(device), self.tokens.to(device), self.image_index.to(device))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Float[Tensor, "B ..."], Int[Tensor, "B context"]]]:
-        """Iterates over images with the first caption of each, as contrastive training needs them.
+        """Iterates over images with the first caption of each, for contrastive training.
 
         Yields:
             Up to `batch_size` images and as many rows of tokens, in the order of the images.
@@ -143,7 +131,7 @@ class Pairs:
             ValueError: The batch size is below 1.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size: must be at least 1, found {batch_size}; pass a positive number")
+            raise ValueError(f"batch_size must be at least 1; found {batch_size}.")
         positions = torch.arange(self.num_captions, device=self.image_index.device)
         first = torch.full((self.num_images,), self.num_captions, device=positions.device)
         first.scatter_reduce_(0, self.image_index.long(), positions, reduce="amin")
@@ -170,22 +158,21 @@ def _holds_integers(tensor: Tensor) -> bool:
 
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: must be a tensor, found {type(value).__name__}; convert it with torch.as_tensor")
+        raise TypeError(f"{name} must be a tensor; found {type(value).__name__}.")
     if value.ndim == 0:
-        raise ValueError(f"{name}: must have a first axis of pairs, found a scalar; stack the pairs")
+        raise ValueError(f"{name} must have a first axis of pairs; found a scalar.")
 
 
 def check_batch(batch: object) -> tuple[Tensor, Tensor]:
+    """Returns images and tokens of a batch; raises TypeError or ValueError if it is none."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         parts = [type(part).__name__ for part in batch] if isinstance(batch, tuple | list) else type(batch).__name__
-        raise TypeError(
-            f"pairs: every batch must be a tuple (images, tokens) of tensors, found {parts}; make the loader yield that"
-        )
+        raise TypeError(f"pairs must be batches (images, tokens) of tensors; found {parts}.")
     images, tokens = batch
     if tokens.ndim not in {2, 3} or images.ndim == 0 or len(images) != len(tokens):
         raise ValueError(
-            f"pairs: a batch must hold tokens [B, context] or [B, C, context] for its B images, found images "
-            f"{list(images.shape)} and tokens {list(tokens.shape)}; give each image its captions"
+            f"pairs must be batches with tokens [B, context] or [B, C, context] for B images; found images "
+            f"{list(images.shape)} and tokens {list(tokens.shape)}."
         )
     return images, tokens
 
@@ -194,6 +181,5 @@ def _check_same_shapes(name: str, parts: list[Tensor]) -> None:
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
         raise ValueError(
-            f"{name}: all batches must have the same shape after the first axis, found {sorted(shapes)}; "
-            "resize or pad them"
+            f"{name} must have the same shape after the first axis in all batches; found {sorted(shapes)}. Resize or pad them."
         )

@@ -104,11 +104,11 @@ def _draw(rng: random.Random, split: Split, shares: tuple[float, ...]) -> Scene:
 
 def _gallery(split: Split, size: int, seed: int) -> list[Scene]:
     if split not in get_args(Split):
-        raise ValueError(f"split: must be one of {', '.join(get_args(Split))}, found {split!r}; choose one of these")
+        raise ValueError(f"split must be one of {', '.join(get_args(Split))}; found {split!r}.")
     if not 2 <= size <= MAX_GALLERY:
         raise ValueError(
-            f"size: must be between 2 and {MAX_GALLERY} pairs, found {size}; draw a smaller gallery, or stream "
-            "training batches with emoji_batches"
+            f"size must be between 2 and {MAX_GALLERY} pairs; found {size}. Draw a smaller gallery, or stream training batches "
+            "with emoji_batches."
         )
     rng = _rng(f"gallery {split} {seed}")
     scenes: list[Scene] = []

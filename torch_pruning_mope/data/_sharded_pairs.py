@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -14,24 +14,23 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import DataError
-from ._decode import Unusable, prepare
+from ._decode import Preprocess, Tokenizer, Unusable, prepare
 from ._image_pairs import Captions, Described, check_captions, position
-from ._shards import expand_shards, has_caption_lines, read_sample, webdataset
-from ._skipped import Counted, Skipped
-from ._tar import Sample, read_shard
+from ._samples import Sample, read_sample, read_shard
+from ._shards import expand_shards, has_caption_lines, webdataset
+from ._skipped import Counted, Problem, Skipped
 
-LONG = 10_000  # samples, after which more than `max_skipped` of them end the epoch
+LONG = 10_000  # samples, after which more than `max_skipped` of them end the pass
 
 
 class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
     """Images with captions from WebDataset shards, a stream of `(image, tokens)`.
 
-    A sample is an image (`jpg`, `png`, `jpeg`, `webp`) with a caption: its `txt`, as open_clip has it, or else what stands
-    in its `json` under `caption_key`, a string or a list of strings. In CLIP_benchmark's sets for retrieval, each line of `txt`
-    is a caption. What cannot be read is left out and counted in
-    `skipped`; a sample is counted each time that it is met, and what is lost with a broken shard is not known, so bad shards
-    have a share of their own. When an epoch ends in the main process, a warning says what was skipped; with the workers of a
-    DataLoader, a `PairLoader` does that, or call `check_skipped` after the epoch.
+    A sample is an image (`jpg`, `png`, `jpeg`, `webp`) with a caption: its `txt`, as open_clip has it, or else the value of
+    `caption_key` in its `json`, a string or a list of strings. In CLIP_benchmark's sets for retrieval, each line of `txt` is a
+    caption. Unreadable samples are left out and counted in `skipped`; the samples lost with a broken shard are not known, so
+    bad shards have a share of their own. A pass ends with `check_skipped`: in a `PairLoader` for all workers together, in
+    another DataLoader for each worker by itself.
 
     Shards are divided among the ranks, and those of a rank among the workers of its DataLoader, so that no sample comes twice
     in a pass. Order and captions depend on `seed`, the epoch (`set_epoch`), rank and worker alone.
@@ -41,29 +40,28 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
             list of these. A `Path` is never read as a URL.
         preprocess: From a picture to the model's input.
         tokenizer: From captions to tokens.
-        caption_key: Where a sample's `json` has the caption.
+        caption_key: Key of the caption in a sample's `json`.
         shuffle: Size of the buffer to draw samples from; shards are shuffled too. 0 keeps their order.
         resample: Draws shards at random with replacement, which evens out the work of ranks and workers.
         samples: Of an epoch, over all ranks and workers; passes are repeated as need be. None: one pass, in which ranks may
             differ in length.
-        by_rank: Whether ranks get different shards; False if something else divides the stream, such as Accelerate.
-        captions: Which caption an item has, `random` or `first`.
-        max_skipped: The share of samples, and of shards, that may be unreadable.
+        by_rank: Gives ranks different shards; False if something else divides the stream, such as Accelerate.
+        captions: Caption of an item, `random` or `first`.
+        max_skipped: Share of samples, and of shards, that may be unreadable.
         seed: Of all draws.
-        allow_commands: Takes URLs that run a command: `pipe:`, `gs:`, `s3:` and others that WebDataset knows.
+        allow_commands: Takes URLs that run a command: `pipe:`, `gs:`, and others that WebDataset knows.
         follow_links: Reads shards that a folder or pattern finds by links that lead elsewhere.
 
     Raises:
-        DataError: WebDataset is not installed, a pattern fits nothing, a URL is of no kind that it takes, or too many
-            shards are missing.
+        DataError: WebDataset is not installed, a pattern fits nothing, a URL is refused, or too many shards are missing.
         ValueError: An option is out of range.
     """
 
     def __init__(
         self,
         shards: str | Path | Sequence[str | Path],
-        preprocess: Callable[[Image.Image], Tensor],
-        tokenizer: Callable[[Sequence[str]], Tensor],
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
         *,
         caption_key: str = "caption",
         shuffle: int = 0,
@@ -78,50 +76,54 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
     ) -> None:
         check_captions(captions)
         if shuffle < 0:
-            raise ValueError(f"shuffle: must be the size of a buffer, at least 0, found {shuffle}; 1000 is usual")
+            raise ValueError(f"shuffle must be the size of a buffer, at least 0; found {shuffle}. 1000 is usual.")
         if samples is None and resample:
-            raise ValueError("samples: resampling has no end, found None; say how many samples make an epoch")
+            raise ValueError("samples must be a number with resample, which has no end; found None.")
         if samples is not None and samples < 1:
-            raise ValueError(f"samples: must be at least 1, found {samples}; leave it out for one pass")
-        self.allow_commands = allow_commands
+            raise ValueError(f"samples must be at least 1; found {samples}. Leave it out for one pass.")
         self.urls, problems = expand_shards(shards, allow_commands=allow_commands, follow_links=follow_links)
-        missing = Skipped.of(problems, 0)
-        dropped = dataclasses.replace(missing, shards=len(self.urls) + len(problems))
+        dropped = dataclasses.replace(Skipped.of(problems), shards=len(self.urls) + len(problems))
         name = str(shards) if isinstance(shards, str | Path) else f"{shards[0]} and {len(shards) - 1} more"
         super().__init__(name, max_skipped, seed, dropped, expected=(LONG, len(self.urls)))
         self.preprocess, self.tokenizer = preprocess, tokenizer
-        self.caption_key, self.captions = caption_key, captions
+        self.caption_key, self.captions, self.allow_commands = caption_key, captions, allow_commands
         self.shuffle, self.resample, self.samples, self.by_rank = shuffle, resample, samples, by_rank
         self._lines = has_caption_lines(self.urls[0])
         self._ranges: tuple[tuple[int, float, float], ...] = ()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if not self._reports:
+            self.skipped = Skipped()
         rank, world, worker, workers = webdataset().utils.pytorch_worker_info()
         if not self.by_rank:
             rank, world = 0, 1
         rng = random.Random(f"{self.seed} {self.epoch} {rank} {worker}")
+        own = slice(rank + world * worker, None, world * workers)
         if self.samples is None:
-            stream = self._pass(rng, self.epoch, rank, world, worker, workers)
+            stream = self._pass(rng, self.epoch, own)
         else:
             quota = self.samples // world  # equal, since a rank without a batch would keep the others waiting
             quota = quota * (worker + 1) // workers - quota * worker // workers
-            stream = itertools.islice(self._passes(rng, rank, world, worker, workers), quota)
+            stream = itertools.islice(self._passes(rng, own), quota)
         for described in stream:
             which = 0 if self.captions == "first" else rng.randrange(len(described.tokens))
             yield described.image, described.tokens[which]
-        if get_worker_info() is None:
+        if self._reports:
+            yield None  # type: ignore[misc]  # a batch for the counts after the last one, which the loader takes out
+        else:
             self.check_skipped()
 
-    def one_pass(self) -> Iterator[Described]:
+    def one_pass(self) -> Iterator[Described | None]:
         """Iterates once over all samples with all their captions, in order; each rank over all of them.
 
         Yields:
-            What can be read.
+            The readable ones, and None at the end.
         """
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         for url in self.urls[worker::workers]:
             yield from self._usable(self._shard(url))
+        yield None
 
     def select(self, low: float, high: float, name: str, *, seed: int = 0) -> ShardedPairs:
         """Returns a dataset of the samples whose hash, by seed, shard and key, lies in a range of [0, 1)."""
@@ -131,22 +133,20 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         part._restart()
         return part
 
-    def _passes(self, rng: random.Random, rank: int, world: int, worker: int, workers: int) -> Iterator[Described]:
+    def _passes(self, rng: random.Random, own: slice) -> Iterator[Described]:
         """Repeats passes without end."""
         for number in itertools.count():
             found = False
-            for described in self._pass(rng, f"{self.epoch} {number}", rank, world, worker, workers):
+            for described in self._pass(rng, f"{self.epoch} {number}", own):
                 found = True
                 yield described
             if not found:
                 raise DataError(
-                    f"{self.name}: every worker of every rank needs shards with samples, found {len(self.urls)} shards for "
-                    f"{world * workers} workers ({self.skipped}); use fewer workers, or resample=True"
+                    f"{self.name} must have shards with samples for every worker of every rank; found {len(self.urls)} shards "
+                    f"for {own.step} workers ({self.skipped}). Use fewer workers, or resample=True."
                 )
 
-    def _pass(
-        self, rng: random.Random, number: object, rank: int, world: int, worker: int, workers: int
-    ) -> Iterator[Described]:
+    def _pass(self, rng: random.Random, number: object, own: slice) -> Iterator[Described]:
         """Returns one pass over the shards of one worker, or as many draws of shards as there are."""
         urls = list(self.urls)
         if self.resample:
@@ -154,7 +154,7 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         else:
             if self.shuffle:  # the same in all workers, which then take different ones
                 random.Random(f"{self.seed} {number}").shuffle(urls)
-            urls = urls[rank::world][worker::workers]
+            urls = urls[own]
         samples = itertools.chain.from_iterable(map(self._shard, urls))
         if self.shuffle:
             samples = webdataset().shuffle(self.shuffle, initial=self.shuffle, rng=rng)(samples)
@@ -162,18 +162,18 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
 
     def _shard(self, url: str) -> Iterator[Sample]:
         """Reads a shard; a file that is missing or broken ends it."""
-        self._count_shard()
+        self._count(Skipped(shards=1))
         count, failed = 0, False
 
         def note(error: Exception) -> bool:
             nonlocal failed
             said = getattr(error, "strerror", None) or (error.args[0] if error.args else "")
-            text = f"{type(error).__name__}: {said}"
+            where = f"{url}: {type(error).__name__}: {said}"
             if isinstance(error, ValueError):  # a name that comes twice
-                self._skip("entry malformed", f"{url}: {text}")
+                self._count(Skipped.of([Problem("entry malformed", where)]))
             elif not failed:
                 failed = True
-                self._skip("shard unreadable", f"{url}: {text}")
+                self._count(Skipped.of([Problem("shard unreadable", where)]))
             return True
 
         for sample in read_shard(url, note, allow_commands=self.allow_commands):
@@ -181,7 +181,7 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
             if self._mine(url, sample["__key__"]):
                 yield sample
         if not count and not failed:
-            self._skip("shard empty", url)
+            self._count(Skipped.of([Problem("shard empty", url)]))
 
     def _mine(self, url: str, key: str) -> bool:
         sample = f"{url.rpartition('/')[2]} {key}"
@@ -191,9 +191,13 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         for sample in samples:
             where = f"{sample['__url__']}: {sample['__key__']}"
             try:
-                picture, captions = read_sample(sample, self.caption_key, where, caption_lines=self._lines)
+                picture, texts = self._read(sample, where)
             except Unusable as unusable:
-                self._skip(*unusable.problem)
+                self._count(Skipped.of([unusable.problem]))
                 continue
-            self._count_read()
-            yield Described(prepare(picture, self.preprocess, where), self.tokenizer(list(captions)))
+            self._count(Skipped(read=1))
+            yield Described(prepare(picture, self.preprocess, where), self.tokenizer(list(texts)))
+
+    def _read(self, sample: Sample, where: str) -> tuple[Image.Image, tuple[str, ...]]:
+        """Returns a sample's picture and texts, or raises Unusable."""
+        return read_sample(sample, self.caption_key, where, caption_lines=self._lines)

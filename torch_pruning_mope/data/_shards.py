@@ -1,9 +1,8 @@
-"""Which shards a pattern stands for, and what a sample of a shard holds."""
+"""From patterns, folders and URLs to shards."""
 
 from __future__ import annotations
 
 import glob
-import io
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,16 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from PIL import Image
-
-from .._io import MOST_TEXT, open_regular, parse_json, printable, resolve_inside
+from .._io import open_regular, printable, resolve_inside
 from .._io._urls import check_url, is_url
 from ..errors import DataError
-from ._decode import Unusable, as_captions, read_picture
 from ._skipped import Problem
-from ._tar import Sample
 
-IMAGE_KEYS = ("jpg", "png", "jpeg", "webp")
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -31,7 +25,7 @@ def webdataset() -> Any:
         import webdataset as library  # optional
     except ImportError as error:
         raise DataError(
-            "source: shards need webdataset, found it missing; pip install torch-pruning-mope[webdataset]"
+            "shards need webdataset; found it missing. pip install torch-pruning-mope[webdataset]"
         ) from error
     return library
 
@@ -43,7 +37,7 @@ def is_shards(source: str | Path) -> bool:
 
 
 def tar_files(folder: Path) -> list[Path]:
-    """Returns the tar files of a folder, in alphabetical order; none of what is no folder."""
+    """Returns the tar files of a folder, in alphabetical order; none if it is no folder."""
     if not os.path.isdir(folder):  # noqa: PTH112  (is_dir raises for names that are too long)
         return []
     return sorted(path for path in folder.iterdir() if path.name.endswith(SHARD_SUFFIXES))
@@ -52,19 +46,14 @@ def tar_files(folder: Path) -> list[Path]:
 def expand_shards(
     source: str | Path | Sequence[str | Path], *, allow_commands: bool = False, follow_links: bool = False
 ) -> tuple[list[str], list[Problem]]:
-    """Expands patterns and folders to shards: URLs as they are, files as absolute paths, which are never taken for URLs again.
+    """Returns shards, and those taken out because they are missing, empty or elsewhere.
 
-    Args:
-        source: Paths, patterns and URLs; several in a string are separated by `::`, as WebDataset has it. A `Path` is no URL.
-        allow_commands: Takes URLs of schemes that run commands.
-        follow_links: Takes what a folder or pattern finds by links that lead elsewhere.
-
-    Returns:
-        The shards, and those taken out because they are missing, of no bytes, or elsewhere.
+    URLs stay as they are, files become absolute paths: what was found on disk is never read as a URL again.
 
     Raises:
-        DataError: A pattern is malformed or fits no file, or a URL is refused.
+        DataError: No shard is left, a pattern is malformed, or a URL is refused.
     """
+    webdataset()
     shards: list[str] = []
     problems: list[Problem] = []
     for pattern in [source] if isinstance(source, str | Path) else source:
@@ -76,13 +65,13 @@ def expand_shards(
                 problem = _problem(path, folder, follow_links)
                 problems += [problem] if problem else []
                 shards += [] if problem else [str(path)]
-    if not shards and not problems:
-        raise DataError(f"source: must be at least one shard, found {source!r}; pass paths, patterns or URLs")
     if not shards:
-        raise DataError(
-            f"source: must be at least one shard with samples, found {len(problems)} that are missing or empty (first: "
-            f"{printable(problems[0].where)}); correct the path"
+        first = (
+            f"{len(problems)} that cannot be used (first: {printable(problems[0].where)})"
+            if problems
+            else f"{source!r}"
         )
+        raise DataError(f"source must be at least one shard with samples; found {first}. Pass paths, patterns or URLs.")
     return shards, problems
 
 
@@ -94,7 +83,7 @@ def _expand(pattern: str | Path) -> list[str | Path]:
     try:
         texts = webdataset().shardlists.expand_urls(str(pattern))
     except (AssertionError, ValueError) as error:  # a variable that is not set, an unbalanced brace
-        raise DataError(f"source: must be a pattern of shards, found {str(pattern)!r}: {error}; mend it") from error
+        raise DataError(f"source must be a pattern of shards; found {str(pattern)!r}: {error}.") from error
     found: list[str | Path] = []
     for text in texts:
         if isinstance(pattern, Path) or not is_url(text):
@@ -107,15 +96,13 @@ def _expand(pattern: str | Path) -> list[str | Path]:
 
 
 def _local(path: Path) -> list[tuple[Path, Path | None]]:
-    """Returns absolute paths, and the folder that they were found in: those in a folder, those that a pattern fits, or one."""
+    """Returns absolute paths, and the folder in which a search found them: of a folder, of a pattern, or the one itself."""
     if files := tar_files(path):
         return [(file.absolute(), path) for file in files]
     if not glob.has_magic(str(path)) or os.path.lexists(path):
         return [(path.absolute(), None)]
     if not (matches := sorted(glob.glob(str(path)))):  # noqa: PTH207  (Path.glob takes no absolute pattern)
-        raise DataError(
-            f"source: a pattern must fit shards, found none for {str(path)!r}; correct the folder or the pattern"
-        )
+        raise DataError(f"source must be a pattern that fits shards; found none for {str(path)!r}.")
     folder = next(parent for parent in path.absolute().parents if not glob.has_magic(str(parent)))
     return [(Path(match).absolute(), folder) for match in matches]
 
@@ -135,12 +122,12 @@ def _checked(url: str, allow_commands: bool) -> str:
     try:
         check_url(url, allow_commands=allow_commands)
     except ValueError as error:
-        raise DataError(f"source: {error}") from error
+        raise DataError(f"source: {error}.") from error
     return url
 
 
 def has_caption_lines(shard: str) -> bool:
-    """Returns whether a `dataset_type.txt` beside a shard, or above, says `retrieval`: then `txt` has a caption a line.
+    """Returns whether `txt` has a caption a line: a `dataset_type.txt` beside the shard, or above, says `retrieval`.
 
     CLIP_benchmark's sets for retrieval have it.
     """
@@ -148,35 +135,3 @@ def has_caption_lines(shard: str) -> bool:
         with suppress(OSError), open_regular(place / "dataset_type.txt") as file:
             return file.read(64).strip().lower() == b"retrieval"
     return False
-
-
-def read_sample(
-    sample: Sample, caption_key: str, where: str, *, caption_lines: bool = False
-) -> tuple[Image.Image, tuple[str, ...]]:
-    """Decodes the picture and the captions of a sample, or raises Unusable; `caption_lines`: `txt` has one a line."""
-    found = image_of(sample, where)
-    if max(len(sample.get(key, b"")) for key in ("txt", "json")) > MOST_TEXT:
-        raise Unusable(Problem("entry malformed", f"{where}: more than {MOST_TEXT} bytes of text"))
-    try:
-        text = sample["txt"].decode("utf-8-sig") if "txt" in sample else None
-        captions = as_captions(text.splitlines() if text and caption_lines else text)
-        if not captions and "json" in sample:
-            content = parse_json(sample["json"])
-            captions = as_captions(content.get(caption_key)) if isinstance(content, dict) else ()
-    except ValueError as error:
-        raise Unusable(Problem("entry malformed", f"{where}: {error}")) from error
-    if not captions:
-        raise Unusable(Problem("caption missing", f"{where}: {_keys(sample)}"))
-    return read_picture(io.BytesIO(found), where), captions
-
-
-def image_of(sample: Sample, where: str) -> bytes:
-    """Returns the content of a sample's image file, or raises Unusable."""
-    found: bytes | None = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
-    if found is None:
-        raise Unusable(Problem("image missing", f"{where}: {_keys(sample)}"))
-    return found
-
-
-def _keys(sample: Sample) -> str:
-    return f"has {', '.join(key for key in sample if not key.startswith('__'))}"

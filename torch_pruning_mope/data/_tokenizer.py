@@ -46,13 +46,11 @@ class EmojiTokenizer:
         unknown = [word for word in words if word not in self._ids]
         if unknown:
             raise ValueError(
-                f"texts: every word must be one of the {len(self._ids)} words of the emoji scenes, found {unknown} in "
-                f"{text!r}; use the names in concepts.tsv and the words {', '.join(GRAMMAR_WORDS)}"
+                f"texts must consist of the {len(self._ids)} words of the emoji scenes; found {unknown} in {text!r}. Use the "
+                f"names in concepts.tsv and the words {', '.join(GRAMMAR_WORDS)}."
             )
         if len(words) > CONTEXT_LENGTH - 2:
-            raise ValueError(
-                f"texts: at most {CONTEXT_LENGTH - 2} words fit, found {len(words)} in {text!r}; shorten it"
-            )
+            raise ValueError(f"texts must have at most {CONTEXT_LENGTH - 2} words; found {len(words)} in {text!r}.")
         ids = [self.sot_token_id, *(self._ids[word] for word in words), self.eot_token_id]
         return ids + [PAD] * (CONTEXT_LENGTH - len(ids))
 

@@ -63,11 +63,7 @@ _DEPLOYED: dict[str, type[PrunableAttention]] = {}
 
 @torch.no_grad()
 def fold_attention(attention: PrunableAttention) -> None:
-    """Mutates an attention: fuses its projections, where queries and keys have inputs of one width.
-
-    Args:
-        attention: The attention; one without heads is left without projections.
-    """
+    """Mutates an attention: fuses its projections, where queries and keys have inputs of one width."""
     attention.dropout = 0.0
     linears: list[nn.Linear] = [attention.q_proj, attention.k_proj, attention.v_proj]
     if len({linear.in_features for linear in linears}) > 1 or not attention.out_proj.in_features:
@@ -95,15 +91,7 @@ def fold_attention(attention: PrunableAttention) -> None:
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A frozen linear layer with these weights.
-
-    Args:
-        weight: ``[out, in]``.
-        bias: ``[out]``, or None.
-
-    Returns:
-        The layer.
-    """
+    """A frozen linear layer with these weights."""
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.weight = nn.Parameter(weight.detach(), requires_grad=False)

@@ -23,11 +23,7 @@ Narrowing = Literal["first", "pooled"]
 
 
 class FoldedSublayer(nn.Module):
-    """One residual sub-layer, called as open_clip's and timm's blocks are.
-
-    Args:
-        dtype: That of its weights.
-    """
+    """One residual sub-layer, called as open_clip's and timm's blocks are."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -39,11 +35,7 @@ class FoldedSublayer(nn.Module):
 
 
 class Shift(FoldedSublayer):
-    """Adds a constant: what is left of an empty sub-layer that has none before it.
-
-    Args:
-        constant: ``[D]``.
-    """
+    """Adds a constant: what is left of an empty sub-layer that has none before it."""
 
     def __init__(self, constant: Tensor) -> None:
         super().__init__(constant.dtype)
@@ -55,14 +47,7 @@ class Shift(FoldedSublayer):
 
 
 class FoldedMlp(FoldedSublayer):
-    """``x + after(output(first(norm(x))))``.
-
-    Args:
-        norm: The norm before.
-        first: To the activated neurons.
-        output: Back to the residual width.
-        after: What is left of what comes after, or None.
-    """
+    """``x + after(output(first(norm(x))))``."""
 
     def __init__(self, norm: nn.Module, first: nn.Module, output: nn.Linear, after: nn.Module | None) -> None:
         super().__init__(output.weight.dtype)
@@ -76,13 +61,7 @@ class FoldedMlp(FoldedSublayer):
 
 
 class FoldedAttention(FoldedSublayer):
-    """``x + after(attention(norm(x)))``.
-
-    Args:
-        norm: The norm before.
-        attention: The attention.
-        after: What is left of what comes after, or None.
-    """
+    """``x + after(attention(norm(x)))``."""
 
     def __init__(self, norm: nn.Module, attention: nn.Module, after: nn.Module | None) -> None:
         attention_: Any = attention
@@ -104,17 +83,7 @@ class FoldedAttention(FoldedSublayer):
         pooled: Int[Tensor, "N"] | None = None,
         **_: Any,
     ) -> Float[Tensor, "N _ D"]:
-        """Runs it.
-
-        Args:
-            x: Hidden states.
-            attn_mask: Additive, ``[T, T]``.
-            pooled: The token of each sequence that the readout takes, where the sub-layer narrows to it.
-            **_: What blocks of timm are called with besides.
-
-        Returns:
-            Hidden states, of one token where it narrows.
-        """
+        """Runs it."""
         keys = self.norm(x)
         queries = keys
         if self.narrows == "first":
@@ -130,15 +99,7 @@ class FoldedAttention(FoldedSublayer):
 
 @torch.no_grad()
 def fold_blocks(tower: Tower, narrows: Narrowing | None) -> bool:
-    """Mutates the model of a tower: its plain blocks become folded sub-layers, and those that only add a constant go.
-
-    Args:
-        tower: The tower.
-        narrows: How to narrow to the token that the readout takes; None if it takes several.
-
-    Returns:
-        Whether it was done; a tower with blocks of other kinds is left as it is.
-    """
+    """Mutates the model of a tower: its plain blocks become folded sub-layers, and those that only add a constant go."""
     plain = [block for block in tower.blocks if type(block.module) in _PLAIN and block.is_in_parts]
     siblings: Any = plain[0].siblings if plain else None
     if siblings is None or [block.module for block in plain] != list(siblings):
@@ -173,11 +134,7 @@ def _folded(sublayer: Sublayer) -> FoldedSublayer:
 
 
 def _after(output: nn.Linear, scale: nn.Module) -> nn.Module | None:
-    """Mutates ``output``: multiplies layer scales that follow it into its weights.
-
-    Returns:
-        What is left to run after it.
-    """
+    """Mutates ``output``: multiplies layer scales that follow it into its weights."""
     parts = list(scale) if isinstance(scale, nn.Sequential) else [scale]
     rest: list[nn.Module] = []
     for part in parts:

@@ -5,11 +5,7 @@ from torch import Tensor, nn
 
 
 class Constant(nn.Module):
-    """Stands in for a linear layer that takes no channels: it puts out its bias for every token.
-
-    Args:
-        bias: ``[D]``.
-    """
+    """Stands in for a linear layer that takes no channels: it puts out its bias for every token."""
 
     def __init__(self, bias: Tensor) -> None:
         super().__init__()
@@ -27,11 +23,7 @@ class Constant(nn.Module):
 
 
 class Nothing(nn.Module):
-    """Stands in for a linear layer that makes no channels.
-
-    Args:
-        weight: The layer's own, for its dtype.
-    """
+    """Stands in for a linear layer that makes no channels."""
 
     weight: Tensor
 
@@ -46,11 +38,7 @@ class Nothing(nn.Module):
 
 
 def replace_empty(model: nn.Module) -> None:
-    """Mutates a model: linear layers without channels become what they put out.
-
-    Args:
-        model: Any module.
-    """
+    """Mutates a model: linear layers without channels become what they put out."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and not child.in_features:
@@ -64,11 +52,7 @@ _TRAINING_ONLY = ("Dropout", "Dropout1d", "Dropout2d", "DropPath", "PatchDropout
 
 
 def replace_dropout(model: nn.Module) -> None:
-    """Mutates a model in evaluation mode: layers that then pass on what they get become identities.
-
-    Args:
-        model: Any module.
-    """
+    """Mutates a model in evaluation mode: layers that then pass on what they get become identities."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child).__name__ in _TRAINING_ONLY:

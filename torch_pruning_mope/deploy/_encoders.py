@@ -1,7 +1,6 @@
 """One encoder at a time, as exporters want it, and inputs to check what they wrote."""
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from .._version import __version__
 from ..encoder import EncoderCore, TowerName
 from ..surgery import reached_leaves
 from ._fold import folded_encoder
@@ -19,12 +17,7 @@ from ._text import FoldedClip
 
 
 class Encoder(nn.Module):
-    """One encoder of a dual encoder: inputs to embeddings, not normalised.
-
-    Args:
-        model: The dual encoder, for its weights.
-        encode: The function.
-    """
+    """One encoder of a dual encoder: inputs to embeddings, not normalised."""
 
     def __init__(self, model: nn.Module, encode: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -37,14 +30,7 @@ class Encoder(nn.Module):
 
 
 def deployed_encoders(encoder: EncoderCore) -> dict[TowerName, Encoder]:
-    """Each encoder of a model in deployment form, on the CPU.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-
-    Returns:
-        Both.
-    """
+    """Each encoder of a model in deployment form, on the CPU."""
     encoder.check_has_weights()
     folded = folded_encoder(EncoderCore(copy.deepcopy(encoder.model).eval().cpu()))
     model = folded.model
@@ -53,17 +39,7 @@ def deployed_encoders(encoder: EncoderCore) -> dict[TowerName, Encoder]:
 
 
 def some_inputs(encoder: EncoderCore, tower: TowerName, count: int, seed: int = 0) -> Tensor:
-    """Random inputs, on the CPU: noise, or ids of which the highest ends a caption and zeros follow.
-
-    Args:
-        encoder: The dual encoder.
-        tower: Which inputs.
-        count: How many.
-        seed: Of the numbers.
-
-    Returns:
-        The inputs.
-    """
+    """Random inputs, on the CPU: noise, or ids of which the highest ends a caption and zeros follow."""
     generator = torch.Generator().manual_seed(seed)
     if tower == "image":
         example = encoder.example_inputs["images"]
@@ -104,15 +80,7 @@ class _Recorder(TorchFunctionMode):
 
 @contextmanager
 def weights_of_one(encoder: Encoder, inputs: Tensor) -> Iterator[None]:
-    """Inside, weights that the encoder does not use take no space.
-
-    Args:
-        encoder: The encoder.
-        inputs: Some inputs of it.
-
-    Yields:
-        Nothing.
-    """
+    """Inside, weights that the encoder does not use take no space."""
     with torch.no_grad(), _Recorder() as recorder:  # not what the output depends on: what leads nowhere is run as well
         encoder(inputs)
     used = recorder.used
@@ -124,22 +92,3 @@ def weights_of_one(encoder: Encoder, inputs: Tensor) -> Iterator[None]:
     finally:
         for parameter, data in rest.items():
             parameter.data = data
-
-
-def description(encoder: EncoderCore) -> str:
-    """What a user of the files has to know, as JSON."""
-    inputs = encoder.example_inputs
-    scale, bias = (
-        None if number is None else torch.as_tensor(number).detach().item()
-        for number in (encoder.logit_scale, getattr(encoder.model, "logit_bias", None))
-    )
-    about = {
-        "embeddings": "not normalised; divide by the norm",
-        "image": list(inputs["images"].shape[1:]),
-        "context_length": inputs["tokens"].shape[1],
-        "vocabulary": vocabulary(encoder),
-        "logit_scale": scale,
-        "logit_bias": bias,
-        "versions": {"torch": torch.__version__, "torch_pruning_mope": __version__},
-    }
-    return json.dumps(about, indent=1) + "\n"

@@ -5,17 +5,23 @@ import functools
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
+from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..errors import ExportError, MopeError
-from ._encoders import deployed_encoders, description, some_inputs, weights_of_one
-from ._programs import Runner, write_executorch, write_onnx, write_program
+from ..loading import LoadedModel
+from ._deployment import write_deployment
+from ._encoders import deployed_encoders, some_inputs, weights_of_one
+from ._gate import Runners, check_disjoint, check_drop, measure
+from ._programs import Runner, onnx_runner, write_executorch, write_onnx, write_program
+from ._quantize import BOUND, CALIBRATION, Quantization, quantize_onnx
 from ._stock_open_clip import write_open_clip
 from ._stock_transformers import write_transformers
 
@@ -37,60 +43,73 @@ _TOLERANCE, _COARSE = 1e-4, 5e-2
 
 
 def export(
-    model: nn.Module | EncoderCore,
+    model: nn.Module | EncoderCore | LoadedModel,
     folder: str | Path,
     *,
     format: Format = "onnx",  # noqa: A002 (what it is)
     opset: int | None = None,
+    quantize: Quantization | None = None,
+    pairs: Pairs | Iterable[object] | None = None,
+    test_pairs: Pairs | Iterable[object] | None = None,
+    max_drop: float = 1.0,
 ) -> list[Path]:
     """Writes a model for other runtimes, or as a stock model of the library that it came from.
 
     | format | files | read by |
     |---|---|---|
-    | `onnx` | `image.onnx`, `text.onnx`, `deployment.json` | onnxruntime and others |
+    | `onnx` | `image.onnx`, `text.onnx`, `deployment.json` | :func:`load_exported`, onnxruntime and others |
     | `torch` | `image.pt2`, `text.pt2`, `deployment.json` | `torch.export.load` |
     | `executorch` | `image.pte`, `text.pte`, `deployment.json` | ExecuTorch, on phones; one input at a time |
     | `open_clip` | `open_clip_config.json`, `open_clip_model.safetensors` | open_clip, as `local-dir:FOLDER` |
     | `transformers` | `config.json`, `model.safetensors` | `AutoModel.from_pretrained` |
 
     The first three hold the deployment form (:func:`fold`) of each encoder, the first two for any number of inputs;
-    `deployment.json` says what they take, and the temperature. The others need layers that all kept the same widths, and as
-    many heads as the width is wide: both libraries derive one from the other. What was written is loaded and run before it is
-    put in place.
+    `deployment.json` describes their inputs, and of a :class:`LoadedModel` preprocessing and tokenizer too. The others need
+    layers that all kept the same widths, and as many heads as the width is wide: both libraries derive one from the other.
+    Written files are loaded and run before they are put in place.
+
+    With ``quantize="int8"``, onnxruntime quantises matrix products and token tables statically, signed and per channel in the
+    weights. Layers whose output it changes by more than 5 % stay in float; `deployment.json` lists the error of each layer.
 
     Args:
-        model: A CLIP-like model, pruned or not, wrapped or not; left as it is.
-        folder: Where the files go; made if need be. Files of the same names are replaced.
-        format: What to write.
+        model: A CLIP-like model, pruned or not, wrapped or not, with or without its inputs; left as it is.
+        folder: The target; made if it does not exist. Files of the same names are replaced.
+        format: One of the table.
         opset: ONNX's version of the operators; by default the exporter's choice.
+        quantize: ``int8`` for ONNX, or None.
+        pairs: Calibration pairs; the first 256 images and captions are used.
+        test_pairs: Pairs on which recall is measured before and after quantisation; None to measure nothing.
+        max_drop: Points of mean R@1 that quantisation may cost.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: If ``format`` is unknown, or ``opset`` is given for another format than ONNX.
-        ExportError: If the format cannot express the model, a package is missing, the exporter fails, or what was written
-            puts out something else. Nothing is then left in the folder.
+        ValueError: If ``format`` or ``quantize`` is unknown, an argument does not go with the format, or ``test_pairs`` are
+            among ``pairs``.
+        ExportError: If the format cannot express the model, a package is missing, the exporter fails, the files embed
+            otherwise, or quantisation costs more than ``max_drop``. Nothing is then left in the folder.
     """
-    if format not in get_args(Format):
-        raise ValueError(f"format must be one of {', '.join(get_args(Format))}; found {format!r}.")
-    if opset is not None and format != "onnx":
-        raise ValueError(f"opset must be None for format {format!r}; found {opset}. It is ONNX's.")
-    root = model.model if isinstance(model, EncoderCore) else model
-    encoder = EncoderCore(copy.deepcopy(root).eval())
+    _check_arguments(format, opset, quantize, pairs)
+    loaded = model if isinstance(model, LoadedModel) else None
+    given = model.model if isinstance(model, LoadedModel | EncoderCore) else model
+    encoder = EncoderCore(copy.deepcopy(given).eval())
     encoder.check_has_weights()
     encoder.model.cpu()
+    task = None if quantize is None else _Quantization(Pairs.coerce(pairs or ()), test_pairs, max_drop)
     target = Path(folder)
     before = target.exists()
     target.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".export-", dir=target))
     try:
         if format in _PROGRAMS:
-            _write_programs(encoder, partial, format, opset)
+            runners = _write_programs(encoder, partial, format, opset)
+            about = None if task is None else task.run(runners, partial)
+            write_deployment(encoder, loaded, partial, format, about)
         else:
             for tower, run in _STOCK[format](encoder, partial).items():
                 _check(encoder, tower, functools.partial(encoder.embed, tower), run)
-        # Weights before what refers to them.
+        # Weights before the files that refer to them.
         names = sorted((path.name for path in partial.iterdir()), key=lambda name: name.endswith((".onnx", ".json")))
         return [(partial / name).replace(target / name) for name in names]
     finally:
@@ -99,9 +118,54 @@ def export(
             target.rmdir()
 
 
-def _write_programs(encoder: EncoderCore, folder: Path, format: str, opset: int | None) -> None:  # noqa: A002
-    """Both encoders, and what a user has to know of them."""
+def _check_arguments(form: str, opset: int | None, quantize: str | None, pairs: object) -> None:
+    """Raises ValueError if arguments are unknown or do not go together."""
+    if form not in get_args(Format):
+        raise ValueError(f"format must be one of {', '.join(get_args(Format))}; found {form!r}.")
+    if opset is not None and form != "onnx":
+        raise ValueError(f"opset must be None for format {form!r}; found {opset}. It is ONNX's.")
+    if quantize not in {None, *get_args(Quantization)}:
+        raise ValueError(f"quantize must be None or one of {', '.join(get_args(Quantization))}; found {quantize!r}.")
+    if quantize is not None and (form != "onnx" or pairs is None):
+        found = f"format {form!r}" if form != "onnx" else "no pairs"
+        raise ValueError(f"quantize={quantize!r} must come with format='onnx' and calibration pairs; found {found}.")
+
+
+class _Quantization:
+    """Quantises written ONNX files, unless that costs too much recall."""
+
+    def __init__(self, pairs: Pairs, test: Pairs | Iterable[object] | None, max_drop: float) -> None:
+        self._pairs, self._max_drop = pairs, max_drop
+        self._test = None if test is None else Pairs.coerce(test)
+        if self._test is not None:
+            check_disjoint(pairs, self._test)
+
+    def run(self, runners: Runners, folder: Path) -> dict[str, Any]:
+        """Mutates the folder; returns what ``deployment.json`` says of it."""
+        layers = {
+            tower: quantize_onnx(folder / f"{tower}.onnx", inputs.cpu())
+            for tower, inputs in (("image", self._pairs.images), ("text", self._pairs.tokens))
+        }
+        about: dict[str, Any] = {
+            "type": "int8",
+            "scheme": "static, QDQ, weights signed per channel, activations unsigned per tensor",
+            "calibration_images": min(CALIBRATION, self._pairs.num_images),
+            "error_bound": BOUND,
+            "layers": {tower: asdict(found) for tower, found in layers.items()},
+            "measured": None,
+        }
+        if self._test is not None:
+            quantized: Runners = {tower: onnx_runner(folder / f"{tower}.onnx") for tower in runners}
+            measured = measure(runners, quantized, self._test)
+            check_drop(measured, self._max_drop)
+            about["measured"] = {**asdict(measured), "max_drop": self._max_drop}
+        return about
+
+
+def _write_programs(encoder: EncoderCore, folder: Path, format: str, opset: int | None) -> dict[TowerName, Runner]:  # noqa: A002
+    """Writes both encoders; returns their runners."""
     write, suffix = _PROGRAMS[format]
+    runners: dict[TowerName, Runner] = {}
     for tower, part in deployed_encoders(encoder).items():
         inputs = some_inputs(encoder, tower, 2)
         path = folder / f"{tower}.{suffix}"
@@ -119,18 +183,14 @@ def _write_programs(encoder: EncoderCore, folder: Path, format: str, opset: int 
                     f"format: the {tower} encoder must be one that torch's exporter can follow; found {type(root).__name__}: "
                     f"{reason}. Try another format, or use torch.compile on the model that mope.fold returns."
                 ) from error
-        embed = functools.partial(encoder.embed, tower)
-        _check(encoder, tower, embed, run, _COUNTS.get(format, (1, 3)))
-    (folder / "deployment.json").write_text(description(encoder), encoding="utf-8")
+        _check(encoder, tower, functools.partial(encoder.embed, tower), run, _COUNTS.get(format, (1, 3)))
+        runners[tower] = run
+    return runners
 
 
 @torch.no_grad()
 def _check(encoder: EncoderCore, tower: TowerName, embed: Runner, run: Runner, counts: Sequence[int] = (1, 3)) -> None:
-    """Raises if what was written puts out something else than the model.
-
-    Raises:
-        ExportError: Then.
-    """
+    """Raises ExportError if the files embed otherwise than the model."""
     for count in counts:
         inputs = some_inputs(encoder, tower, count, seed=count)
         expected = embed(inputs)

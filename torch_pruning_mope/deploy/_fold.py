@@ -47,14 +47,7 @@ def fold(model: nn.Module | EncoderCore) -> Any:
 
 
 def folded_encoder(encoder: EncoderCore) -> EncoderCore:
-    """Mutates an encoder's model: brings it into deployment form.
-
-    Args:
-        encoder: The encoder; afterwards good for embedding alone.
-
-    Returns:
-        It.
-    """
+    """Mutates an encoder's model: brings it into deployment form."""
     root: Any = encoder.model
     root.requires_grad_(False)
     replace_dropout(root)

@@ -21,22 +21,9 @@ _LARGEST = 1_900_000_000
 
 
 def write_onnx(encoder: Encoder, inputs: Tensor, path: Path, opset: int | None) -> Runner:
-    """Writes an encoder for ONNX runtimes, for any number of inputs.
-
-    Args:
-        encoder: The encoder.
-        inputs: Two or more, to trace.
-        path: The file; weights of very large ones go into another beside it.
-        opset: ONNX's version of the operators; None for the exporter's choice.
-
-    Returns:
-        What runs the file by onnxruntime.
-
-    Raises:
-        ExportError: If a package is missing.
-    """
+    """Writes an encoder for ONNX runtimes, for any number of inputs."""
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
         raise ExportError(
@@ -54,23 +41,20 @@ def write_onnx(encoder: Encoder, inputs: Tensor, path: Path, opset: int | None) 
         )
         size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())
         program.save(path, external_data=size > _LARGEST)
+    return onnx_runner(path)
+
+
+def onnx_runner(path: Path) -> Runner:
+    """Loads an ONNX file into onnxruntime."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
 
 
 def write_program(encoder: Encoder, inputs: Tensor, path: Path, opset: int | None) -> Runner:  # noqa: ARG001
-    """Writes an encoder for ``torch.export.load``, for any number of inputs.
-
-    Args:
-        encoder: The encoder.
-        inputs: Two or more, to trace.
-        path: The file.
-        opset: Not used.
-
-    Returns:
-        What runs the file.
-    """
+    """Writes an encoder for ``torch.export.load``, for any number of inputs."""
     with quiet():
         torch.export.save(_exported(encoder, inputs), path)
         loaded = torch.export.load(path)
@@ -79,22 +63,8 @@ def write_program(encoder: Encoder, inputs: Tensor, path: Path, opset: int | Non
 
 
 def write_executorch(encoder: Encoder, inputs: Tensor, path: Path, opset: int | None) -> Runner:  # noqa: ARG001
-    """Writes an encoder for ExecuTorch, with XNNPACK's kernels for the CPUs of phones, for one input at a time.
-
-    Memory is planned beforehand, and would be for as many inputs as the program took at most, whether they come or not.
-
-    Args:
-        encoder: The encoder.
-        inputs: One or more, to trace.
-        path: The file.
-        opset: Not used.
-
-    Returns:
-        What runs the file.
-
-    Raises:
-        ExportError: If ExecuTorch is missing, or does not go with the torch that is installed.
-    """
+    """Writes an encoder for ExecuTorch, with XNNPACK's kernels for the CPUs of phones, for one input at a time."""
+    # Memory is planned beforehand, and would be for as many inputs as the program took at most.
     try:
         with quiet():
             from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, GeluConfig
@@ -125,14 +95,7 @@ def _exported(encoder: Encoder, inputs: Tensor) -> torch.export.ExportedProgram:
 
 
 def without_checks(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Mutates a program: what its code asserted of values goes, which other runtimes have no operators for.
-
-    Args:
-        program: The program.
-
-    Returns:
-        The program.
-    """
+    """Mutates a program: what its code asserted of values goes, which other runtimes have no operators for."""
     graph = program.graph
     for node in reversed(graph.nodes):
         if not node.users and node.target in _CHECKS:
@@ -144,11 +107,7 @@ def without_checks(program: torch.export.ExportedProgram) -> torch.export.Export
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' remarks on their own internals.
-
-    Yields:
-        Nothing.
-    """
+    """Without the libraries' remarks on their own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

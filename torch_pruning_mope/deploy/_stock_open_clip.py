@@ -23,18 +23,7 @@ from ._widths import one_width, stock_state
 
 
 def write_open_clip(encoder: EncoderCore, folder: Path) -> dict[TowerName, Runner]:
-    """Writes a folder that open_clip loads by ``local-dir:``.
-
-    Args:
-        encoder: The dual encoder.
-        folder: Where.
-
-    Returns:
-        The loaded model's encoders.
-
-    Raises:
-        ExportError: If no configuration of open_clip describes the model.
-    """
+    """Writes a folder that open_clip loads by ``local-dir:``."""
     model = encoder.model
     text = model if type(model) is CLIP else getattr(model, "text", None)
     kinds = [type(part).__name__ for part in (model, getattr(model, "visual", None), text)]

@@ -16,18 +16,7 @@ _SIZES = ("num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 def write_transformers(encoder: EncoderCore, folder: Path) -> dict[TowerName, Runner]:
-    """Writes a folder that transformers loads by ``from_pretrained``.
-
-    Args:
-        encoder: The dual encoder.
-        folder: Where.
-
-    Returns:
-        The loaded model's encoders.
-
-    Raises:
-        ExportError: If no configuration of transformers describes the model.
-    """
+    """Writes a folder that transformers loads by ``from_pretrained``."""
     model: Any = encoder.model
     if not type(model).__module__.startswith("transformers."):
         raise ExportError(

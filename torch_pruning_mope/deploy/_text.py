@@ -33,15 +33,7 @@ class FoldedClip(CLIP):  # type: ignore[misc]
     """open_clip's ``CLIP`` whose text tower ends with the pooled token alone."""
 
     def encode_text(self, text: Int[Tensor, "N T"], normalize: bool = False) -> Float[Tensor, "N J"]:
-        """Embeds captions, which may be shorter than the context.
-
-        Args:
-            text: Token ids.
-            normalize: Whether to divide embeddings by their norms.
-
-        Returns:
-            The embeddings.
-        """
+        """Embeds captions, which may be shorter than the context."""
         features = _embed(self, text, self.text_pool_type, getattr(self, "text_eos_id", None))
         return F.normalize(features, dim=-1) if normalize else features
 
@@ -50,12 +42,5 @@ class FoldedTextTransformer(TextTransformer):  # type: ignore[misc]
     """open_clip's ``TextTransformer`` that ends with the pooled token alone."""
 
     def forward(self, text: Int[Tensor, "N T"]) -> Float[Tensor, "N J"]:
-        """Embeds captions, which may be shorter than the context.
-
-        Args:
-            text: Token ids.
-
-        Returns:
-            The embeddings.
-        """
+        """Embeds captions, which may be shorter than the context."""
         return _embed(self, text, self.pool_type, getattr(self, "eos_id", None))

@@ -34,12 +34,7 @@ _NAMES = {
 
 
 class _Part(nn.Module):
-    """Stands in for a projection: takes its channels of what all three put out.
-
-    Args:
-        start: The first of its channels.
-        stop: The one after its last.
-    """
+    """Stands in for a projection: takes its channels of what all three put out."""
 
     def __init__(self, start: int, stop: int) -> None:
         super().__init__()
@@ -65,11 +60,7 @@ _DEPLOYED: dict[str, type[nn.Module]] = {}
 
 @torch.no_grad()
 def fold_transformers_attention(attention: Any) -> None:
-    """Mutates an attention of a known type: fuses its projections. Others are left alone.
-
-    Args:
-        attention: Any module.
-    """
+    """Mutates an attention of a known type: fuses its projections. Others are left alone."""
     names = _NAMES.get(full_name(type(attention)).removeprefix("transformers.models."))
     if names is None:
         return

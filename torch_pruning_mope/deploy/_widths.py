@@ -11,18 +11,7 @@ from ..surgery import PrunableAttention
 
 
 def one_width(encoder: EncoderCore, tower: TowerName) -> tuple[int, int, int]:
-    """Layers, heads per layer and neurons per layer of a tower whose layers are alike.
-
-    Args:
-        encoder: The dual encoder.
-        tower: The tower.
-
-    Returns:
-        The three numbers.
-
-    Raises:
-        ExportError: If layers differ, or the heads are not as wide together as the residual width.
-    """
+    """Layers, heads per layer and neurons per layer of a tower whose layers are alike."""
     blocks = [block for block in encoder.towers[tower].blocks if block.siblings is not None]
     found = []
     for kind, parts in (
@@ -57,14 +46,7 @@ _ORIGINAL = {"q_norm.": "ln_q.", "k_norm.": "ln_k.", "norm.": "ln_inner.", "quer
 
 
 def stock_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model under the names of the attention that it was built with, all tensors of their own.
-
-    Args:
-        model: The model; left as it is.
-
-    Returns:
-        The tensors.
-    """
+    """The state dict of a model under the names of the attention that it was built with, all tensors of their own."""
     state: dict[str, Any] = dict(model.state_dict())
     for path, module in model.named_modules():
         if isinstance(module, PrunableAttention):

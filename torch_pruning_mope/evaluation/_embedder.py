@@ -31,21 +31,13 @@ class Embedder:
         self.device, self._dtype = first.device, first.dtype
 
     def raw(self, tower: TowerName, inputs: Tensor) -> Float[Tensor, "N J"]:
-        """Embeddings as the model returns them, in whatever mode the caller has set.
-
-        Args:
-            tower: ``image`` or ``text``.
-            inputs: Images or token ids, on any device.
-
-        Returns:
-            The embeddings.
-        """
+        """Returns embeddings as the model returns them, in the mode that the caller has set."""
         inputs = inputs.to(self.device, self._dtype if inputs.is_floating_point() else None)
         return self._encode[tower](inputs)
 
     @torch.inference_mode()
     def __call__(self, tower: TowerName, inputs: Tensor, batch_size: int) -> Float[Tensor, "N J"]:
-        """Normalised embeddings, in float32 at least.
+        """Computes normalised embeddings, in float32 at least.
 
         Args:
             tower: ``image`` or ``text``.

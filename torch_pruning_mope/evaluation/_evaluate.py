@@ -1,4 +1,4 @@
-"""The whole evaluation of a loaded model as a row of `evaluation.json`."""
+"""Evaluation of a loaded model as a row of `evaluation.json`."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,17 +8,17 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from .._io import write_whole
+from .._io import read_json, write_whole
 from ..data import ImagePairs, LabelledImages, Pairs, ShardedPairs, open_labelled, open_pairs
 from ..deploy import fold
 from ..errors import UnsupportedModelError
-from ..loading import LoadedModel
+from ..loading import ExportedEncoder, LoadedModel
 from ._cost import latency, multiply_adds, parameters
 from ._retrieval import evaluate_retrieval
 from ._zero_shot import Templates, evaluate_zero_shot
 
 KEYS = ("model", "criterion", "stage", "task", "data", "part")
-"""What tells rows apart."""
+"""Rows that agree in these replace each other."""
 
 
 def evaluate(
@@ -43,24 +43,24 @@ def evaluate(
 
     Args:
         loaded: The model with its parts, as `load` and `load_model` return it; left as it is.
-        data: For retrieval what `open_pairs` takes or returns, or pairs; to classify what `open_labelled` takes or returns.
+        data: A source or dataset of `open_pairs`, or pairs, for retrieval; of `open_labelled` to classify.
         task: ``retrieval`` or ``zero_shot``.
-        label: What to call the model.
-        criterion: What chose the units to remove.
+        label: Name of the model in the row.
+        criterion: Criterion that chose the units to remove.
         stage: ``dense``, ``pruned`` or ``distilled``.
         classnames: Names of the classes, or a file with one a line; see `open_labelled`.
         templates: See :func:`evaluate_zero_shot`.
         ks: Cut-offs of retrieval.
-        limit: How many images; None for all.
+        limit: Number of images; None for all.
         batch_size: Inputs run at once.
         num_workers: Processes that read files; 0 reads in this one.
-        time_it: Whether to measure the latency too, at batch 1, in deployment form (see :func:`fold`) if the model has one.
-        progress: Whether to show a progress bar.
-        **reading: What `open_pairs`, or `open_labelled`, takes besides: ``split``, ``root``, ``max_skipped``.
+        time_it: Measures the latency too, at batch 1, in deployment form (see :func:`fold`) if the model has one.
+        progress: Shows a progress bar.
+        **reading: Further options of `open_pairs` or `open_labelled`: ``split``, ``root``, ``max_skipped``.
 
     Returns:
-        The row: what the model is, its ``parameters``, ``multiply_adds`` and ``latency_ms``, what was measured in percent, and
-        on how many ``pairs``. It is plain JSON.
+        The row, plain JSON: the model, its ``parameters``, ``multiply_adds`` and ``latency_ms``, results in percent, and the
+        number of ``pairs``.
 
     Raises:
         ValueError: If the task is unknown, or options of reading are given for data that are read already.
@@ -87,7 +87,7 @@ def evaluate(
             found = open_labelled(data, preprocess, classnames=classnames, **reading)
         if not isinstance(found, LabelledImages):
             raise ValueError(
-                f"data must be a source of labelled images, or what open_labelled returns, to classify them; found "
+                f"data must be a source of labelled images, or a dataset of open_labelled, to classify them; found "
                 f"{type(data).__name__}."
             )
         result = evaluate_zero_shot(
@@ -98,20 +98,21 @@ def evaluate(
 
 
 def costs(loaded: LoadedModel, *, time_it: bool = False) -> dict[str, float | int]:
-    """Parameters and multiply-adds of a model for one pair, and milliseconds if asked.
+    """Measures parameters and multiply-adds of a model for one pair, and milliseconds if asked.
 
     Args:
         loaded: The model with its parts.
-        time_it: Whether to measure the latency, at batch 1, in deployment form if the model has one.
+        time_it: Measures the latency, at batch 1, in deployment form if the model has one.
 
     Returns:
         ``parameters``, ``multiply_adds`` and, if asked, ``latency_ms``.
     """
     inputs = loaded.preprocess(Image.new("RGB", (64, 64)))[None], loaded.tokenizer([""])
-    found: dict[str, float | int] = {
-        "parameters": parameters(loaded.model),
-        "multiply_adds": multiply_adds(loaded.model, inputs),
-    }
+    found: dict[str, float | int] = {}
+    if isinstance(loaded.model, ExportedEncoder):
+        found |= loaded.model.sizes
+    else:
+        found |= {"parameters": parameters(loaded.model), "multiply_adds": multiply_adds(loaded.model, inputs)}
     return found | ({"latency_ms": 1000 * latency(_deployed(loaded.model), inputs)} if time_it else {})
 
 
@@ -123,11 +124,11 @@ def _deployed(model: nn.Module) -> nn.Module:
 
 
 def save_evaluation(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Writes rows to a file, beside those that it holds; a row takes the place of an earlier one of the same model and data.
+    """Writes rows to a file, beside those that it holds; a row replaces an earlier one of the same model and data.
 
     Args:
-        rows: What :func:`evaluate` returned.
-        path: The file, ``{"rows": [...]}`` in JSON; made if it is not there.
+        rows: Of :func:`evaluate`.
+        path: The file, ``{"rows": [...]}`` in JSON; made if it does not exist.
 
     Raises:
         ValueError: If the file is of another form.
@@ -136,7 +137,7 @@ def save_evaluation(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     earlier: Any = []
     if path.exists():
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except ValueError as error:
             raise ValueError(f"path must be a file of evaluations; found {path}, which is no JSON: {error}.") from error
         earlier = content.get("rows") if isinstance(content, dict) else None

@@ -1,7 +1,6 @@
-"""Which models can be wrapped: every configuration of open_clip, without weights."""
+"""Check of models without weights: every configuration of open_clip."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from open_clip.model import CLIPTextCfg, CustomTextCLIP
 from rich.table import Table
 from torch import nn
 
+from .._io import parse_json
 from ..dual_encoder import DualEncoder
 from ..encoder import TowerName
 from ..errors import MopeError
@@ -28,12 +28,12 @@ _VOCABULARY = 1000
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """What came of wrapping one configuration.
+    """Result of wrapping one configuration.
 
     Attributes:
         name: Its name in open_clip.
-        wraps: Whether it wraps, and a pruner can be made for it.
-        reason: Why not; or what was checked in its place.
+        wraps: True if it wraps, and a pruner can be made for it.
+        reason: The error if not; or the model that was checked in its place.
         heads: Attention heads of both encoders together.
         neurons: Neurons, likewise.
         width: Residual channels that can be cut, likewise.
@@ -48,22 +48,14 @@ class ModelCheck:
 
 
 def load_families() -> list[dict[str, Any]]:
-    """What the tests measured on one small model of every family; see README for the columns.
-
-    Returns:
-        A row per family.
-    """
+    """Returns the measurements of the tests on one small model of every family, a row each; see README for the columns."""
     text = resources.files("torch_pruning_mope.data").joinpath("assets/families.json").read_text(encoding="utf-8")
-    rows: list[dict[str, Any]] = json.loads(text)
+    rows: list[dict[str, Any]] = parse_json(text)
     return rows
 
 
 def families_table() -> Table:
-    """The rows of :func:`load_families` for the terminal.
-
-    Returns:
-        The table.
-    """
+    """Returns the rows of :func:`load_families` for the terminal."""
     rows = load_families()
     table = Table(title="Largest relative difference of embeddings, on one small random model of each family")
     for column in rows[0]:
@@ -74,18 +66,14 @@ def families_table() -> Table:
 
 
 def families_markdown() -> str:
-    """The rows of :func:`load_families` for README.
-
-    Returns:
-        A Markdown table.
-    """
+    """Returns the rows of :func:`load_families` as a Markdown table."""
     rows = load_families()
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     return "\n".join(lines + ["| " + " | ".join(map(format_cell, row.values())) + " |" for row in rows])
 
 
 def format_cell(value: object) -> str:
-    """A figure as tables show it."""
+    """Returns a figure as tables show it."""
     return f"{value:.0e}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
@@ -100,7 +88,7 @@ def check_models(names: Iterable[str] | None = None) -> Iterator[ModelCheck]:
         names: Names in open_clip; all by default.
 
     Yields:
-        What came of each.
+        The result of each.
     """
     for name in open_clip.list_models() if names is None else names:
         yield check_model(name)
@@ -113,7 +101,7 @@ def check_model(name: str) -> ModelCheck:
         name: Its name.
 
     Returns:
-        What came of it.
+        The result.
 
     Raises:
         ValueError: If open_clip has no such configuration.
@@ -138,7 +126,7 @@ def check_model(name: str) -> ModelCheck:
 
 
 def _build(name: str, config: dict[str, Any]) -> tuple[nn.Module, str]:
-    """The model, on the meta device if possible, and a remark."""
+    """Returns the model, on the meta device if possible, and a remark."""
     hub_name = config["text_cfg"].get("hf_model_name")
     if hub_name is None:
         with torch.device("meta"), _quiet():
@@ -167,7 +155,7 @@ def _build(name: str, config: dict[str, Any]) -> tuple[nn.Module, str]:
 
 
 def _hub_config(name: str) -> tuple[Any, str]:
-    """The configuration of a text encoder on the Hub, or the default one of its type; two layers deep."""
+    """Returns the configuration of a text encoder on the Hub, or the default one of its type; two layers deep."""
     from ..loading._transformers import build_config, read_config  # slow to import
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -222,7 +210,7 @@ def _can_be_narrowed(encoder: DualEncoder, tower: TowerName) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without open_clip's remarks on missing weights, which are missing on purpose."""
+    """Silences open_clip's remarks on missing weights, which are missing on purpose."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

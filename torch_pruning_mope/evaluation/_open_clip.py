@@ -12,9 +12,9 @@ from ._embedder import Embedder
 
 
 class OpenClipModel(nn.Module):
-    """A model called as open_clip's are: ``encode_image``, ``encode_text``, and both at once.
+    """A model with the methods of open_clip's: ``encode_image``, ``encode_text``, and both at once. It shares the weights.
 
-    A pruned model of open_clip needs no such thing; one of transformers, or of your own, does. It shares the weights.
+    A pruned model of open_clip has them anyway; one of transformers, or of your own, needs this.
 
     Args:
         model: A wrapped model, or any that :func:`evaluate_retrieval` takes.
@@ -30,22 +30,22 @@ class OpenClipModel(nn.Module):
         self._embedder = embedder
 
     def encode_image(self, image: Float[Tensor, "N ..."], normalize: bool = False) -> Float[Tensor, "N J"]:
-        """Image embeddings, of unit length if asked."""
+        """Returns image embeddings, of unit length if asked."""
         return self._encode("image", image, normalize)
 
     def encode_text(self, text: Int[Tensor, "N T"], normalize: bool = False) -> Float[Tensor, "N J"]:
-        """Text embeddings, of unit length if asked."""
+        """Returns text embeddings, of unit length if asked."""
         return self._encode("text", text, normalize)
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Any]:
-        """Normalised embeddings of what is given, and the scale of the logits, by open_clip's names.
+        """Computes normalised embeddings of the inputs given, and the scale of the logits, by open_clip's names.
 
         Args:
             image: Images, or None.
             text: Token ids, or None.
 
         Returns:
-            ``image_features``, ``text_features`` (None for what was not given) and ``logit_scale``.
+            ``image_features``, ``text_features`` (None without an input) and ``logit_scale``.
         """
         scale = getattr(self.model, "logit_scale", None)
         return {

@@ -1,4 +1,4 @@
-"""Zero-shot retrieval, as CLIP-like models are compared by it."""
+"""Zero-shot retrieval: recall at k of images and captions."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ PairsLike = Pairs | ImagePairs | ShardedPairs | Iterable[object]
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """What was found, and of what.
+    """Recalls, and the numbers behind them.
 
     Attributes:
-        recalls: ``i2t_r1``, ``t2i_r1`` and so on, in percent: the queries whose right answer is among the first k. An image is
-            found if any of its captions is.
-        lost_to_ties: By the same names, how many queries miss only because a wrong answer is exactly as similar as the right
-            one. Such ties count against the model; other tools let some of them pass.
-        images: How many images there are.
-        captions: How many captions.
+        recalls: ``i2t_r1``, ``t2i_r1`` and so on, in percent: queries whose right answer is among the first k. An image finds
+            its answer with any of its captions.
+        lost_to_ties: By the same names, the number of queries that miss only because a wrong answer is exactly as similar as
+            the right one. Such ties count against the model; other tools let some of them pass.
+        images: Number of images.
+        captions: Number of captions.
         skipped: Samples that could not be read, and entries without image or caption.
     """
 
@@ -37,11 +37,11 @@ class RetrievalResult:
 
     @property
     def recall_mean(self) -> float:
-        """The mean of all recalls, in percent; with R@1, R@5 and R@10 it is what MoPE-CLIP calls Recall Mean."""
+        """Mean of all recalls, in percent; with R@1, R@5 and R@10, MoPE-CLIP's Recall Mean."""
         return sum(self.recalls.values()) / len(self.recalls)
 
     def to_dict(self) -> dict[str, float | int | dict[str, int]]:
-        """All of it as JSON has it, the recalls beside the rest."""
+        """Returns plain JSON, with the recalls beside the rest."""
         return {
             **self.recalls,
             "recall_mean": self.recall_mean,
@@ -62,18 +62,18 @@ def evaluate_retrieval(
     num_workers: int = 0,
     progress: bool = True,
 ) -> RetrievalResult:
-    """Recall of images and captions among all of each other, with every caption of an image.
+    """Measures recall of images and captions among all of each other, with every caption of an image.
 
-    Datasets are read a batch at a time, and only embeddings are kept, so their size is no matter.
+    Datasets are read batch by batch, and only embeddings are kept.
 
     Args:
         model: A wrapped model, or any that open_clip or transformers could run; left as it is.
-        pairs: `Pairs`, what `open_pairs` returns, or batches ``(images, tokens)``, such as a DataLoader's.
+        pairs: `Pairs`, a dataset of `open_pairs`, or batches ``(images, tokens)``, such as a DataLoader's.
         ks: Cut-offs.
-        limit: How many images; None for all.
+        limit: Number of images; None for all.
         batch_size: Inputs run at once.
         num_workers: Processes that read a dataset; 0 reads in this one.
-        progress: Whether to show a progress bar.
+        progress: Shows a progress bar.
 
     Returns:
         The recalls and the counts behind them.
@@ -92,7 +92,6 @@ def evaluate_retrieval(
         pairs = pairs if limit is None else pairs.first(limit)
         images, texts = embed("image", pairs.images, batch_size), embed("text", pairs.tokens, batch_size)
         return result_of(images, texts, pairs.image_index.to(images.device), ks=ks)
-    counter = SkipCounter(pairs)
     parts = [
         (embed("image", batch.images, batch_size), embed("text", batch.tokens, batch_size), batch.counts)
         for batch in read_batches(pairs, limit, batch_size=batch_size, num_workers=num_workers, progress=progress)
@@ -106,7 +105,7 @@ def evaluate_retrieval(
         torch.cat([part[1] for part in parts]),
         index,
         ks=ks,
-        skipped=counter.skipped,
+        skipped=skipped_of(pairs),
     )
 
 
@@ -118,18 +117,7 @@ def result_of(
     ks: Sequence[int] = (1, 5, 10),
     skipped: int = 0,
 ) -> RetrievalResult:
-    """Recalls of normalised embeddings.
-
-    Args:
-        images: Normalised image embeddings.
-        texts: Normalised text embeddings.
-        image_index: The image that each caption describes.
-        ks: Cut-offs.
-        skipped: To be noted in the result.
-
-    Returns:
-        The result.
-    """
+    """Returns the recalls of normalised embeddings."""
     recalls: dict[str, float] = {}
     lost: dict[str, int] = {}
     for way, ranks_of in (("i2t", image_to_text_ranks), ("t2i", text_to_image_ranks)):
@@ -144,27 +132,13 @@ def result_of(
 def read_batches(
     source: PairsLike, limit: int | None, *, batch_size: int, num_workers: int, progress: bool
 ) -> Iterator[DescribedBatch]:
-    """Reads a dataset, or batches, up to a number of images.
-
-    Args:
-        source: What `open_pairs` returns, or batches ``(images, tokens)``.
-        limit: How many images; None for all.
-        batch_size: How many images a worker reads at a time.
-        num_workers: Processes that read.
-        progress: Whether to show a progress bar.
-
-    Yields:
-        Images with their captions.
-
-    Raises:
-        TypeError: If it is neither.
-    """
+    """Yields images with their captions, from a dataset or from batches, up to a number of images."""
     if isinstance(source, ImagePairs | ShardedPairs):
         yield from described_batches(source, limit, batch_size=batch_size, num_workers=num_workers, progress=progress)
         return
     if not isinstance(source, Iterable):
         raise TypeError(
-            f"pairs must be Pairs, what open_pairs returns, or batches (images, tokens); found {type(source).__name__}."
+            f"pairs must be Pairs, a dataset of open_pairs, or batches (images, tokens); found {type(source).__name__}."
         )
     seen = 0
     for batch in source:
@@ -178,21 +152,8 @@ def read_batches(
             return
 
 
-class SkipCounter:
-    """Counts what a dataset skips from now on, besides the entries that it left out when it was opened.
-
-    Args:
-        source: A dataset, or anything else, of which nothing is known.
-    """
-
-    def __init__(self, source: object) -> None:
-        self._source = source
-        # Shards count a sample each time that it is met, image files once.
-        self._before = source.skipped.samples if isinstance(source, ShardedPairs) else 0
-
-    @property
-    def skipped(self) -> int:
-        """How many samples."""
-        if not isinstance(self._source, ImagePairs | ShardedPairs):
-            return 0
-        return self._source.dropped.samples + self._source.skipped.samples - self._before
+def skipped_of(source: object) -> int:
+    """Returns the number of samples that a dataset left out when it was opened, and in the last pass; 0 of anything else."""
+    if not isinstance(source, ImagePairs | ShardedPairs):
+        return 0
+    return source.dropped.samples + source.skipped.samples

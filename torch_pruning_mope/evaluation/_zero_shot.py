@@ -1,4 +1,4 @@
-"""Zero-shot classification, with open_clip's templates and its way to make a classifier of them."""
+"""Zero-shot classification, with open_clip's templates and classifier."""
 
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from ..dual_encoder import DualEncoder
 from ..metrics import class_ranks
 from ._embedder import Embedder
 from ._open_clip import OpenClipModel
-from ._retrieval import SkipCounter, read_batches
+from ._retrieval import read_batches, skipped_of
 
 Template = str | Callable[[str], str]
 Templates = Literal["open_clip", "simple"] | Sequence[Template]
@@ -28,15 +28,15 @@ NAMED: Mapping[str, Sequence[Template]] = {
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """What was found, and of what.
+    """Accuracies, and the numbers behind them.
 
     Attributes:
-        top1: Images whose class comes first, in percent. A tie goes to the class with the lower number, as `argmax` has it.
-        top5: Images whose class is among the first five, in percent; None if there are fewer than five classes.
-        mean_per_class: The mean over the classes that occur of the share of their images whose class comes first, in percent.
-        images: How many images there are.
-        classes: How many classes.
-        templates: How many prompts a class has.
+        top1: Images whose class comes first, in percent. A tie goes to the class with the lower number, as with `argmax`.
+        top5: Images whose class is among the first five, in percent; None of fewer than five classes.
+        mean_per_class: Mean of the classes' top1, over the classes that occur, in percent.
+        images: Number of images.
+        classes: Number of classes.
+        templates: Prompts of a class.
         skipped: Samples that could not be read or had no label.
     """
 
@@ -49,7 +49,7 @@ class ZeroShotResult:
     skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
+        """Returns plain JSON."""
         return asdict(self)
 
 
@@ -65,20 +65,20 @@ def evaluate_zero_shot(
     num_workers: int = 0,
     progress: bool = True,
 ) -> ZeroShotResult:
-    """Accuracy of zero-shot classification (CLIP, arXiv 2103.00020, section 3.1).
+    """Measures the accuracy of zero-shot classification (CLIP, arXiv 2103.00020, section 3.1).
 
     Args:
         model: A wrapped model, or any that open_clip or transformers could run; left as it is.
-        images: The dataset that `open_labelled` returns, or batches ``(images, labels)``, such as a DataLoader's over a
-            dataset of torchvision.
+        images: A dataset of `open_labelled`, or batches ``(images, labels)``, such as a DataLoader's over a dataset of
+            torchvision.
         classnames: Names of the classes, in the order of the labels.
         tokenizer: From captions to tokens, as `load_model` returns it.
         templates: ``open_clip`` for the 80 of OpenAI, ``simple`` for 7 of these; or strings with ``{}`` or ``{c}`` for the
             class, or functions of it.
-        limit: How many images; None for all.
+        limit: Number of images; None for all.
         batch_size: Inputs run at once.
         num_workers: Processes that read a dataset; 0 reads in this one.
-        progress: Whether to show a progress bar.
+        progress: Shows a progress bar.
 
     Returns:
         The accuracies and the counts behind them.
@@ -92,7 +92,7 @@ def evaluate_zero_shot(
         raise ValueError(f"batch_size and limit must be at least 1; found {batch_size} and {limit}.")
     prompts = template_functions(templates)
     classes = _classifier(model, tokenizer, classnames, prompts, batch_size)
-    embed, counter = Embedder(model), SkipCounter(images)
+    embed = Embedder(model)
     ranks, labels = [], []
     for pictures, found in _labelled(images, limit, batch_size=batch_size, num_workers=num_workers, progress=progress):
         label = found.to(embed.device).long()
@@ -105,21 +105,11 @@ def evaluate_zero_shot(
         labels.append(label.cpu())
     if not ranks:
         raise ValueError("images must hold at least one; found none.")
-    return _result(torch.cat(ranks), torch.cat(labels), len(classnames), len(prompts), counter.skipped)
+    return _result(torch.cat(ranks), torch.cat(labels), len(classnames), len(prompts), skipped_of(images))
 
 
 def template_functions(templates: Templates) -> list[Callable[[str], str]]:
-    """Templates as functions of a class's name.
-
-    Args:
-        templates: As of :func:`evaluate_zero_shot`.
-
-    Returns:
-        The functions.
-
-    Raises:
-        ValueError: If the name is unknown, there are none, or one has no place for the class.
-    """
+    """Returns templates as functions of a class's name; raises ValueError for those that are none."""
     if isinstance(templates, str):
         if templates not in NAMED:
             raise ValueError(
@@ -148,7 +138,7 @@ def _classifier(
     templates: list[Callable[[str], str]],
     batch_size: int,
 ) -> Float[Tensor, "C J"]:
-    """Normalised embeddings of the classes, by open_clip's own code."""
+    """Returns normalised embeddings of the classes, by open_clip's own code."""
     adapter = OpenClipModel(model)
     with evaluation_mode(adapter.model):
         weights: Tensor = open_clip.build_zero_shot_classifier(
@@ -165,12 +155,12 @@ def _classifier(
 def _labelled(
     source: ImagePairs | ShardedPairs | Iterable[object], limit: int | None, **reading: Any
 ) -> Iterator[tuple[Tensor, Int[Tensor, "B"]]]:
-    """Images and labels, up to a number of images."""
+    """Yields images and labels, up to a number of images."""
     if isinstance(source, ImagePairs | ShardedPairs):
         for batch in read_batches(source, limit, **reading):
             if batch.tokens.shape[1] != 1:
                 raise TypeError(
-                    "images must be what open_labelled returns, or batches (images, labels); found captions. Use open_labelled."
+                    "images must be a dataset of open_labelled, or batches (images, labels); found captions. Use open_labelled."
                 )
             yield batch.images, batch.tokens[:, 0]
         return

@@ -1,11 +1,11 @@
-"""Models of this package in CLIP_benchmark, which knows open_clip's alone.
+"""Models of this package in CLIP_benchmark, which takes open_clip's alone.
 
     python -m torch_pruning_mope.evaluation.clip_benchmark eval --model_type mope --model run/pruned --pretrained "" \
         --dataset flickr30k --recall_k 1 5 10 --no_amp --output flickr30k.json
 
-is `clip_benchmark eval` with a model type more. `--model` is any name that `load_model` takes, or the folder of a checkpoint.
+is `clip_benchmark eval` with another model type. `--model` is any name of `load_model`, or the folder of a checkpoint.
 
-What to know of CLIP_benchmark 1.6: without `--no_amp` it embeds in bfloat16 on a CPU, where similarities are often equal, and
+Traps of CLIP_benchmark 1.6: without `--no_amp` it embeds in bfloat16 on a CPU, where similarities are often equal, and
 of equal ones its sort lets some pass; of shards (`wds/...`) it has to be told `--task zeroshot_retrieval`; its accuracy of
 classification fails with NumPy 2.4 or newer; and its command line needs `requests`, which it does not ask for.
 """

@@ -33,6 +33,8 @@ class MoPEImportance(UnitImportance):
         groups: Neuron groups per MLP.
         interaction: ``single``, ``nested``, ``greedy`` or ``joint``.
         rewire: How neurons are ordered before they are grouped.
+        reconstruct: Whether to score units as they are missed once the others are refitted; see :func:`score`. For pruning
+            that :func:`torch_pruning_mope.reconstruct` follows.
         engine: ``prefix`` or ``plain``.
         batch_size: Sequences run at once.
         memory: What scoring may use besides the model and the pairs.
@@ -58,6 +60,7 @@ class MoPEImportance(UnitImportance):
         groups: int = 16,
         interaction: Interaction = "nested",
         rewire: Rewiring = "taylor",
+        reconstruct: bool = False,
         engine: Literal["prefix", "plain"] = "prefix",
         batch_size: int | None = None,
         memory: int | str | None = None,
@@ -77,6 +80,7 @@ class MoPEImportance(UnitImportance):
             "groups": groups,
             "interaction": interaction,
             "rewire": rewire,
+            "reconstruct": reconstruct,
             "engine": engine,
             "batch_size": batch_size,
             "memory": memory,

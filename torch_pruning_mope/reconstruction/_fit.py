@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._ridge import Gram, best_ridge
+from .._ridge import Gram, best_ridge, stacked, unstacked
 from ..errors import NonFiniteError
 from ..scoring import Ranks
 from ._layers import Linear, Refit
@@ -122,17 +122,10 @@ def _width(layer: Linear) -> int:
     return layer.weight[:1].numel()
 
 
-def stacked(layer: Linear) -> Float[Tensor, "V D"]:
-    """A layer's weights in float64, an output per column, the bias in the last row if there is one."""
-    weight = layer.weight.detach().double().flatten(1).mT
-    return weight if layer.bias is None else torch.cat([weight, layer.bias.detach().double()[None]])
-
-
 @torch.no_grad()
 def unstack(layer: Linear, weights: Float[Tensor, "V D"]) -> None:
     """Mutates a layer: gives it weights as :func:`stacked` returns them."""
-    weight, bias = layer.weight, layer.bias
-    if bias is not None:
-        bias.copy_(weights[-1])
-        weights = weights[:-1]
-    weight.copy_(weights.mT.reshape(weight.shape))
+    weight, bias = unstacked(layer, weights)
+    layer.weight.copy_(weight)
+    if layer.bias is not None and bias is not None:
+        layer.bias.copy_(bias)

@@ -1,13 +1,13 @@
 """Which tokens can reach the embedding: those up to a caption's end, the pooled one alone in the last block."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..towers import reaching_rows
 from ._layers import Refit
-from ._site import rows
 from ._source import Chunk
 from ._steps import HookSteps, Steps
 
@@ -66,28 +66,6 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _by_gradient(steps: Steps, refits: Sequence[Refit], inputs: Tensor) -> Rows:
     """Rows of which the embedding has a gradient that is not zero."""
-    zeros: dict[nn.Module, list[Tensor]] = {refit.layer: [] for refit in refits}
-
-    def left(module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        zeros[module].append(torch.zeros_like(output, requires_grad=True))
-        return output + zeros[module][-1]
-
-    handles = [layer.register_forward_hook(left) for layer in zeros]
-    try:
-        with torch.enable_grad():
-            embeddings = steps.encoder.embed(steps.tower, inputs)
-            generator = torch.Generator().manual_seed(0)
-            weights = torch.randn(embeddings.shape, generator=generator).to(embeddings)
-            flat = [zero for own in zeros.values() for zero in own]
-            found = torch.autograd.grad((embeddings * weights).sum(), flat, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    gradients = dict(zip(map(id, flat), found, strict=True))
-    result: Rows = {}
-    for refit in refits:
-        parts = [(zero, gradients[id(zero)]) for zero in zeros[refit.layer]]
-        masks = [rows(refit.layer, zero if gradient is None else gradient).ne(0).any(-1) for zero, gradient in parts]
-        mask = torch.cat(masks) if masks else None
-        result[refit] = None if mask is None or bool(mask.all()) else mask
-    return result
+    reached = reaching_rows(partial(steps.encoder.embed, steps.tower), [refit.layer for refit in refits], inputs)
+    masks = {refit: reached[refit.layer].mask for refit in refits if refit.layer in reached}
+    return {refit: None if refit not in masks or bool(masks[refit].all()) else masks[refit] for refit in refits}

@@ -5,7 +5,6 @@ next norm or in the block's output; a post-norm block shows it at the input of i
 more than the output, is the site; what comes after a norm, an activation or another layer answers otherwise.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..towers import rows
 from ._steps import Seen, Steps, stream_of, watched
 
 _TOLERANCE = 1e-3
@@ -98,31 +98,6 @@ def _scale(layer: nn.Module, out: Tensor, change: Tensor, before: Tensor, after:
     rest = base - scale * own
     holds_more = (rest - rest.mean(0)).norm() > 1e-4 * (base - base.mean(0)).norm()
     return scale if holds_more else None
-
-
-def rows(layer: nn.Module, value: Tensor) -> Float[Tensor, "R D"]:
-    """Output channels of a layer last, everything else first."""
-    if isinstance(layer, nn.Conv2d) and value.ndim == 4:
-        value = value.permute(0, 2, 3, 1)
-    return value.flatten(0, -2)
-
-
-def patches(layer: nn.Module, value: Tensor) -> Float[Tensor, "R U"]:
-    """What a layer multiplies with its weight, a row per row of its output."""
-    if not isinstance(layer, nn.Conv2d):
-        return value.flatten(0, -2)
-    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and not any(_padding(layer)):
-        return value.permute(0, 2, 3, 1).flatten(0, -2)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = nn.functional.pad(value, _padding(layer), mode=mode)
-    found = nn.functional.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
-    return found.mT.flatten(0, 1)
-
-
-def _padding(layer: nn.Conv2d) -> Sequence[int]:
-    """Left, right, top, bottom."""
-    padding: Sequence[int] = layer._reversed_padding_repeated_twice
-    return padding
 
 
 def _rms(value: Tensor) -> float:

@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..encoder import TowerName
-from ..towers import Stream
+from ..towers import Stream, patches, rows
 from ._layers import Refit
 from ._reach import Reach
-from ._site import patches, rows
 from ._source import Chunk, Source
 from ._steps import Seen, Steps, kept_tensors, stream_of, watched
 

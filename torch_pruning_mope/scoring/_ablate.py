@@ -6,17 +6,18 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .._ridge import unstacked
 from .._state import kept_modules
 from ..encoder import EncoderCore, TowerName
 from ..surgery import masking_is_removal, removal_group
 from ..towers import Prunable, first_tensor
+from ._refit import Place, Refits
 from ._units import Ablation, Part
-
-Place = tuple[TowerName, int, Part]
 
 
 class Ablator:
@@ -28,10 +29,12 @@ class Ablator:
 
     Args:
         encoder: The dual encoder; left as it is.
+        refits: Refitted output layers of what is left; None leaves them as they are.
     """
 
-    def __init__(self, encoder: EncoderCore) -> None:
+    def __init__(self, encoder: EncoderCore, refits: Refits | None = None) -> None:
         self._encoder = encoder
+        self.refits = refits
         self._copy: EncoderCore | None = None
         self._graph: tp.DependencyGraph | None = None
         self.physical: frozenset[Place] = self._find()
@@ -57,29 +60,46 @@ class Ablator:
         gone: dict[tuple[int, Part], set[int]] = {}
         for ablation in ablations:
             gone.setdefault((ablation.layer, ablation.part), set()).update(ablation.channels)
-        encoder = self._encoder
-        if any((tower, *key) in self.physical for key in gone):
-            if self._copy is None:
-                with warnings.catch_warnings(action="ignore"):  # whatever there was to say of the model has been said
-                    self._copy = EncoderCore(copy.deepcopy(encoder.model))
-            encoder = self._copy
+        encoder = self._copied() if any((tower, *key) in self.physical for key in gone) else self._encoder
+        blocks = encoder.towers[tower].blocks
+        cuts, masks = [], []
+        for (layer, part), found in gone.items():
+            units = blocks[layer].attention if part == "head" else blocks[layer].feed_forward
+            if part != "block" and units is None:
+                raise ValueError(f"ablations must be of units that the model has; found {part} of layer {layer}.")
+            place, channels = (tower, layer, part), sorted(found)
+            if units is None or part == "block":
+                masks.append(_skipped(blocks[layer].module))
+            elif place in self.physical and len(channels) < units.channels:
+                cuts.append((units, channels, self._refitted_by_removal(encoder, place, units, channels)))
+            elif self.refits is not None and place in self.refits:
+                masks.append(_replaced(units.output, self.refits.solved(place, channels)))
+            else:
+                masks.append(_masked(units, channels))
         with ExitStack() as stack:
-            blocks = encoder.towers[tower].blocks
             # Masks first: they are as wide as the layers are before any is cut.
-            for (layer, part), channels in sorted(gone.items(), key=lambda item: (tower, *item[0]) in self.physical):
-                block = blocks[layer]
-                if part == "block":
-                    handle = block.module.register_forward_hook(_skip, with_kwargs=True)
-                    stack.callback(handle.remove)
-                    continue
-                units = block.attention if part == "head" else block.feed_forward
-                if units is None:
-                    raise ValueError(f"ablations must be of units that the model has; found {part} of layer {layer}.")
-                if (tower, layer, part) in self.physical and len(channels) < units.channels:
-                    stack.enter_context(self._cut(encoder, units, sorted(channels)))
-                else:
-                    stack.enter_context(_masked(units, sorted(channels)))
+            for mask in masks:
+                stack.enter_context(mask)
+            for units, channels, weights in cuts:
+                stack.enter_context(self._cut(encoder, units, channels))
+                if weights is not None:
+                    stack.enter_context(_replaced(units.output, weights))
             yield encoder
+
+    def _copied(self) -> EncoderCore:
+        if self._copy is None:
+            with warnings.catch_warnings(action="ignore"):  # whatever there was to say of the model has been said
+                self._copy = EncoderCore(copy.deepcopy(self._encoder.model))
+        return self._copy
+
+    def _refitted_by_removal(
+        self, copied: EncoderCore, place: Place, units: Prunable, channels: list[int]
+    ) -> Tensor | None:
+        """Weights of an output layer refitted onto its own output in the whole model, with nothing else removed."""
+        if self.refits is None or place not in self.refits:
+            return None
+        with torch.inference_mode(False), self._cut(copied, units, channels):
+            return self.refits.physically(place, channels, copied, units.output)
 
     @contextmanager
     def _cut(self, copied: EncoderCore, units: Prunable, channels: list[int]) -> Iterator[None]:
@@ -115,6 +135,33 @@ def _masked(units: Prunable, channels: list[int]) -> Iterator[None]:
     """Hooks that zero some channels, gone afterwards."""
     mask = units.mask(channels)
     handle = units.output.register_forward_pre_hook(lambda _, inputs: (inputs[0] * mask, *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _replaced(layer: nn.Linear | nn.Conv2d, weights: Tensor) -> Iterator[None]:
+    """A layer that computes with other weights, by a hook that is gone afterwards."""
+    weight, bias = unstacked(layer, weights)
+
+    def replaced(module: Any, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        convolves = isinstance(module, nn.Conv2d)
+        out: Tensor = (module._conv_forward if convolves else nn.functional.linear)(inputs[0], weight, bias)
+        return out
+
+    handle = layer.register_forward_hook(replaced)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _skipped(module: nn.Module) -> Iterator[None]:
+    """A layer that does nothing, by a hook that is gone afterwards."""
+    handle = module.register_forward_hook(_skip, with_kwargs=True)
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ from ._ranks import Ranks
 from ._recording import MemoryBudget, Recording
 from ._replay import ReplayWalk
 from ._units import Ablation
-from ._walk import StreamWalk, Walk
+from ._walk import Refit, StreamWalk, Walk
 
 Batch = Sequence[int]
 """Positions of ablations that run together."""
@@ -168,7 +168,8 @@ class PrefixEngine:
                 chosen = [ablations[position] for position in batch]
                 # Entered anew for every batch: a generator that is abandoned must not leave the model in eval mode.
                 with self._running():
-                    parts = [_ablate(recording, chunk, depth, chosen) for chunk in range(len(recording))]
+                    refitted = [recording.walk.refitted(depth, ablation) for ablation in chosen]
+                    parts = [_ablate(recording, chunk, depth, chosen, refitted) for chunk in range(len(recording))]
                     result = recording.gather(parts)
                 yield batch, result
         finally:
@@ -241,7 +242,7 @@ class PrefixEngine:
             if depth is None:
                 return walk.run(0, recording.stem(longest))
             trial = Ablation("image", 0, "head", (0,))  # which tower and layer, the depth says
-            return walk.run_without(depth, recording.point(longest, depth), [trial])
+            return walk.run_without(depth, recording.point(longest, depth), [trial], [None])
 
         return peak_bytes(ablate, self._device)
 
@@ -264,9 +265,11 @@ def _batches(walk: Walk, ablations: Sequence[Ablation], together: int) -> Iterat
             yield depth, rest[start : start + together]
 
 
-def _ablate(recording: Recording, chunk: int, depth: int, batch: Sequence[Ablation]) -> Float[Tensor, "K n J"]:
+def _ablate(
+    recording: Recording, chunk: int, depth: int, batch: Sequence[Ablation], refitted: Sequence[Refit | None]
+) -> Float[Tensor, "K n J"]:
     """One chunk's embeddings under each ablation of a batch."""
     walk = recording.walk
     if batch[0].part == "block":
         return walk.run_past(depth, recording.stream(chunk, depth), batch[0])[None]
-    return walk.run_without(depth, recording.point(chunk, depth), batch)
+    return walk.run_without(depth, recording.point(chunk, depth), batch, refitted)

@@ -19,7 +19,7 @@ from ..encoder import EncoderCore, TowerName
 from ..towers import OpaqueTower
 from ._ablate import Ablator
 from ._units import Ablation
-from ._walk import Point, Walk
+from ._walk import Point, Refit, Walk
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,13 @@ class ReplayWalk(Walk):
         embeddings: Tensor = self._play(stream)
         return embeddings
 
-    def run_without(self, depth: int, point: Point, ablations: Sequence[Ablation]) -> Float[Tensor, "K n J"]:  # noqa: ARG002
+    def run_without(
+        self,
+        depth: int,  # noqa: ARG002
+        point: Point,
+        ablations: Sequence[Ablation],
+        refitted: Sequence[Refit | None],  # noqa: ARG002
+    ) -> Float[Tensor, "K n J"]:
         """One after another."""
         return torch.stack([self._play(point.base, ablation) for ablation in ablations])
 

@@ -13,10 +13,11 @@ from ..encoder import EncoderCore
 from ..errors import NonFiniteError
 from ._gradients import accumulate_gradients
 from ._ranks import Ranks
+from ._refit import Place, Refits
 from ._units import Orders
 
-Rewiring = Literal["taylor", "none"] | Callable[[Any], Tensor | None]
-"""``taylor``, ``none``, or any Torch-Pruning importance."""
+Rewiring = Literal["taylor", "none", "obs"] | Callable[[Any], Tensor | None]
+"""``taylor``, ``none``, ``obs``, or any Torch-Pruning importance."""
 
 
 def neuron_orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, ranks: Ranks | None = None) -> Orders:
@@ -26,7 +27,8 @@ def neuron_orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, ranks: R
         encoder: The dual encoder; left as it is.
         pairs: What gradients are taken on, if the criterion needs them.
         rewire: ``taylor``: first-order Taylor under the contrastive loss, the sum of ``|w * g|`` over a neuron's row of the
-            first layer, its bias and its column of the second; ``none``: contiguous groups; or a Torch-Pruning importance.
+            first layer, its bias and its column of the second; ``none``: contiguous groups; ``obs``: the squared error of the
+            MLP's output that is left when a neuron goes and the others are refitted; or a Torch-Pruning importance.
         ranks: Who shares the work.
 
     Returns:
@@ -38,10 +40,12 @@ def neuron_orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, ranks: R
     """
     if rewire == "none":
         return {}
+    if rewire == "obs":
+        return _by_refit(encoder, pairs)
     if rewire == "taylor":
         rewire = tp.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, bias=True)
     if not callable(rewire):
-        raise ValueError(f"rewire must be 'taylor', 'none' or a Torch-Pruning importance; found {rewire!r}.")
+        raise ValueError(f"rewire must be 'taylor', 'none', 'obs' or a Torch-Pruning importance; found {rewire!r}.")
     hessian = isinstance(rewire, tp.importance.GroupHessianImportance)
     orders: dict[tuple[str, int], list[int]] = {}
     with own_gradients(encoder.model):
@@ -62,3 +66,13 @@ def neuron_orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, ranks: R
                 raise NonFiniteError(f"rewire must yield finite scores; found NaN or infinity in {name}.")
             orders[layer.tower, layer.index] = importance.argsort(stable=True).tolist()
     return orders
+
+
+def _by_refit(encoder: EncoderCore, pairs: Pairs) -> Orders:
+    places: list[Place] = [
+        (layer.tower, layer.index, "neurons")
+        for layer in encoder.layers
+        if layer.tower != "decoder" and layer.block.feed_forward is not None and layer.block.feed_forward.channels
+    ]
+    refits = Refits(encoder, {"image": pairs.images, "text": pairs.tokens}, places)
+    return {place[:2]: refits.costs(place).argsort(stable=True).tolist() for place in places if place in refits}

@@ -5,28 +5,32 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch_pruning as tp
+from torch import Tensor
 
 from .._fingerprint import fingerprint, key_of
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
+from ._ablate import Ablator
 from ._engine import PrefixEngine
 from ._families import Interaction, families, scores_of
 from ._journal import Journal
+from ._memory import resolve_memory
 from ._meter import Meter, PairsLike
 from ._plain import PlainEngine
 from ._progress import Progress
 from ._ranks import Ranks
+from ._refit import Refits
 from ._rewire import Rewiring, neuron_orders
 from ._table import ScoreTable
-from ._units import KINDS, Orders, enumerate_units
+from ._units import KINDS, Orders, Unit, enumerate_units
 
 Autocast = Literal["bfloat16", "float16"]
 
@@ -40,6 +44,7 @@ def score(
     groups: int = 16,
     interaction: Interaction = "nested",
     rewire: Rewiring = "taylor",
+    reconstruct: bool = False,
     towers: Collection[str] = ("image", "text"),
     engine: Literal["prefix", "plain"] = "prefix",
     batch_size: int | None = None,
@@ -67,7 +72,12 @@ def score(
             heads and blocks go one after another over both towers, the least missed first, re-scored as others have gone.
             ``joint`` (ours): all kinds go in one order over both towers, the least loss per freed parameter first, an
             MLP's groups lowest first; the table's rows are in that order.
-        rewire: Order of an MLP's neurons before they are grouped: ``taylor``, ``none``, or a Torch-Pruning importance.
+        rewire: Order of an MLP's neurons before they are grouped: ``taylor``, ``none``, ``obs`` (the error that each leaves
+            after the others are refitted, ``‖W_j‖² / [A⁻¹]_jj``), or a Torch-Pruning importance.
+        reconstruct: Score units as they are missed once what is left of their attention or MLP has been refitted by least
+            squares (ours; see ``scoring._refit`` for the update), as :func:`torch_pruning_mope.reconstruct` does after
+            pruning. A unit that the others can replace scores nothing, whatever its size. On paths, what has gone stays
+            refitted. A block leaves nothing to refit.
         towers: Towers to score.
         engine: ``prefix`` reuses what an ablation cannot change; ``plain`` evaluates the whole tower each time.
         batch_size: Sequences run at once; None for what suits the device, or fewer if memory is short.
@@ -107,9 +117,10 @@ def score(
         "metric_key": _key("metric", measure, (Metric,), target),
         "engine": engine,
         "autocast": autocast,
+        "reconstruct": reconstruct,
     }
     settings = {
-        **{name: of[name] for name in ("architecture", "metric_key", "engine", "autocast")},
+        **{name: of[name] for name in ("architecture", "metric_key", "engine", "autocast", "reconstruct")},
         "kinds": sorted(kinds),
         "towers": sorted(towers),
         "groups": groups,
@@ -127,10 +138,12 @@ def score(
             return known
         journal = Journal(target, of, ranks)
         own = ranks.placed(encoder)
-        runner = _engine(own, engine, batch_size, memory, autocast, keep=interaction in {"greedy", "joint"})
-        meter = Meter(runner, pairs, measure, own.device, journal=journal, ranks=ranks)
         orders = _orders(own, pairs, rewire, str(settings["rewire"]), journal, ranks) if "neurons" in kinds else {}
-        table = _table(meter, own, pairs, of, settings, orders, on_start, show=progress and ranks.rank == 0)
+        units = _units(own, settings, orders)
+        on_start()
+        runner = _engine(own, pairs, units, settings, batch_size, memory)
+        meter = Meter(runner, pairs, measure, own.device, journal=journal, ranks=ranks)
+        table = _table(meter, own, pairs, units, of, settings, show=progress and ranks.rank == 0)
         if target is not None and ranks.rank == 0:
             table.save(target)
         ranks.gather(None)  # nobody's journal goes before the table is there
@@ -142,26 +155,29 @@ def score(
         ranks.close()
 
 
-def _table(
-    meter: Meter,
-    encoder: EncoderCore,
-    pairs: Pairs,
-    of: Any,
-    settings: dict[str, Any],
-    orders: Orders,
-    on_start: Callable[[], object],
-    *,
-    show: bool,
-) -> ScoreTable:
-    """Measures everything."""
-    kinds, towers, interaction = settings["kinds"], settings["towers"], settings["interaction"]
+def _units(encoder: EncoderCore, settings: dict[str, Any], orders: Orders) -> list[Unit]:
+    kinds, towers = settings["kinds"], settings["towers"]
     units = enumerate_units(encoder, kinds, orders, settings["groups"], towers)
     if not units:
         raise ValueError(
             f"the model has no units of these kinds; found none of {kinds} in {towers}. Layers can be scored where they stand "
             "in a list: a Block's siblings."
         )
-    on_start()
+    return units
+
+
+def _table(
+    meter: Meter,
+    encoder: EncoderCore,
+    pairs: Pairs,
+    units: Sequence[Unit],
+    of: Any,
+    settings: dict[str, Any],
+    *,
+    show: bool,
+) -> ScoreTable:
+    """Measures everything."""
+    towers, interaction = settings["towers"], settings["interaction"]
     queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
     layers = {name: len(tower.blocks) for name, tower in encoder.towers.items()}
     with Progress(units, queries, layers, show=show) as bar:
@@ -183,17 +199,24 @@ def _key(name: str, value: object, known: tuple[type, ...], path: Path | None) -
 
 def _engine(
     encoder: EncoderCore,
-    engine: str,
+    pairs: Pairs,
+    units: Sequence[Unit],
+    settings: dict[str, Any],
     batch_size: int | None,
     memory: int | str | None,
-    autocast: Autocast | None,
-    *,
-    keep: bool,
 ) -> PrefixEngine | PlainEngine:
-    dtype = None if autocast is None else getattr(torch, autocast)
-    if engine == "plain":
-        return PlainEngine(encoder, batch_size=batch_size, dtype=dtype)
-    return PrefixEngine(encoder, batch_size=batch_size, memory=memory, dtype=dtype, keep=keep)
+    dtype = None if settings["autocast"] is None else getattr(torch, settings["autocast"])
+    path = settings["interaction"] in {"greedy", "joint"}
+    room, refits = resolve_memory(memory, encoder.device), None
+    if settings["reconstruct"]:
+        inputs: dict[TowerName, Tensor] = {"image": pairs.images, "text": pairs.tokens}
+        places = [(unit.tower, unit.layer, unit.part) for unit in units if unit.part != "block"]
+        refits = Refits(encoder, inputs, places, batch_size=batch_size, memory=room // 2, whole=path)
+        room -= refits.nbytes
+    ablator = Ablator(encoder, refits)
+    if settings["engine"] == "plain":
+        return PlainEngine(encoder, batch_size=batch_size, dtype=dtype, ablator=ablator)
+    return PrefixEngine(encoder, batch_size=batch_size, memory=room, dtype=dtype, keep=path, ablator=ablator)
 
 
 def _orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, name: str, journal: Journal, ranks: Ranks) -> Orders:

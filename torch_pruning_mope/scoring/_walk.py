@@ -10,11 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import linear
 
+from .._ridge import unstacked
 from ..encoder import TowerName
 from ..towers import Stream, Sublayer, Tower
 from ._ablate import Ablator
+from ._refit import Place
 from ._units import Ablation
+
+Refit = tuple[Tensor, Tensor | None]
+"""Weight and bias of an output layer."""
 
 
 class Point(NamedTuple):
@@ -69,9 +75,15 @@ class Walk(ABC):
     def run(self, depth: int, stream: Any) -> Float[Tensor, "N J"]:
         """From the stream before a step to the embeddings."""
 
+    def refitted(self, depth: int, ablation: Ablation) -> Refit | None:  # noqa: ARG002
+        """Weights that make up for an ablation, where the walk enters a step; else the ablator sees to them."""
+        return None
+
     @abstractmethod
-    def run_without(self, depth: int, point: Point, ablations: Sequence[Ablation]) -> Float[Tensor, "K n J"]:
-        """The embeddings under each of some ablations of one step, heads or neurons."""
+    def run_without(
+        self, depth: int, point: Point, ablations: Sequence[Ablation], refitted: Sequence[Refit | None]
+    ) -> Float[Tensor, "K n J"]:
+        """The embeddings under each of some ablations of one step, heads or neurons, with refitted weights if given."""
 
     @abstractmethod
     def run_past(self, depth: int, stream: Any, ablation: Ablation) -> Float[Tensor, "n J"]:
@@ -99,6 +111,8 @@ class StreamWalk(Walk):
         self.per_block = len(blocks[0].sublayers)
         self.last_mixing = max((d for d, sublayer in enumerate(self.sublayers) if sublayer.mixes_tokens), default=-1)
         self._keep: dict[int, Tensor] = {}
+        self._refitted: dict[int, Refit] = {}
+        self._removed: dict[int, list[Ablation]] = {}
         self._skipped: set[int] = set()
         self._at_end: list[Ablation] = []
         for ablation in removed:
@@ -108,9 +122,31 @@ class StreamWalk(Walk):
             elif ablation.part == "block":
                 self._skipped.update(range(depth, depth + self.per_block))
             else:
-                weight = self.sublayers[depth].output.weight
-                keep = self._keep.setdefault(depth, torch.ones_like(weight[0]))
-                keep[list(ablation.channels)] = 0
+                self._removed.setdefault(depth, []).append(ablation)
+        for depth, gone in self._removed.items():
+            self._remove(depth, gone)
+
+    def _remove(self, depth: int, gone: Sequence[Ablation]) -> None:
+        """Takes units of a sub-layer away: by a mask, or by weights that make up for them."""
+        output, refits = self.sublayers[depth].output, self._ablator.refits
+        if refits is not None and self._place(gone[0]) in refits:
+            weights = refits.weights(self._place(gone[0]), [ablation.channels for ablation in gone])
+            self._refitted[depth] = unstacked(output, weights)
+            return
+        keep = self._keep[depth] = torch.ones_like(output.weight[0])
+        for ablation in gone:
+            keep[list(ablation.channels)] = 0
+
+    def _place(self, ablation: Ablation) -> Place:
+        return self._name, ablation.layer, ablation.part
+
+    def refitted(self, depth: int, ablation: Ablation) -> Refit | None:
+        """Weights and bias of a sub-layer's output layer without some more units; None where it is not refitted."""
+        refits = self._ablator.refits
+        if depth == self.depths or refits is None or (place := self._place(ablation)) not in refits:
+            return None
+        held = [other.channels for other in self._removed.get(depth, ())]
+        return unstacked(self.sublayers[depth].output, refits.weights(place, held, ablation.channels))
 
     def depth(self, ablation: Ablation) -> int:
         """Position of the (first) sub-layer that an ablation is in; the end for what runs with the readout, such as a pool."""
@@ -141,7 +177,9 @@ class StreamWalk(Walk):
         hidden = self.sublayers[depth].hidden(stream, pooled_only=pooled_only)
         if depth in self._keep:
             hidden = hidden * self._keep[depth]
-        return Point(stream.narrow() if pooled_only else stream, hidden, self.sublayers[depth].output(hidden))
+        output = self.sublayers[depth].output
+        out = linear(hidden, *self._refitted[depth]) if depth in self._refitted else output(hidden)
+        return Point(stream.narrow() if pooled_only else stream, hidden, out)
 
     def finish(self, depth: int, point: Point) -> Stream:
         """The stream after a sub-layer."""
@@ -163,12 +201,19 @@ class StreamWalk(Walk):
         with self._ablator.without(self._name, [*self._at_end, *more]):
             return self.tower.readout(stream)
 
-    def run_without(self, depth: int, point: Point, ablations: Sequence[Ablation]) -> Float[Tensor, "K n J"]:
+    def run_without(
+        self, depth: int, point: Point, ablations: Sequence[Ablation], refitted: Sequence[Refit | None]
+    ) -> Float[Tensor, "K n J"]:
         """All ablations run as one batch, their contribution subtracted from the recorded output."""
         if depth == self.depths:
             return torch.stack([self._readout(point.base, ablation) for ablation in ablations])
         sublayer = self.sublayers[depth]
-        outs = [_without(sublayer, point.hidden, point.out, ablation.channels) for ablation in ablations]
+        outs = [
+            _without(sublayer, point.hidden, point.out, ablation.channels)
+            if own is None
+            else linear(point.hidden, *own)
+            for ablation, own in zip(ablations, refitted, strict=True)
+        ]
         base: Stream = point.base
         many = base if len(outs) == 1 else base.repeat(len(outs))
         many = many.with_x(sublayer.finish(many.x, outs[0] if len(outs) == 1 else torch.cat(outs)))
@@ -189,4 +234,4 @@ def _without(sublayer: Sublayer, hidden: Tensor, out: Tensor, channels: Sequence
         return rows.view_as(out)
     kept = torch.ones(weight.shape[1], dtype=torch.bool, device=hidden.device)
     kept[gone] = False
-    return torch.nn.functional.linear(hidden[..., kept], weight[:, kept], bias)
+    return linear(hidden[..., kept], weight[:, kept], bias)

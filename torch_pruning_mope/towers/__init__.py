@@ -11,9 +11,12 @@ from ._look import first_tensor
 from ._opaque import OpaqueTower
 from ._pair import TwoEncoders
 from ._prunable import Channels, Prunable
+from ._reach import Reaching, patches, reaching_rows, rows
 from ._registry import Towers, register_towers
+from ._search import Search, searching
 from ._structure import is_known, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
+from ._summary import summary
 from ._tower import Block, BlockTower, Tower
 
 __all__ = [
@@ -27,6 +30,8 @@ __all__ = [
     "Layer",
     "OpaqueTower",
     "Prunable",
+    "Reaching",
+    "Search",
     "Stream",
     "Sublayer",
     "Tower",
@@ -35,7 +40,12 @@ __all__ = [
     "TwoEncoders",
     "first_tensor",
     "is_known",
+    "patches",
+    "reaching_rows",
     "register_channels",
     "register_towers",
+    "rows",
+    "searching",
+    "summary",
     "towers_of",
 ]

@@ -5,20 +5,14 @@ from pathlib import Path
 
 import pytest
 
-import torch_pruning_mope as mope
-
 from .commands import SCORE, mope_command
+from .interruptions import small_model
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny CLIP with two layers in each tower, in a folder."""
-    encoder = mope.DualEncoder(mope.load_tiny_clip())
-    for tower in ("image", "text"):
-        encoder.remove_blocks(tower, list(range(2, len(encoder.towers[tower].blocks))))  # type: ignore[arg-type,index]
-    folder = tmp_path_factory.mktemp("models") / "small"
-    encoder.save_pretrained(folder, base="tiny")
-    return folder
+    return small_model(tmp_path_factory.mktemp("models") / "small")
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +20,7 @@ def _begun(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "a"
     mope_command("score", run, "--model", small, *SCORE)
     mope_command("plan", run, "--parameters", "image=60%,text=70%", "--round-to", 8)
-    mope_command("prune", run)
+    mope_command("prune", run, "--no-reconstruct")
     return run
 
 

@@ -134,7 +134,7 @@ def test_captions_elsewhere_are_read_with_leave_alone(tmp_path: Path) -> None:
     assert len(opened(folder, follow_links=True)) == 6
     write(secret / "metadata.jsonl", '{"file_name": "0.png", "text": "99 0"}')
     (folder / "metadata.jsonl").symlink_to(secret / "metadata.jsonl")
-    with pytest.raises(DataError, match=r"metadata.jsonl: must be a file of its folder.*follow_links=True"):
+    with pytest.raises(DataError, match=r"metadata.jsonl must be a file of its folder.*follow_links=True"):
         opened(folder, max_skipped=1.0)
 
 
@@ -213,7 +213,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes, **about: Any) -> No
 
 @pytest.mark.parametrize("name", ["1.bin", "2.png"])
 def test_an_archive_unpacks_so_much_and_no_more(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch_pruning_mope.data._tar.MOST_BETWEEN", 2**20)
+    monkeypatch.setattr("torch_pruning_mope.data._samples.MOST_BETWEEN", 2**20)
     with gzip.open(tmp_path / "0.tar.gz", "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
         for i in range(2):
             add(archive, f"{i}.png", picture(i))
@@ -268,7 +268,7 @@ def test_a_bad_name_is_one_skipped_image(tmp_path: Path, form: Callable[[Path, l
 
 def test_backslashes_are_told(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 2)
-    with pytest.raises(DataError, match=r"images\\0.png\); pass .*; a backslash does not separate folders here"):
+    with pytest.raises(DataError, match=r"images\\0.png\)\. A backslash does not separate folders here"):
         opened(as_table(tmp_path, ["images\\0.png", "images\\1.png"]))
     dataset = opened(as_table(tmp_path, ["images/0.png", "images/1.png", "images\\1.png"]), max_skipped=0.5)
     assert skipped(dataset) == {"file missing": 1}
@@ -280,7 +280,7 @@ def test_deep_json_is_one_skipped_sample_or_one_error(tmp_path: Path) -> None:
     lines = as_lines(tmp_path, ["0.png", "1.png"])
     lines.write_text(lines.read_text() + f"\n{DEEP}")
     assert skipped(opened(lines, max_skipped=0.5)) == {"entry malformed": 1}
-    with pytest.raises(DataError, match=r"must be JSON, found otherwise: nested too deeply"):
+    with pytest.raises(DataError, match=r"must be JSON; found otherwise: nested too deeply"):
         opened(write(tmp_path / "deep.json", DEEP))
     bad = {"png": picture(3), "json": DEEP.encode()}
     write_shard(tmp_path / "0.tar", {**{str(i): good_sample(i) for i in range(3)}, "3": bad})
@@ -313,11 +313,11 @@ def test_tables_and_texts_have_an_encoding(tmp_path: Path) -> None:
     (tmp_path / "2.txt").write_bytes("a mug".encode("utf-16"))
     assert opened(tmp_path, encoding="utf-16").entries[0].captions == ("un café",)
     for encoding in ("klingon", "base64"):
-        with pytest.raises(DataError, match=f"encoding: must be .*, found '{encoding}'"):
+        with pytest.raises(DataError, match=f"encoding must be .*; found '{encoding}'"):
             opened(tmp_path / "p.csv", encoding=encoding)
     (tmp_path / "a").mkdir()
     (tmp_path / "names.txt").write_bytes("café\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"names.txt must be in utf-8, found other bytes; pass encoding"):
+    with pytest.raises(DataError, match=r"must be in utf-8; found other bytes in .*names.txt. Pass encoding"):
         open_labelled(tmp_path, preprocess, classnames=tmp_path / "names.txt")
 
 

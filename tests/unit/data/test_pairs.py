@@ -28,14 +28,14 @@ def test_default_index_is_one_caption_each() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((4, 6), r"image_index: needed when images and captions differ.*4 images and 6 captions"),
-        ((0, 0), r"images: .*found no calibration pairs"),
-        ((1, 1), r"images: .*found one pair"),
-        ((1, 3, [0, 0, 0]), r"images: .*found one pair"),
+        ((4, 6), r"image_index must be given when images and captions differ.*4 images and 6 captions"),
+        ((0, 0), r"images must be .*found no calibration pairs"),
+        ((1, 1), r"images must be .*found one pair"),
+        ((1, 3, [0, 0, 0]), r"images must be .*found one pair"),
         ((4, 4, [0, 1, 2]), "one integer per caption"),
-        ((4, 4, [0, 1, 2, 4]), r"must lie in 0\.\.3, found 0\.\.4"),
-        ((4, 4, [-1, 1, 2, 3]), r"must lie in 0\.\.3, found -1\.\.3"),
-        ((4, 5, [0, 1, 1, 2, 2]), "every image needs a caption, found 1 of 4 without"),
+        ((4, 4, [0, 1, 2, 4]), r"must lie in 0\.\.3; found 0\.\.4"),
+        ((4, 4, [-1, 1, 2, 3]), r"must lie in 0\.\.3; found -1\.\.3"),
+        ((4, 5, [0, 1, 1, 2, 2]), "a caption for every image; found 1 of 4 without"),
     ],
 )
 def test_bad_counts_and_indices(arguments: tuple[int, int], words: str) -> None:
@@ -45,9 +45,9 @@ def test_bad_counts_and_indices(arguments: tuple[int, int], words: str) -> None:
 
 def test_bad_types() -> None:
     images, tokens = torch.randn(2, 3), torch.ones(2, 5, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"tokens: must be integers .*found torch\.float32 \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"tokens must be integers .*found torch\.float32 \[2, 5\]"):
         Pairs(images, tokens.float())
-    with pytest.raises(ValueError, match=r"image_index: must hold one integer per caption, found torch\.float32"):
+    with pytest.raises(ValueError, match=r"image_index must hold one integer per caption; found torch\.float32"):
         Pairs(images, tokens, torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="found a scalar"):
         Pairs(torch.tensor(1.0), tokens)
@@ -74,13 +74,13 @@ def test_from_batches_with_several_captions_each() -> None:
     [
         ([], ValueError, "no calibration pairs"),
         ([(torch.ones(1, 3), torch.ones(1, 5, dtype=torch.long))], ValueError, "found one pair"),
-        ([torch.ones(2, 3)], TypeError, r"tuple \(images, tokens\) of tensors, found Tensor"),
+        ([torch.ones(2, 3)], TypeError, r"batches \(images, tokens\) of tensors; found Tensor"),
         ([(torch.ones(2, 3), ["a", "b"])], TypeError, r"found \['Tensor', 'list'\]"),
         ([(torch.ones(2, 3), torch.ones(3, 5, dtype=torch.long))], ValueError, r"images \[2, 3\] and tokens \[3, 5\]"),
         (
             [(torch.ones(2, 3), torch.ones(2, 5, dtype=torch.long)), (torch.ones(2, 4), torch.ones(2, 5).long())],
             ValueError,
-            "images: all batches must have the same shape",
+            "images must have the same shape",
         ),
     ],
 )
@@ -94,7 +94,7 @@ def test_batches_hold_the_first_caption_of_each_image() -> None:
     batches = list(pairs.batches(2))
     assert [len(images) for images, _ in batches] == [2, 1]
     assert torch.equal(torch.cat([tokens for _, tokens in batches]), pairs.tokens[[1, 2, 0]])
-    with pytest.raises(ValueError, match="batch_size: must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1; found 0"):
         next(pairs.batches(0))
 
 
@@ -120,5 +120,5 @@ def test_what_cannot_be_iterated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it; else beartype speaks first
     with pytest.raises(TypeError, match=r"must be Pairs or an iterable of .* found int"):
         Pairs.coerce(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="images: must be a tensor, found list"):
+    with pytest.raises(TypeError, match="images must be a tensor; found list"):
         Pairs([1, 2], torch.ones(2, 5).long())  # type: ignore[arg-type]

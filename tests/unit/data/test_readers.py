@@ -98,8 +98,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("form", "workers"), [*((form, 0) for form in FORMATS), ("csv", 2), ("shards", 2)])
 def test_every_image_comes_once_with_all_its_captions(folder: Path, form: str, workers: int) -> None:
     make, options = FORMATS[form]
     dataset = opened(make(folder), **options)
@@ -115,8 +114,7 @@ def test_every_image_comes_once_with_all_its_captions(folder: Path, form: str, w
     assert dataset.skipped.read == COUNT
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("form", ["csv", "coco", "shards"])
+@pytest.mark.parametrize(("form", "workers"), [("coco", 0), ("csv", 2), ("shards", 0), ("shards", 2)])
 def test_items_are_images_with_one_caption(folder: Path, form: str, workers: int) -> None:
     make, options = FORMATS[form]
     dataset = opened(make(folder), **options)
@@ -153,16 +151,18 @@ def test_captions_are_drawn_anew_each_epoch_in_running_workers_too(folder: Path)
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_passes_of_a_loader_differ_and_come_again_in_another_run(folder: Path, workers: int) -> None:
     def passes(count: int, **options: Any) -> list[Any]:
         loader = PairLoader(opened(coco(folder)), batch_size=4, num_workers=workers, **options)
         return [[tokens.tolist() for _, tokens in loader] for _ in range(count)]
 
-    first = passes(3, shuffle=True)
+    first = passes(2, shuffle=True)
     torch.rand(7)
-    assert first == passes(3, shuffle=True)
-    assert first[0] != first[1] != first[2]
+    assert first == passes(2, shuffle=True)
+    assert first[0] != first[1]
+    if workers:
+        return  # what follows is the same in all processes
     ranks = [DistributedSampler(range(COUNT), 2, rank) for rank in range(2)]
     halves = [passes(2, sampler=rank) for rank in ranks]
     for epoch in range(2):
@@ -204,9 +204,9 @@ def test_unreadable_images_are_counted_once_and_others_take_their_place(broken: 
     assert skipped.counts == {"file missing": 1, "image unreadable": 2}
     assert skipped.share == 0.15
     assert "3.png: none of AVIF, BMP" in str(skipped)
-    dataset.set_epoch(1)
-    list(loader)  # no new ones, hence no warning
-    assert dataset.skipped == skipped
+    with pytest.warns(UserWarning, match="3 of 20 samples skipped"):
+        list(loader)  # the next pass counts for itself
+    assert (dataset.epoch, dataset.skipped.counts) == (2, skipped.counts)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -218,7 +218,7 @@ def test_gathering_leaves_them_out(broken: Path, workers: int) -> None:
 
 
 def test_too_many_are_an_error(broken: Path) -> None:
-    with pytest.raises(DataError, match=r"at most 10.0% .* may be unreadable \(max_skipped\), found 3 of 9 samples"):
+    with pytest.raises(DataError, match=r"at most 10.0% .* unreadable \(max_skipped\); found 3 of 9 samples"):
         gather_pairs(opened(broken), progress=False)
     with pytest.raises(DataError, match="found 3 of"):
         list(PairLoader(opened(broken), batch_size=4, num_workers=2))
@@ -241,21 +241,36 @@ def test_what_fails_in_preprocess_is_raised_and_says_where(folder: Path) -> None
         dataset[0]
     assert any("while preparing" in note and "0.png" in note for note in caught.value.__notes__)
     sizes = open_pairs(coco(folder), lambda image: torch.zeros(1 + image.getpixel((0, 0))[0]), tokenizer)
-    with pytest.raises(DataError, match=r"preprocess: must return images of one size, found \[1\] and \[2\]"):
+    with pytest.raises(DataError, match=r"preprocess must return images of one size; found \[1\] and \[2\]"):
         gather_pairs(sizes, progress=False)
 
 
-def test_counts_stay_shared_on_the_way_to_workers_and_in_copies(broken: Path) -> None:
+def test_epochs_are_shared_on_the_way_to_workers_and_copies_count_for_themselves(broken: Path) -> None:
     dataset = opened(broken, max_skipped=1.0)
     sent = pickle.loads(ForkingPickler.dumps(dataset))  # as to a worker that is spawned
-    sent.describe(3)
-    assert dataset.skipped.counts == {"image unreadable": 1}
     dataset.set_epoch(4)
     assert sent.epoch == 4
     own = copy.deepcopy(dataset)
     with pytest.warns(UserWarning, match=r"3 of 1\d samples"):
         gather_pairs(own, 7, batch_size=1, num_workers=2, progress=False)
-    assert dataset.skipped.samples == 1
+    own.set_epoch(5)
+    assert (dataset.skipped.samples, dataset.epoch) == (0, 4)
+
+
+def test_counts_come_home_from_workers_that_stay(broken: Path) -> None:
+    loader = PairLoader(opened(broken, max_skipped=0.2), batch_size=4, num_workers=1, persistent_workers=True)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="3 of 20 samples skipped"):
+            list(loader)
+
+
+def test_other_loaders_of_the_same_settings_get_plain_batches(broken: Path) -> None:
+    dataset = opened(broken, max_skipped=0.2)
+    loader = PairLoader(dataset, batch_size=4, num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    plain = DataLoader(dataset, batch_size=4, collate_fn=loader.collate_fn)  # as Accelerate makes one
+    assert [len(images) for images, _ in plain] == [4] * 5
 
 
 ROWS = "".join(f"{i}.png,{i} 0\n" for i in range(6))
@@ -292,31 +307,35 @@ def test_an_open_quote_does_not_swallow_lines_in_silence(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("p.csv", "", {}, r"must name the columns filepath and title, separated by ',', found \[\]"),
-        ("p.csv", "a.png,an owl\n", {}, r"found \['a.png', 'an owl'\]; set image_key"),
-        ("p.csv", "filepath;title\n", {"separator": "::"}, "must be a table, found otherwise"),
-        ("p.csv", "filepath,title\n", {}, "must hold at least one image with a caption, found none"),
+        ("p.csv", "", {}, r"must name the columns filepath and title .*, separated by ','; found \[\]"),
+        ("p.csv", "a.png,an owl\n", {}, r"found \['a.png', 'an owl'\]\. Set image_key"),
+        ("p.csv", "filepath;title\n", {"separator": "::"}, "must be a table; found otherwise"),
+        ("p.csv", "filepath,title\n", {}, "must hold at least one image with a caption; found none"),
         (
             "p.csv",
             "filepath,title\nnone.png,an owl\n",
             {},
-            "root: the image files of .* must exist, found none of the first 1",
+            "root must be the folder .*; found none of the first 1",
         ),
         (
             "p.csv",
             "filepath,title\n",
-            {"split": "test"},
-            "split: a table has no such option, found 'test'.*split_pairs",
+            {"shuffle": 9},
+            "shuffle must be left out for table, as an option of shards; found 9",
         ),
-        ("p.csv", "filepath,title\n", {"shuffle": 9}, "shuffle: a table has no such option.*shuffle in the DataLoader"),
-        ("p.json", "{", {}, "must be JSON, found otherwise: .*line 1 column 2"),
-        ("p.json", "[]", {}, "must be COCO captions .* or a Karpathy split .*, found a list"),
+        ("p.json", "{", {}, "must be JSON; found otherwise: .*line 1 column 2"),
+        ("p.json", "[]", {}, "must be COCO captions .* or a Karpathy split .*; found a list"),
         ("p.json", {"pictures": []}, {}, r"found the keys \['pictures'\]"),
         ("p.json", {"images": [], "annotations": []}, {}, "must hold at least one image with a caption"),
-        ("p.json", {"images": [], "annotations": []}, {"split": "val"}, "COCO has a file for each split, found 'val'"),
-        ("p.jsonl", '{"file": "a.png"}\n', {}, r"with file_name and text, found the keys \['file'\]"),
-        ("p.jsonl", "{]\n", {}, r"with file_name and text, found the keys \[\]"),
-        ("p.parquet", "", {}, "must be a file of .csv, .tsv, .jsonl, .json or .tar, .*rename it"),
+        (
+            "p.json",
+            {"images": [], "annotations": []},
+            {"split": "val"},
+            "split must be left out for COCO.*; found 'val'",
+        ),
+        ("p.jsonl", '{"file": "a.png"}\n', {}, r"with file_name and text; found the keys \['file'\]"),
+        ("p.jsonl", "{]\n", {}, r"with file_name and text; found the keys \[\]"),
+        ("p.parquet", "", {}, "must be a file of .csv, .tsv, .jsonl, .json or .tar, .*Rename it"),
     ],
 )
 def test_bad_sources_are_refused(tmp_path: Path, name: str, content: object, options: Any, message: str) -> None:
@@ -325,10 +344,10 @@ def test_bad_sources_are_refused(tmp_path: Path, name: str, content: object, opt
 
 
 def test_sources_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a pattern or a URL, found nothing at '/no/such.csv'"):
+    with pytest.raises(DataError, match=r"a pattern or a URL; found nothing at '/no/such.csv'"):
         opened("/no/such.csv")
     write(tmp_path / "notes.md", "")
-    with pytest.raises(DataError, match=r"a folder must hold images .*, found \.md"):
+    with pytest.raises(DataError, match=r"must hold images .*; found \.md"):
         opened(tmp_path)
 
 
@@ -354,7 +373,7 @@ def test_coco_entries_that_are_not_usable_are_counted(folder: Path, images: Any,
 
 def test_karpathy_splits(folder: Path) -> None:
     source = karpathy(folder)
-    with pytest.raises(DataError, match=r"split: must be one of test, train or several joined by [+], found val"):
+    with pytest.raises(DataError, match=r"split must be one of test, train of .*, or several joined by [+]; found val"):
         opened(source, split="test+val")
     assert len(opened(source, split="test")) == COUNT
     assert len(opened(source, split="test+train")) == len(opened(source)) == COUNT + 1
@@ -439,12 +458,16 @@ def test_an_epoch_has_as_many_samples_as_asked(tmp_path: Path, resample: bool, w
         assert set(found) == set(range(20))
 
 
-def test_more_workers_than_shards_are_refused_where_each_needs_one(tmp_path: Path) -> None:
+def test_more_ranks_than_shards_are_refused_where_each_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pattern = write_shards(tmp_path, 1)
-    assert len(numbers_of(PairLoader(opened(pattern), batch_size=2, num_workers=2))) == 5
-    with pytest.raises(DataError, match="every worker of every rank needs shards with samples, found 1 shards for 2"):
-        list(PairLoader(opened(pattern, samples=8), batch_size=2, num_workers=2))
-    assert len(numbers_of(PairLoader(opened(pattern, samples=8, resample=True), batch_size=2, num_workers=2))) == 8
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert not numbers_of(PairLoader(opened(pattern), batch_size=2))
+    with pytest.raises(DataError, match="shards with samples for every worker of every rank; found 1 shards for 2"):
+        list(PairLoader(opened(pattern, samples=8), batch_size=2))
+    assert len(numbers_of(PairLoader(opened(pattern, samples=8, resample=True), batch_size=2))) == 4
 
 
 @pytest.fixture
@@ -481,7 +504,7 @@ def test_bad_samples_and_shards_are_counted(bad_shards: Path, workers: int) -> N
     }
     assert "04.tar: d: has png, json" in dataset.skipped.examples["caption missing"][0]
     assert "05.tar: ReadError: unexpected end of data" in dataset.skipped.examples["shard unreadable"][0]
-    with pytest.raises(DataError, match=r"at most 14.0% of samples and of shards may be unreadable"):
+    with pytest.raises(DataError, match=r"at most 14.0% of its samples and of its shards unreadable"):
         gather_pairs(opened(bad_shards, max_skipped=0.14), num_workers=workers, progress=False)
 
 
@@ -493,7 +516,7 @@ def test_shards_that_are_missing_or_of_no_bytes_are_found_at_once(tmp_path: Path
     assert len(dataset.urls) == 3
     with pytest.raises(DataError, match=r"at most 10.0%.*found 2 of 5 shards skipped"):
         opened(str(tmp_path / "{00..04}.tar"))
-    with pytest.raises(DataError, match="at least one shard with samples, found 1 that are missing or empty"):
+    with pytest.raises(DataError, match="at least one shard with samples; found 1 that cannot be used"):
         opened(str(tmp_path / "03.tar"))
 
 
@@ -512,10 +535,10 @@ def test_shards_without_samples_are_no_data(tmp_path: Path, options: Any, max_sk
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("*.tar", "a pattern must fit shards, found none for"),
-        ("{0..9.tar", "must be a pattern of shards, found .*: Unbalanced"),
+        ("*.tar", "must be a pattern that fits shards; found none for"),
+        ("{0..9.tar", "must be a pattern of shards; found .*: Unbalanced"),
         ("s3://bucket/0.tar", r"URLs must be of .*pipe.*; found 's3://bucket/0.tar'\. Use pipe: with a command"),
-        ([], r"must be at least one shard, found \[\]"),
+        ([], r"must be at least one shard with samples; found \[\]"),
     ],
 )
 def test_bad_patterns_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any, message: str) -> None:
@@ -527,12 +550,12 @@ def test_bad_patterns_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resample": True}, "samples: resampling has no end, found None"),
-        ({"samples": 0}, "samples: must be at least 1, found 0"),
-        ({"shuffle": -1}, "shuffle: must be the size of a buffer"),
-        ({"captions": "all"}, "captions: must be one of random, first, found 'all'"),
-        ({"max_skipped": 10.0}, r"max_skipped: must be a share in \[0, 1\], found 10"),
-        ({"root": "."}, "root: shards has no such option"),
+        ({"resample": True}, "samples must be a number with resample, .*; found None"),
+        ({"samples": 0}, "samples must be at least 1; found 0"),
+        ({"shuffle": -1}, "shuffle must be the size of a buffer"),
+        ({"captions": "all"}, "captions must be one of random, first; found 'all'"),
+        ({"max_skipped": 10.0}, r"max_skipped must be a share in \[0, 1\]; found 10"),
+        ({"root": "."}, "root must be left out for shards"),
     ],
 )
 def test_bad_options_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any, message: str) -> None:
@@ -551,7 +574,7 @@ def test_a_url_that_fails_is_counted(tmp_path: Path) -> None:
 def test_shards_need_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern = write_shards(tmp_path, 1)
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    with pytest.raises(DataError, match=r"shards need webdataset, .*pip install torch-pruning-mope\[webdataset\]"):
+    with pytest.raises(DataError, match=r"shards need webdataset; .*pip install torch-pruning-mope\[webdataset\]"):
         opened(pattern)
 
 
@@ -591,9 +614,9 @@ def test_parts_of_shards_share_no_sample(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"calibration": -1}, "calibration: must be a share below 1 or a whole number of images, found -1"),
-        ({"test": 1.5}, "test: must be a share below 1 or a whole number"),
-        ({"calibration": 4, "test": 3}, "must be parts of the 6 images of .*, found 4 and 3"),
+        ({"calibration": -1}, "calibration must be a share below 1 or a whole number of images; found -1"),
+        ({"test": 1.5}, "test must be a share below 1 or a whole number"),
+        ({"calibration": 4, "test": 3}, "must be parts of the 6 images of .*; found 4 and 3"),
         ({"calibration": 0.01}, "found 0 and 1"),
     ],
 )
@@ -604,15 +627,15 @@ def test_parts_that_there_are_not_are_refused(folder: Path, options: Any, messag
 
 def test_other_datasets_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(TypeError, match="must be what open_pairs returns, found Subset"):
+    with pytest.raises(TypeError, match="must be a dataset of open_pairs; found Subset"):
         gather_pairs(Subset(opened(coco(folder)), [0, 1]))  # type: ignore[arg-type]
 
 
 def test_shards_are_divided_by_shares(tmp_path: Path) -> None:
     dataset = opened(write_shards(tmp_path, 1))
-    with pytest.raises(ValueError, match=r"must be shares that sum to 1 at most, found 5 and 0.1"):
+    with pytest.raises(ValueError, match=r"must be shares of shards that sum to 1 at most; found 5 and 0.1"):
         split_pairs(dataset, calibration=5)
-    with pytest.raises(ValueError, match="limit: retrieval needs at least two images, found 1"):
+    with pytest.raises(ValueError, match="limit must be at least 2; found 1"):
         gather_pairs(dataset, 1)
 
 

@@ -47,8 +47,8 @@ def test_first_batches_never_change() -> None:
 seeds = st.integers(0, 2**32)
 
 
-@settings(max_examples=15, deadline=None)
-@given(seeds=st.tuples(seeds, seeds, seeds), size=st.integers(2, 300))
+@settings(max_examples=5, deadline=None)
+@given(seeds=st.tuples(seeds, seeds, seeds), size=st.integers(2, 120))
 def test_splits_share_no_content_and_galleries_hold_no_twins(seeds: tuple[int, int, int], size: int) -> None:
     galleries = [_gallery(split, size, seed) for split, seed in zip(SPLITS, seeds, strict=True)]
     everything = [scene for gallery in galleries for scene in gallery]
@@ -59,7 +59,7 @@ def test_splits_share_no_content_and_galleries_hold_no_twins(seeds: tuple[int, i
 
 
 def test_no_caption_is_true_of_another_image_of_its_gallery() -> None:
-    contents = [(set(scene.content[0]), scene.content[1]) for scene in _gallery("test", 1500, 1)]
+    contents = [(set(scene.content[0]), scene.content[1]) for scene in _gallery("test", 600, 1)]
     for (first, behind_first), (second, behind_second) in itertools.combinations(contents, 2):
         assert behind_first != behind_second or not (first <= second or second <= first)
 
@@ -75,7 +75,7 @@ def read(words: str) -> tuple[list[str], list[str], str]:
     return parts[::2], parts[1::2], background
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=seeds)
 def test_captions_are_true_and_read_back(seed: int) -> None:
     names = {concept.noun_phrase: index for index, concept in enumerate(concepts())}
@@ -150,7 +150,7 @@ def test_batches_resume_and_begin_with_single_objects() -> None:
 
 def test_bad_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it; else beartype speaks first
-    with pytest.raises(ValueError, match="split: must be one of train, calibration, test, found 'val'"):
+    with pytest.raises(ValueError, match="split must be one of train, calibration, test; found 'val'"):
         emoji_pairs("val")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="size: must be between 2 and 20000 pairs, found 1"):
+    with pytest.raises(ValueError, match="size must be between 2 and 20000 pairs; found 1"):
         emoji_pairs("test", 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import resources
 
 import open_clip
-import pytest
 import torch
 
 from torch_pruning_mope.data import emoji_pairs, load_tiny_clip
@@ -37,9 +36,9 @@ def test_model_is_plain_open_clip_in_float32() -> None:
     assert 3.5e6 < sum(parameter.numel() for parameter in model.parameters()) < 4e6
 
 
-@pytest.mark.parametrize("way", ["i2t", "t2i"])
-def test_recall_is_what_the_card_says(way: str) -> None:
+def test_recall_is_what_the_card_says() -> None:
     model, pairs = load_tiny_clip(), emoji_pairs("test", 500)
     with torch.inference_mode():
         images, texts = model.encode_image(pairs.images), model.encode_text(pairs.tokens)
-    assert Recall((1,), (way,))(images, texts) > FLOOR
+    for way in ("i2t", "t2i"):
+        assert Recall((1,), (way,))(images, texts) > FLOOR, way

@@ -30,10 +30,10 @@ def test_the_end_has_the_highest_id(tokenizer: EmojiTokenizer) -> None:
 
 
 def test_unknown_word(tokenizer: EmojiTokenizer) -> None:
-    with pytest.raises(ValueError, match=r"found \['wombat'\] in 'a wombat on blue'; use the names in concepts.tsv"):
+    with pytest.raises(ValueError, match=r"found \['wombat'\] in 'a wombat on blue'\. Use the names in concepts.tsv"):
         tokenizer(["an owl on blue", "a wombat on blue"])
 
 
 def test_too_long(tokenizer: EmojiTokenizer) -> None:
-    with pytest.raises(ValueError, match="at most 22 words fit, found 23"):
+    with pytest.raises(ValueError, match="at most 22 words; found 23"):
         tokenizer(" ".join(["owl"] * 23))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import torch_pruning_mope as mope
 from torch_pruning_mope.cli import app
 
-ONE_OF_EACH = ["ViT-S-32", "RN50", "coca_ViT-B-32", "ViT-B-16-SigLIP2", "EVA02-B-16", "convnext_tiny", "MobileCLIP2-S0"]
+ONE_OF_EACH = ["RN50", "ViT-B-16-SigLIP2", "EVA02-B-16", "convnext_tiny", "MobileCLIP2-S0"]
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -26,11 +26,12 @@ def test_configurations_wrap(name: str) -> None:
 def test_counts_are_those_of_the_whole_model() -> None:
     """The depth is cut only after counting: 12 + 12 layers of 6 and 6 heads, 1536 and 1536 neurons."""
     check = mope.check_model("ViT-S-32")
+    assert check.wraps, check.reason
     assert (check.heads, check.neurons, check.width) == (12 * 6 + 12 * 6, 12 * 1536 + 12 * 1536, 384 + 384)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["roberta-ViT-B-32", "mt5-base-ViT-B-32", "nllb-clip-base", "coca_roberta-ViT-B-32"])
+@pytest.mark.parametrize("name", ["mt5-base-ViT-B-32", "coca_roberta-ViT-B-32"])
 def test_texts_of_hugging_face_are_checked_in_small(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     check = mope.check_model(name)

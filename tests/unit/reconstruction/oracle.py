@@ -9,9 +9,9 @@ from torch import Tensor
 from torch_pruning_mope import DualEncoder, Pairs, Unit, remove_units
 from torch_pruning_mope.reconstruction._layers import Refit, groups_of
 from torch_pruning_mope.reconstruction._reconstruct import _find_sites, _retarget
-from torch_pruning_mope.reconstruction._site import Site, patches, rows
+from torch_pruning_mope.reconstruction._site import Site
 from torch_pruning_mope.reconstruction._steps import steps_of, watched
-from torch_pruning_mope.towers import first_tensor
+from torch_pruning_mope.towers import first_tensor, patches, rows
 
 from ..zoo import build, pairs_of
 

@@ -1,7 +1,10 @@
-"""Tar archives that anybody may have made, as WebDataset's samples, within bounds on what is unpacked."""
+"""Samples of WebDataset shards, read from tar archives that anybody may have made, within bounds on what is unpacked."""
+
+from __future__ import annotations
 
 import errno
 import gzip
+import io
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -9,13 +12,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from .._io import MOST_TEXT, open_regular
+from PIL import Image
+
+from .._io import MOST_TEXT, open_regular, parse_json
 from .._io._urls import ByteStream, is_url, open_url
+from ._decode import Unusable, as_captions, read_picture
+from ._skipped import Problem
 
 MOST_BETWEEN = 2**28
 """Bytes unpacked from one file that is used to the next, and of each of these."""
-USED = frozenset({"cls", "jpeg", "jpg", "json", "png", "txt", "webp"})
-"""Suffixes of the files that samples are made of."""
+IMAGE_KEYS = ("jpg", "png", "jpeg", "webp")
+USED = frozenset({*IMAGE_KEYS, "cls", "json", "txt"})
+"""Suffixes of the files that are read."""
 GZIP = b"\x1f\x8b"
 META = re.compile(r"__[^/]*__($|/)")
 Sample = dict[str, Any]
@@ -89,3 +97,35 @@ class _Member(tarfile.TarInfo):
         if found.size > MOST_TEXT and not found.isreg():
             raise tarfile.ReadError(f"{found.size} bytes of names or attributes")
         return found
+
+
+def read_sample(
+    sample: Sample, caption_key: str, where: str, *, caption_lines: bool = False
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """Returns the picture and the captions of a sample, or raises Unusable; `caption_lines`: its `txt` has one a line."""
+    content = image_of(sample, where)
+    if max(len(sample.get(key, b"")) for key in ("txt", "json")) > MOST_TEXT:
+        raise Unusable(Problem("entry malformed", f"{where}: more than {MOST_TEXT} bytes of text"))
+    try:
+        text = sample["txt"].decode("utf-8-sig") if "txt" in sample else None
+        captions = as_captions(text.splitlines() if text and caption_lines else text)
+        if not captions and "json" in sample:
+            about = parse_json(sample["json"])
+            captions = as_captions(about.get(caption_key)) if isinstance(about, dict) else ()
+    except ValueError as error:
+        raise Unusable(Problem("entry malformed", f"{where}: {error}")) from error
+    if not captions:
+        raise Unusable(Problem("caption missing", f"{where}: {_keys(sample)}"))
+    return read_picture(io.BytesIO(content), where), captions
+
+
+def image_of(sample: Sample, where: str) -> bytes:
+    """Returns the content of a sample's image file, or raises Unusable."""
+    found: bytes | None = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
+    if found is None:
+        raise Unusable(Problem("image missing", f"{where}: {_keys(sample)}"))
+    return found
+
+
+def _keys(sample: Sample) -> str:
+    return f"has {', '.join(key for key in sample if not key.startswith('__'))}"

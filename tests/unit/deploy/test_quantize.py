@@ -1,0 +1,130 @@
+"""int8 files: their layers, their gate, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torch_pruning_mope as mope
+from tests.unit.models import clip, pairs_for
+from torch_pruning_mope import ExportError, Pairs, load_exported
+from torch_pruning_mope.deploy import _export
+from torch_pruning_mope.deploy._gate import Measured, measure
+from torch_pruning_mope.deploy._programs import onnx_runner, write_onnx
+from torch_pruning_mope.deploy._quantize import quantize_onnx
+
+
+@pytest.fixture(autouse=True)
+def unchecked_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # exporters cannot follow the checks of types
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[Pairs, Pairs]:
+    return mope.emoji_pairs("calibration", 64), mope.emoji_pairs("test", 200)
+
+
+@pytest.fixture(scope="module")
+def exported(pairs: tuple[Pairs, Pairs], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Float and int8 files of the tiny CLIP."""
+    folder = tmp_path_factory.mktemp("exported")
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    tiny = mope.load_model("tiny")
+    mope.export(tiny, folder / "float")
+    mope.export(tiny, folder / "int8", quantize="int8", pairs=pairs[0], test_pairs=pairs[1])
+    jaxtyping.config.update("jaxtyping_disable", before)
+    return folder / "float", folder / "int8"
+
+
+def test_int8_is_small_and_embeds_nearly_as_float(exported: tuple[Path, Path], pairs: tuple[Pairs, Pairs]) -> None:
+    plain, small = (load_exported(folder) for folder in exported)
+    sizes = [sum((folder / f"{tower}.onnx").stat().st_size for tower in ("image", "text")) for folder in exported]
+    assert sizes[1] <= 0.37 * sizes[0]
+    for embed, inputs in (("encode_image", pairs[1].images), ("encode_text", pairs[1].tokens)):
+        ours, theirs = (getattr(model, embed)(inputs.numpy()) for model in (small, plain))
+        cosine = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
+        assert cosine.min() > 0.99
+
+
+def test_what_was_measured_is_on_record(exported: tuple[Path, Path]) -> None:
+    about = json.loads((exported[1] / "deployment.json").read_text())["quantization"]
+    measured, layers = about["measured"], about["layers"]
+    assert measured["pairs"] == 200
+    assert measured["recall_float"] - measured["recall"] <= measured["max_drop"] == 1.0
+    assert measured["recall"] > 95
+    assert min(measured["cosine"].values()) > 0.995
+    assert (
+        len(layers["image"]["int8"]) == 6 * 4 + 2
+    )  # two products in place of one where the last layer narrows, and the joint
+    assert all(0 < error <= about["error_bound"] for tower in layers.values() for error in tower["int8"].values())
+    assert json.loads((exported[0] / "deployment.json").read_text())["quantization"] is None
+
+
+class Two(nn.Module):
+    """Two products, of which the second gets one input a thousand times as large as the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
+        with torch.no_grad():
+            self.second.weight[:, 0] = 0.0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(inputs)
+        return self.second(torch.cat([1000 * hidden[:, :1], hidden[:, 1:]], -1))
+
+
+def test_layers_that_int8_harms_stay_in_float(tmp_path: Path) -> None:
+    inputs, path = torch.randn(64, 16), tmp_path / "two.onnx"
+    run = write_onnx(Two(), inputs[:2], path, None)  # type: ignore[arg-type]
+    found = quantize_onnx(path, inputs)
+    assert len(found.int8) == len(found.kept_in_float) == 1
+    assert max(found.int8.values()) < 0.02
+    assert min(found.kept_in_float.values()) > 0.3
+    difference = onnx_runner(path)(inputs) - run(inputs)
+    assert 0 < float(difference.norm() / run(inputs).norm()) < 0.03
+    assert [file.name for file in tmp_path.iterdir()] == ["two.onnx"]
+
+
+def test_files_that_lose_too_much_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = clip()
+    calibration, test = pairs_for(model, 40), pairs_for(model, 40, seed=1)
+    options: dict[str, Any] = {"quantize": "int8", "pairs": calibration, "test_pairs": test}
+    monkeypatch.setattr(_export, "measure", lambda *_: Measured(40, 90.0, 87.5, {}))
+    with pytest.raises(ExportError, match=r"at most 2 points of mean R@1; found 90\.00 before and 87\.50 after, on 40"):
+        mope.export(model, tmp_path / "new", max_drop=2.0, **options)
+    assert not (tmp_path / "new").exists()
+    assert mope.export(model, tmp_path / "new", max_drop=2.5, **options)
+
+
+def test_recall_is_measured_on_the_files(pairs: tuple[Pairs, Pairs]) -> None:
+    model, test = mope.load_tiny_clip(), pairs[1]
+    whole: Any = {"image": torch.no_grad()(model.encode_image), "text": torch.no_grad()(model.encode_text)}
+    noise: Any = {"image": lambda images: torch.randn(len(images), 128), "text": whole["text"]}
+    found = measure(whole, noise, test)
+    result = mope.evaluate_retrieval(model, test, ks=(1,), progress=False).to_dict()
+    assert found.recall_float == pytest.approx(sum(result[f"{way}_r1"] for way in ("i2t", "t2i")) / 2)
+    assert found.recall < 5
+    assert found.cosine["text"] == pytest.approx(1)
+    assert abs(found.cosine["image"]) < 0.2
+
+
+def test_arguments(pairs: tuple[Pairs, Pairs], tmp_path: Path) -> None:
+    model = mope.load_tiny_clip()
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"quantize": "int4", "pairs": pairs[0]}, "quantize must be None or one of int8; found 'int4'"),
+        ({"quantize": "int8"}, "must come with format='onnx' and calibration pairs; found no pairs"),
+        ({"quantize": "int8", "pairs": pairs[0], "format": "torch"}, "found format 'torch'"),
+        ({"quantize": "int8", "pairs": pairs[0], "test_pairs": pairs[0]}, "found 64 images in both"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            mope.export(model, tmp_path / "new", **options)
+        assert not (tmp_path / "new").exists()

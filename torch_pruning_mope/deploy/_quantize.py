@@ -1,0 +1,183 @@
+"""Static int8 of ONNX encoders by onnxruntime's own quantiser, with the layers that it would harm kept in float.
+
+Every product with a constant and the token table are quantised: QDQ form, weights signed and per channel, activations unsigned.
+Of each, the error in its output on calibration inputs is measured, and those over the bound are quantised no more. The patch
+embedding, norms, softmax and products of two activations stay in float.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import ExportError
+from ._programs import quiet
+
+Quantization = Literal["int8"]
+BOUND = 0.05
+"""Largest root mean square error of a layer's output, relative to the output, that int8 may cause by itself."""
+CALIBRATION = 256
+_BATCH = 32
+_KINDS = ("MatMul", "Gemm", "Gather")
+
+
+@dataclass
+class Quantized:
+    """Layers of an encoder, by name, with the error that int8 causes in each."""
+
+    int8: dict[str, float] = field(default_factory=dict)
+    kept_in_float: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A product with a constant, or a table."""
+
+    name: str
+    kind: str
+    inputs: str
+    weight: str
+    transposed: bool = False
+
+
+def quantize_onnx(path: Path, inputs: Tensor, bound: float = BOUND) -> Quantized:
+    """Replaces a float model by an int8 one, calibrated on ``inputs``; layers whose error is over the bound stay in float."""
+    try:
+        import onnx
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise ExportError(
+            f"quantize='int8' needs onnx and onnxruntime; found {error.name} missing. pip install torch-pruning-mope[export]"
+        ) from error
+    prepared = path.with_suffix(".prepared.onnx")
+    batches = [batch.numpy() for batch in inputs[:CALIBRATION].split(_BATCH)]
+    try:
+        with quiet():
+            external = path.with_name(f"{path.name}.data")
+            quant_pre_process(path, prepared, skip_symbolic_shape=True, save_as_external_data=external.exists())
+            external.unlink(missing_ok=True)
+            graph = onnx.load(prepared).graph
+            layers = list(_layers(graph))
+            _quantize(prepared, path, batches, [layer.name for layer in layers], graph)
+            errors = _errors(prepared, path, layers, batches[0])
+            rest = [name for name, error in errors.items() if error <= bound]
+            if len(rest) < len(layers):
+                _quantize(prepared, path, batches, rest, graph)
+    finally:
+        for left in path.parent.glob(f"{prepared.name}*"):
+            left.unlink()
+    found = Quantized()
+    for name, lost in errors.items():
+        (found.int8 if name in rest else found.kept_in_float)[name] = lost
+    return found
+
+
+def _layers(graph: Any) -> Iterator[_Layer]:
+    """Products with a constant matrix, and tables of floats."""
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == 1 and len(tensor.dims) == 2}
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[0] in weights:
+            yield _Layer(node.name, node.op_type, node.input[1], node.input[0])
+        elif node.op_type in {"MatMul", "Gemm"} and node.input[1] in weights:
+            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            yield _Layer(node.name, node.op_type, node.input[0], node.input[1], transposed)
+
+
+def _quantize(source: Path, target: Path, batches: Sequence[NDArray[Any]], names: Sequence[str], graph: Any) -> None:
+    """Quantises some layers."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left = iter(batches)
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            batch = next(self._left, None)
+            return None if batch is None else {"inputs": batch}
+
+    others = [node.name for node in graph.node if node.op_type in _KINDS and node.name not in names]
+    before = logging.root.level
+    quantize_static(
+        source,
+        target,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,  # kernels of x86 take unsigned activations
+        op_types_to_quantize=list(_KINDS),
+        nodes_to_exclude=others,
+        extra_options={"MatMulConstBOnly": True},
+    )
+    logging.root.setLevel(before)
+
+
+def _errors(source: Path, quantized: Path, layers: Sequence[_Layer], batch: NDArray[Any]) -> dict[str, float]:
+    """Error of each layer's output by its own rounding of inputs and weights, on float inputs."""
+    import onnx
+    from onnx import numpy_helper
+
+    wanted = sorted({layer.inputs for layer in layers if layer.kind != "Gather"})
+    seen = dict(zip(wanted, _activations(source, wanted, batch), strict=True))
+    floats = {tensor.name: tensor for tensor in onnx.load(source).graph.initializer}
+    graph = onnx.load(quantized).graph
+    own = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = {node.name: node for node in graph.node}
+    makers = {name: node for node in graph.node for name in node.output}
+    found = {}
+    for layer in layers:
+        node = nodes[layer.name]
+        weight = numpy_helper.to_array(floats[layer.weight])
+        rounded = _dequantized(makers[node.input[0 if layer.kind == "Gather" else 1]], own)
+        if layer.kind == "Gather":
+            found[layer.name] = _relative(rounded, weight)
+            continue
+        if layer.transposed:
+            weight, rounded = weight.T, rounded.T
+        rounding = makers[makers[node.input[0]].input[0]]  # what precedes the product: round, and back
+        inputs = seen[layer.inputs].reshape(-1, weight.shape[0])
+        found[layer.name] = _relative(_rounded(inputs, rounding, own) @ rounded, inputs @ weight)
+    return found
+
+
+def _activations(path: Path, names: Sequence[str], batch: NDArray[Any]) -> list[NDArray[Any]]:
+    """Values inside a model."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    outputs = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in outputs)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    values: list[NDArray[Any]] = session.run(list(names), {"inputs": batch})
+    return values
+
+
+def _dequantized(node: Any, own: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """The constant that a DequantizeLinear returns."""
+    weight, scale, zero = (own[name] for name in node.input[:3])
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    if scale.ndim:
+        shape = [-1 if place == axis % weight.ndim else 1 for place in range(weight.ndim)]
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    constant: NDArray[Any] = (weight.astype(np.float32) - zero.astype(np.float32)) * scale
+    return constant
+
+
+def _rounded(inputs: NDArray[Any], node: Any, own: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Inputs after QuantizeLinear and DequantizeLinear."""
+    scale, zero = own[node.input[1]], own[node.input[2]]
+    limits = np.iinfo(zero.dtype)
+    steps = np.clip(np.rint(inputs / scale) + zero.astype(np.float32), limits.min, limits.max)
+    rounded: NDArray[Any] = (steps - zero.astype(np.float32)) * scale
+    return rounded
+
+
+def _relative(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    difference = float(np.linalg.norm((found - expected).astype(np.float64)))
+    return difference / max(float(np.linalg.norm(expected.astype(np.float64))), 1e-30)
