@@ -100,7 +100,7 @@ def reconstruct(
         counts: dict[str, int] = {}
         with _running(encoder, dense), _unless_refused(encoder):
             for name in (name for name in ("image", "text") if name in towers):
-                work = _Tower(encoder, dense, name, source, ranks, batch_size, budget, alone, inputs=inputs)
+                work = _TowerFit(encoder, dense, name, source, ranks, batch_size, budget, alone, inputs=inputs)
                 layers += work.refit(ridge, show=progress and ranks.rank == 0)
                 if projection:
                     layers += work.refit_projection(ridge, alone)
@@ -113,7 +113,7 @@ def reconstruct(
         ranks.close()
 
 
-class _Tower:
+class _TowerFit:
     """One tower's reconstruction."""
 
     def __init__(

@@ -119,7 +119,10 @@ class Ranks:
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Overwrites tensors, on any device, with their sums over all ranks, to the same bits on each."""
-        for tensor in tensors if self.world > 1 else ():
+        if self.world == 1:
+            return
+        self._meet()
+        for tensor in tensors:
             own = tensor.detach().cpu().contiguous()
             dist.all_reduce(own, group=self._group)
             tensor.detach().copy_(own)
