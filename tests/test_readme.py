@@ -1,10 +1,11 @@
-"""Every snippet of the README runs."""
+"""Every snippet of the documents runs, and every table is the measured one."""
 
 import json
 import re
 import shlex
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,14 +16,33 @@ from tests.unit import zoo
 from torch_pruning_mope.cli import app
 from torch_pruning_mope.evaluation import families_markdown, load_families
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+NAMES = ("README.md", "examples/README.md", "benchmarks/README.md")
+DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES if (ROOT / name).exists()}
+SMALL = {
+    "score": ("--pairs", "16", "--groups", "2", "--kind", "head", "--kind", "neurons", "--quiet"),
+    "compress": ("--pairs", "16", "--groups", "1", "--stages", "1", "--no-time", "--test-pairs", "16", "--quiet"),
+    "prune": ("--quiet",),
+    "reconstruct": ("--quiet",),
+    "distill": ("--steps", "1", "--batch-size", "8", "--pairs", "16", "--quiet"),
+    "evaluate": ("--pairs", "16", "--no-latency", "--quiet"),
+    "report": ("--pairs", "16", "--examples", "2"),
+}
+"""Options that make a command of the story small; the last of an option given twice counts."""
 
 
-def snippets(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def snippets(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_python_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def between(marker: str) -> str:
+    """What a document has between two markers."""
+    (text,) = [text for text in DOCUMENTS.values() if f"<!-- {marker} -->" in text]
+    return text.partition(f"<!-- {marker} -->\n")[2].partition(f"\n<!-- /{marker} -->")[0]
+
+
+@pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if snippets(text, "python")])
+def test_python_snippets_run_in_order(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = mope.emoji_pairs
     monkeypatch.setattr(mope, "emoji_pairs", lambda split, size=1000, seed=0: original(split, min(size, 24), seed))
     monkeypatch.chdir(tmp_path)
@@ -31,27 +51,27 @@ def test_python_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
         rows.append(f"{number}.png,{caption}")
     (tmp_path / "pairs.csv").write_text("\n".join(rows))
-    blocks = snippets("python")
-    assert len(blocks) >= 10
-    namespace: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert (tmp_path / "scores.json").exists()
-    pairs = namespace["pairs"]
-    for own in ("MyClip", "MyFastClip"):
-        wrapped = mope.DualEncoder(namespace[own]())  # type: ignore[operator]
+    namespace: dict[str, Any] = {}
+    for block in snippets(DOCUMENTS[name], "python"):
+        exec(compile(block, name, "exec"), namespace)
+    for own in {"MyClip", "MyFastClip"} & namespace.keys():
+        wrapped, pairs = mope.DualEncoder(namespace[own]()), namespace["pairs"]
         prefix = mope.score(wrapped, pairs, metric="contrastive_loss", groups=2, progress=False)
         plain = mope.score(wrapped, pairs, metric="contrastive_loss", groups=2, progress=False, engine="plain")
         assert [s.loss for s in prefix.scores] == pytest.approx([s.loss for s in plain.scores], abs=1e-5)
         importance = mope.MoPEImportance(wrapped, pairs, progress=False)
         removed = mope.prune(wrapped, importance, head_ratio=0.5, ffn_ratio=0.5)
-        assert removed == mope.Counts(heads=8, neurons=256, width=0)
+        assert removed.heads == 8
+        assert removed.neurons == 256
+
+
+def test_there_are_enough_snippets() -> None:
+    assert sum(len(snippets(text, "python")) for text in DOCUMENTS.values()) >= 10
 
 
 def test_the_table_of_families_is_the_measured_one() -> None:
     """`python benchmarks/families.py` measures; this writes nothing."""
-    shown = README.partition("<!-- families -->\n")[2].partition("\n<!-- /families -->")[0]
-    assert shown == families_markdown()
+    assert between("families") == families_markdown()
     rows = load_families()
     assert [row["family"] for row in rows] == list(zoo.FAMILIES)
     for row in rows:
@@ -62,20 +82,20 @@ def test_the_table_of_families_is_the_measured_one() -> None:
 
 
 def test_messages_that_are_explained_are_messages_of_the_package() -> None:
-    table = README.partition("| message | what is behind it |")[2].partition("\n\n")[0]
+    tables = [text.partition("| message | what is behind it |")[2] for text in DOCUMENTS.values()]
+    table = "".join(text.partition("\n\n")[0] for text in tables)
     messages = re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
-    assert len(messages) >= 8
-    source = "".join(path.read_text(encoding="utf-8") for path in Path(mope.__file__).parent.rglob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(str(mope.__file__)).parent.rglob("*.py"))
     joined = re.sub(r'"\s*\n\s*f?"', "", source)  # messages are written over several lines
     assert [message for message in messages if message not in joined] == []
 
 
 def test_the_table_of_compression_is_the_measured_one() -> None:
     """`python benchmarks/compression.py` measures; this writes nothing."""
-    file = Path(__file__).parent.parent / "benchmarks" / "figures" / "compression.json"
+    file = ROOT / "benchmarks" / "figures" / "compression.json"
     rows = [row for row in json.loads(file.read_text())["grid"] if row["stage"] == "trained"]
     mean = {(row["criterion"], row["budget"], row["seed"]): (row["i2t_r1"] + row["t2i_r1"]) / 2 for row in rows}
-    shown = README.partition("<!-- compression -->")[2].partition("<!-- /compression -->")[0]
+    shown = between("compression")
     budgets = [float(share) / 100 for share in re.findall(r"(\d+)% kept", shown)]
     assert len(budgets) >= 4
     for criterion in ("MoPE", "Hessian", "Taylor", "L1", "random", "MoPE, a head in each layer"):
@@ -90,21 +110,42 @@ def test_the_table_of_compression_is_the_measured_one() -> None:
             assert cell.partition("→")[2].split()[0] == f"{share:.1f}"
 
 
+def test_the_story_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands one after another, small; exports have tests of their own."""
+    monkeypatch.chdir(tmp_path)
+    lines = [line[2:] for line in between("story").splitlines() if line.startswith("$ mope ")]
+    assert len(lines) >= 4
+    for line in lines:
+        _, command, *arguments = shlex.split(line)
+        if command == "export":
+            continue
+        small = SMALL.get(command, ())
+        result = CliRunner().invoke(app, [command, *arguments, *small])
+        assert result.exit_code == 0, f"{line}\n{result.output[-500:]}\n{result.stderr[-500:]}"
+    shown = between("story")
+    runs = list(tmp_path.rglob("config.yaml"))
+    assert runs
+    for name in ("pruned", "evaluation.json", "report.html"):
+        assert (runs[0].parent / name).exists()
+        assert name in shown
+
+
 def test_shell_snippets_are_commands_that_exist() -> None:
-    lines = [line for block in snippets("bash") for line in block.splitlines()]
-    lines += [line[2:] for block in snippets("console") for line in block.splitlines() if line.startswith("$ mope")]
+    text = "\n".join(DOCUMENTS.values())
+    lines = [line for block in snippets(text, "bash") for line in block.splitlines()]
+    lines += [line[2:] for block in snippets(text, "console") for line in block.splitlines() if line[:6] == "$ mope"]
     assert any(line.startswith("pip install . && mope demo") for line in lines)
     assert 'pip install -e ".[dev]" && pytest' in lines
-    for command in (part.strip() for line in lines for part in line.split("&&")):
+    for command in (part.strip() for line in lines for part in line.partition("  #")[0].split("&&")):
         program, *arguments = shlex.split(command)
         if program == "torchrun" and "-m" in arguments:
             program, arguments = "mope", arguments[arguments.index("torch_pruning_mope") + 1 :]
         if program == "mope":
-            known = CliRunner().invoke(app, [arguments[0], "--help"]).output
-        elif program == "python":
-            known = (Path(__file__).parent.parent / arguments[0]).read_text(encoding="utf-8")
+            known = CliRunner().invoke(app, [arguments[0], "--help"], env={"COLUMNS": "200"}).output
+        elif program == "python" and not arguments[0].startswith("-"):
+            known = (ROOT / arguments[0]).read_text(encoding="utf-8")
         else:
-            assert program in {"pip", "pytest", "torchrun", "ls"}
+            assert program in {"pip", "pytest", "torchrun", "ls", "python"}
             continue
         for option in (argument for argument in arguments if argument.startswith("--")):
             assert option in known, f"{command!r}: no option {option}"

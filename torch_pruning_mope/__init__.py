@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from .pruning import Counts, prune, remove_units
     from .reconstruction import ReconstructionReport, reconstruct
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
-    from .runs import finetune_stage, pretrain_stage, run_stage
+    from .runs import compress, finetune_stage, pretrain_stage, run_stage
     from .runtime import ExportedModel, load_exported
     from .scoring import (
         Score,
@@ -180,6 +180,7 @@ __all__ = [
     "check_model",
     "check_models",
     "chunked_backward",
+    "compress",
     "distil",
     "distill",
     "emoji_batches",
@@ -245,7 +246,7 @@ _HOMES = {
     "pruning": "Counts prune remove_units",
     "reconstruction": "ReconstructionReport reconstruct",
     "report": "ChangedExamples Example append_jsonl changed_examples write_report",
-    "runs": "finetune_stage pretrain_stage run_stage",
+    "runs": "compress finetune_stage pretrain_stage run_stage",
     "runtime": "ExportedModel load_exported",
     "scoring": "Score ScoreTable ScoringCost Separation Unit calibration_guidance estimate_cost score separation",
     "surgery": "PrunableAttention register_attention",

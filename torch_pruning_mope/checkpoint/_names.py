@@ -24,7 +24,7 @@ def load_model(name: str, *, device: str | torch.device = "cpu", cache_dir: str 
     | `hf:google/siglip2-base-patch16-224` | one in the form of transformers, or a folder like it |
     | `local-dir:folder` | a folder in open_clip's form |
     | `mope:me/pruned` | a checkpoint of a pruned model on the Hub, or a folder with one |
-    | `folder` | a folder in any of these forms; a checkpoint of a pruned model first, then open_clip's |
+    | `folder` | a folder in any of these forms, or of exported ONNX files; a checkpoint of a pruned model first |
 
     The first form that fits is taken: a folder that is called as an architecture is `./ViT-B-32`. Slashes in an architecture
     are read as dashes (`ViT-B/32`). Code in a model folder or a checkpoint never runs: a file that holds more than tensors is

@@ -6,6 +6,7 @@ Nothing here imports torch before a command runs, so that ``--help`` answers at 
 # In the order of the help: each registers its command.
 from . import (  # isort: skip
     _models,  # noqa: F401
+    _compress,  # noqa: F401
     _score,  # noqa: F401
     _plan,  # noqa: F401
     _prune,  # noqa: F401

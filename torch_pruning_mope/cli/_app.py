@@ -56,7 +56,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help=ABOUT,
-    epilog="A whole run: mope score runs/a --model tiny, then plan, prune, distill, evaluate, export, report.",
+    epilog="In one: mope compress runs/a --model tiny --parameters 50%. Step by step: score, plan, prune, distill, evaluate, "
+    "export, report.",
 )
 
 

@@ -124,12 +124,19 @@ def rows_of(
 
 
 def _row_of_name(name: str, device: str, measuring: Measuring, other: OtherData, *, progress: bool) -> dict[str, Any]:
+    from ..loading import ExportedEncoder
     from ..runs import shown
     from ._parts import Parts
 
     source = other.over(Source(model=name, device=device))
     loaded = source.load()
-    about = {"label": shown(name), "criterion": "dense", "stage": "dense", "progress": progress}
+    stage = "shipped" if isinstance(loaded.model, ExportedEncoder) else "dense"
+    about = {
+        "label": shown(name),
+        "criterion": "" if stage == "shipped" else "dense",
+        "stage": stage,
+        "progress": progress,
+    }
     if measuring.task is Task.zero_shot:
         return _finished(measuring.row(source.data, loaded, **_reading(source), **about), source, Part.all)
     part = measuring.part if source.data == EMOJI else Part.all
@@ -164,11 +171,16 @@ def _finished(row: dict[str, Any], source: Source, part: Part) -> dict[str, Any]
 
 def _models(begun: "StartedRun", against: Sequence[Rival]) -> "Iterator[Model]":
     """All models that are there, one at a time; then the rivals."""
+    from ..checkpoint import load_model
+    from ..runtime import DEPLOYMENT
+    from ._export import SHIPPED
     from ._rivals import rivals
 
     yield "dense", "dense", begun.load()
     for stage in ("pruned", "distilled"):
         if (begun.path / stage).exists():
             yield "MoPE", stage, begun.load_saved(stage)
+    if (begun.path / SHIPPED / DEPLOYMENT).is_file():
+        yield "MoPE", "shipped", load_model(str(begun.path / SHIPPED))
     for name, loaded in rivals(begun, [rival.value for rival in against]):
         yield Rival(name).label, "pruned", loaded

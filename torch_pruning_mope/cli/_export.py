@@ -2,12 +2,15 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ._command import Call, RunArgument, command
 from ._options import ForceOption
+
+SHIPPED = "export-onnx"
+"""Folder of a run whose files are evaluated beside its models."""
 
 
 class ExportFormat(StrEnum):
@@ -18,6 +21,12 @@ class ExportFormat(StrEnum):
     executorch = "executorch"
     open_clip = "open_clip"
     transformers = "transformers"
+
+
+class Quantize(StrEnum):
+    """Types of quantised files."""
+
+    int8 = "int8"
 
 
 @command("export")
@@ -32,11 +41,22 @@ def export_command(
         ),
     ] = ExportFormat.onnx,
     output: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="RUN/export-FORMAT")] = None,
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(
+            help="int8: static, by onnxruntime, calibrated on the run's calibration pairs.", show_default=False
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="Points of mean R@1 on the run's test pairs that --quantize may cost.", min=0.0)
+    ] = 1.0,
+    pairs: Annotated[int, typer.Option(help="Test pairs on which that is measured.", min=2)] = 2000,
     force: ForceOption = False,
 ) -> None:
     """Writes the latest model in deployment form (q, k and v in one product, nothing empty), and checks that it agrees."""
     from ..checkpoint import load
     from ..deploy import export
+    from ._source import Part
     from ._started import StartedRun
 
     folder = call.folder(run)
@@ -46,7 +66,13 @@ def export_command(
         target = call.output(run, own)
         if target != run / own and target.exists() and any(target.iterdir()) and not force:
             raise ValueError(f"--output must be an empty folder, or a new one; found files in {target}. Pass --force.")
-        files = export(load(begun.latest).model, target, format=format.value)
+        loaded = load(begun.latest)
+        options: dict[str, Any] = {}
+        if quantize is not None:
+            parts = begun.parts(loaded)
+            options = {"quantize": quantize.value, "pairs": parts.pairs(Part.calibration, 256), "max_drop": max_drop}
+            options["test_pairs"] = parts.pairs(Part.test, pairs)
+        files = export(loaded, target, format=format.value, **options)
         folder.record()
     for file in files:
         call.say(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")

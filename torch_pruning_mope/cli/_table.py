@@ -7,7 +7,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-COUNTS = {"parameters": ("params", 1e6, " M"), "multiply_adds": ("MMACs", 1e6, ""), "latency_ms": ("ms", 1.0, "")}
+COUNTS = {
+    "parameters": ("params", 1e6, " M"),
+    "multiply_adds": ("MMACs", 1e6, ""),
+    "bytes": ("MB", 1e6, ""),
+    "latency_ms": ("ms", 1.0, ""),
+}
 PERCENT = {
     "i2t_r1": "i→t R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "t→i R@1", "t2i_r5": "R@5", "t2i_r10": "R@10",
     "top1": "top-1", "top5": "top-5", "mean_per_class": "per class",

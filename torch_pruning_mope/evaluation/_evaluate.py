@@ -12,7 +12,7 @@ from .._io import read_json, write_whole
 from ..data import ImagePairs, LabelledImages, Pairs, ShardedPairs, open_labelled, open_pairs
 from ..deploy import fold
 from ..errors import UnsupportedModelError
-from ..loading import LoadedModel
+from ..loading import ExportedEncoder, LoadedModel
 from ._cost import latency, multiply_adds, parameters
 from ._retrieval import evaluate_retrieval
 from ._zero_shot import Templates, evaluate_zero_shot
@@ -108,10 +108,11 @@ def costs(loaded: LoadedModel, *, time_it: bool = False) -> dict[str, float | in
         ``parameters``, ``multiply_adds`` and, if asked, ``latency_ms``.
     """
     inputs = loaded.preprocess(Image.new("RGB", (64, 64)))[None], loaded.tokenizer([""])
-    found: dict[str, float | int] = {
-        "parameters": parameters(loaded.model),
-        "multiply_adds": multiply_adds(loaded.model, inputs),
-    }
+    found: dict[str, float | int] = {}
+    if isinstance(loaded.model, ExportedEncoder):
+        found |= loaded.model.sizes
+    else:
+        found |= {"parameters": parameters(loaded.model), "multiply_adds": multiply_adds(loaded.model, inputs)}
     return found | ({"latency_ms": 1000 * latency(_deployed(loaded.model), inputs)} if time_it else {})
 
 

@@ -1,5 +1,6 @@
 """Models by name: one grammar of names, one loader per library."""
 
+from ._exported import ExportedEncoder
 from ._failures import failure, holds
 from ._load import load_named
 from ._loaded import LoadedModel
@@ -9,6 +10,7 @@ from ._tiny import emoji_image
 __all__ = [
     "FORMS",
     "OPEN_CLIP_CONFIG",
+    "ExportedEncoder",
     "LoadedModel",
     "ModelName",
     "emoji_image",

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ModelLoadError, MopeError
+from ._exported import load_exported_folder
 from ._failures import NETWORK, failure, holds
 from ._loaded import LoadedModel
 from ._names import OPEN_CLIP_CONFIG, ModelName, folder_form
@@ -22,13 +23,15 @@ def load_named(
 
 
 def _load(name: ModelName, cache: str | None) -> LoadedModel:
-    form = name.form
+    form: str = name.form
     if form == "tiny":
         return load_tiny()
     if form == "mope":
         raise ModelLoadError(f"name: must be a model of a library, found {name.text!r}; load it with load_model")
     if form == "folder":
         form = folder_form(name.text, Path(name.source).expanduser())
+    if form == "exported":
+        return load_exported_folder(Path(name.source).expanduser())
     if form == "hf":
         return _transformers(name, cache)
     from . import _open_clip  # slow to import

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import ModelLoadError
+from ..runtime import DEPLOYMENT
 
 FORMS = "'tiny', ARCH, ARCH@TAG, ARCH@FILE, hf-hub:ORG/NAME, hf:ORG/NAME, mope:ORG/NAME, local-dir:FOLDER or a folder"
 OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG = "open_clip_config.json", "config.json"
@@ -70,8 +71,10 @@ def parse_name(name: str) -> ModelName:
     raise ModelLoadError(_unknown(name, architecture, weights))
 
 
-def folder_form(name: str, folder: Path) -> Literal["local-dir", "hf"]:
+def folder_form(name: str, folder: Path) -> Literal["exported", "local-dir", "hf"]:
     """The library whose form a folder has."""
+    if (folder / DEPLOYMENT).is_file():
+        return "exported"
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return "local-dir"
     if (folder / TRANSFORMERS_CONFIG).is_file():

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ..encoder import EncoderCore, TowerName
 from ..scoring import Score, ScoreTable, enumerate_units, freed_parameters
@@ -48,11 +49,12 @@ class PlanRange:
             "multiply_adds": multiply_adds,
             "latency": latency,
         }
-        limits = limits_of(asked, self._sizes("largest"))
-        if failing := excess(self._sizes("smallest"), limits):
+        limits = limits_of(asked, self.sizes("largest"))
+        if failing := excess(self.sizes("smallest"), limits):
             raise ValueError(unreachable(failing, "with such units"))
 
-    def _sizes(self, side: str) -> Sizes:
+    def sizes(self, side: Literal["largest", "smallest"]) -> Sizes:
+        """Sizes by measure and tower of one end."""
         seconds = {} if self.latency is None else self.latency[side]
         return sizes_of(self.largest if side == "largest" else self.smallest, seconds)
 
@@ -64,7 +66,7 @@ class PlanRange:
         ]
         measures += [] if self.latency is None else [("latency", "latency", 1e-3, "ms")]
         rows = [["", *(f"{name}, {unit}" for _, name, _, unit in measures)]]
-        least, most = self._sizes("smallest"), self._sizes("largest")
+        least, most = self.sizes("smallest"), self.sizes("largest")
         for label, towers in (("image", TOWERS[:1]), ("text", TOWERS[1:]), ("both", TOWERS)):
             cells = []
             for measure, _, scale, _ in measures:

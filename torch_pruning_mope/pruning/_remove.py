@@ -35,7 +35,7 @@ class Removable(Protocol):
         """Input channels of the sub-layer's output layer."""
 
 
-def remove_units(encoder: EncoderCore, units: Sequence[Removable]) -> None:
+def remove_units(encoder: EncoderCore, units: Sequence[Removable], *, checked: bool = True) -> None:
     """Mutates the encoder's model: removes some units through Torch-Pruning's dependency graph; whole layers last.
 
     A sub-layer that loses all its units keeps layers of no width, which put out the bias of its last; what is left is what
@@ -43,12 +43,14 @@ def remove_units(encoder: EncoderCore, units: Sequence[Removable]) -> None:
 
     Args:
         encoder: The dual encoder.
-        units: What goes, numbered as in the model before.
+        units: Units to remove, numbered as in the model before.
+        checked: Whether to check that the dependency graph covers every parameter; in vain for a copy of a model whose graph
+            has been.
 
     Raises:
-        ValueError: If the model has no such unit.
+        ValueError: If the model has no such unit. Nothing is removed.
     """
-    cut(encoder, units)
+    cut(encoder, units, checked=checked)
     if any(not part.channels for layer in encoder.layers for part in layer.block.prunables):
         _freeze_unused(encoder)
 

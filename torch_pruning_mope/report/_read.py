@@ -16,7 +16,7 @@ from ._text import clean, without_paths
 
 T = TypeVar("T")
 TOWERS = ("image", "text")
-STAGES = ("dense", "pruned", "reconstructed", "distilled")
+STAGES = ("dense", "pruned", "reconstructed", "distilled", "shipped")
 SIZES = ("parameters", "multiply_adds", "latency_ms")
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 _MOST_LAYERS, _MOST_UNITS = 1_000, 100_000

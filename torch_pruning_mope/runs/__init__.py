@@ -7,7 +7,8 @@ holds, as far as the run has come:
     config.yaml         settings of each command that was accepted; paths near the folder are relative to it
     scores.json         the score table
     plan.json           what goes
-    pruned/             checkpoint of the pruned model
+    reconstruction.json errors of each layer before and after it was refitted
+    pruned/             checkpoint of the pruned model, refitted unless told not to
     training/           checkpoints of the distillation
     training.jsonl      a line per training step
     distilled/          checkpoint of the distilled model
@@ -29,6 +30,7 @@ A stage has, besides:
 With several rounds, the last five are in folders `round-1`, `round-2`, … of their own.
 """
 
+from ._compress import compress
 from ._folder import IDENTITY, SETTINGS, TRAINING, RunFolder
 from ._paths import shown
 from ._settings import NEVER_IN_FILES, read_settings
@@ -42,6 +44,7 @@ __all__ = [
     "TRAINING",
     "RunFolder",
     "TrainingLog",
+    "compress",
     "finetune_stage",
     "pretrain_stage",
     "read_settings",

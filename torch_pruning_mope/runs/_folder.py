@@ -3,19 +3,21 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .._io import hold, write_whole
+from .._io import hold, read_json, write_whole
 from ..errors import WrongModelError
 from ._settings import read_settings, settings_text
 
 _log = logging.getLogger(__name__)
 
 IDENTITY, SETTINGS, STEPS, TRAINING = "run.json", "config.yaml", "steps.log", "training.jsonl"
+_LEFT = re.compile(r"\.[0-9a-f]{8}\.part$")
 _WORDS = {"data": "data or division of them", "pairs": "calibration pairs", "calibration": "calibration pairs"}
 
 
@@ -57,6 +59,9 @@ class RunFolder:
             yield self
             return
         with hold(self.path, f"mope {self.command}" if self.command else "work"):
+            for left in self.path.glob("*.part"):
+                if _LEFT.search(left.name):  # of a process that was killed as it wrote
+                    left.unlink(missing_ok=True)
             yield self
 
     def identity(self) -> dict[str, Any] | None:
@@ -72,8 +77,8 @@ class RunFolder:
         if not file.is_file():
             return None
         try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
-        except (TypeError, ValueError, RecursionError) as error:
+            return dict(read_json(file))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"path must hold a run; {file} is damaged: {error}. Choose another path.") from error
 
     def check(self, about: Mapping[str, Any]) -> None:

@@ -46,7 +46,8 @@ def read_settings(file: Path) -> dict[str, dict[str, Any]]:
 
 def settings_text(file: Path, before: Mapping[str, Any], command: str, given: Mapping[str, Any]) -> str:
     """The file's new text: a command's settings, whatever they come from, after those of other commands."""
-    content = {"versions": _versions()} | {name: dict(section) for name, section in before.items()}
+    content = {name: dict(section) for name, section in before.items()} | {"versions": _versions()}
+    content = {"versions": content.pop("versions"), **content}
     content.pop(command, None)  # a command that is run again moves to the end: the order is that of the run
     content[command] = {
         name: value

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ class ExportedModel:
             raise ModelLoadError(
                 f"{path.name} must be a model that onnxruntime runs; found: {str(error)[:300]}"
             ) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles load the folder again: sessions can do neither."""
+        return partial(type(self), threads=self._threads), (self.folder.absolute(),)
 
     def encode_image(self, images: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         """Embeds prepared images ``[N, C, H, W]``; returns ``[N, J]``, not normalised."""

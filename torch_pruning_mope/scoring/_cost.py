@@ -136,7 +136,8 @@ def estimate_cost(
 def _ablations(walk: Walk, cost: _Tower, units: "Counter[int]", blocks: "Counter[int]") -> float:
     """All units of a tower: what follows is run; the rest of their sub-layer is small where it can be entered."""
     entered = isinstance(walk, StreamWalk)
-    own = sum((count - blocks[depth]) * cost.after[depth + entered] for depth, count in units.items())
+    end = len(cost.after) - 1  # units of a pool run with the readout
+    own = sum((count - blocks[depth]) * cost.after[min(depth + entered, end)] for depth, count in units.items())
     return own + sum(count * cost.after[depth + walk.per_block * entered] for depth, count in blocks.items())
 
 

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def small_model(folder: Path) -> Path:
     return folder
 
 
-def main(say: Callable[[str], object] = print) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -143,16 +143,16 @@ def main(say: Callable[[str], object] = print) -> None:
             code, steps = in_child(call_of(command, whole, small))
             assert code == 0, command
             if command in options.commands:
-                wrong = 0
+                wrong: list[str] = []
                 for number in SIGNALS:
                     for moment in range(options.moments):
                         run = home / f"{command}-{number}-{moment}"
-                        interrupted(command, own, run, small, [(rng.randrange(1, steps + 1), number)])
-                        wrong += bool(difference(run, whole))
+                        at = rng.randrange(1, steps + 1)
+                        interrupted(command, own, run, small, [(at, number)])
+                        wrong += [f"{number.name} at {at}: {name}" for name in difference(run, whole)]
                         shutil.rmtree(run)
-                say(
-                    f"{command}: {options.moments} moments of {steps} steps, each with SIGINT, SIGTERM, SIGKILL: {wrong} differ"
-                )
+                result = ", ".join(wrong) or "the same result"
+                print(f"{command}, {steps} steps, {options.moments} moments for each signal: {result}")
             before = whole
 
 

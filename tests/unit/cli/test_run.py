@@ -15,7 +15,7 @@ from PIL import Image
 import torch_pruning_mope as mope
 from torch_pruning_mope.importance import stock_scores
 
-from .commands import PAIRS, SCORE, TRAIN, mope_command, one_error, weights, words
+from .commands import PAIRS, SCORE, TRAIN, files_of, mope_command, one_error, weights, words
 
 
 def test_scores_plan_and_pruned_model_are_those_of_the_library(begun: Path, small: Path) -> None:
@@ -164,6 +164,25 @@ def test_a_stage_from_scoring_to_the_rows(tmp_path: Path, small: Path) -> None:
     mope_command("evaluate", run, *PAIRS, "--no-latency")
     rows = json.loads((run / "evaluation.json").read_text())["rows"]
     assert [row["stage"] for row in rows] == ["dense", "distilled"]
+
+
+def test_one_command_from_a_name_to_a_page(tmp_path: Path, small: Path) -> None:
+    run = tmp_path / "run"
+    options = ("--parameters", "60%", "--groups", 2, "--stages", 1, "--no-time", "--test-pairs", 16)
+    result = mope_command("compress", run, "--model", small, *options, *PAIRS, "--json", "-")
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["stage"] for row in rows] == ["dense", "pruned"]
+    assert "<html" in (run / "report.html").read_text()
+    pairs = mope.emoji_pairs("calibration", 16)
+    asked = mope.compress(mope.load(small).model, pairs, parameters="60%", groups=2, stages=1, progress=False)
+    found = weights(run / "pruned")
+    assert all(torch.equal(found[name], tensor) for name, tensor in asked.model.state_dict().items())
+    before = files_of(run)
+    mope_command("compress", run)  # bare: nothing is left to do
+    assert files_of(run)["pruned/model.safetensors"] == before["pruned/model.safetensors"]
+    settings = (run / "config.yaml").read_bytes()
+    assert "has other parameters" in one_error(mope_command("compress", run, "--parameters", "70%", code=2))
+    assert (run / "config.yaml").read_bytes() == settings
 
 
 def test_one_model_by_name(small: Path) -> None:

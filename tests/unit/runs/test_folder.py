@@ -78,3 +78,15 @@ def test_settings_are_small_text(tmp_path: Path) -> None:
             read_settings(file)
     file.write_text("distil: {batch-size: 2}")
     assert read_settings(file) == {"distill": {"batch_size": 2}}
+
+
+def test_recording_again_changes_nothing_and_half_written_files_go(tmp_path: Path) -> None:
+    own = RunFolder(tmp_path, command="pretrain-stage", settings={"split_seed": 1})
+    own.record()
+    before = (tmp_path / "config.yaml").read_bytes()
+    for name in ("config.yaml.0123abcd.part", "kept.part"):
+        (tmp_path / name).touch()
+    with own.held():
+        own.record()
+    assert (tmp_path / "config.yaml").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "kept.part"]

@@ -1,6 +1,8 @@
 """Exported folders run without torch, and damaged or foreign ones are refused."""
 
+import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -58,6 +60,8 @@ def test_the_tiny_clip_with_its_inputs(tiny: Path) -> None:
             np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5 * float(theirs.abs().max()))
     assert found.logit_scale == pytest.approx(float(loaded.model.logit_scale.exp()))  # type: ignore[operator,union-attr]
     assert found.tokenizer([]).shape == (0, 24)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(found)))
+    assert np.array_equal(again.encode_text(tokens), found.encode_text(tokens))
 
 
 def test_nothing_but_onnxruntime_numpy_and_pillow(tiny: Path) -> None:
