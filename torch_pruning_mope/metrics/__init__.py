@@ -28,12 +28,12 @@ __all__ = [
 
 
 def resolve_metric(metric: object, logit_scale: float = 100.0) -> Metric:
-    """The metric that a name, a callable or a metric stands for.
+    """The metric of a name or callable; a metric itself.
 
     Args:
-        metric: ``recall_mean``, ``recall@K``, ``recall@K:i2t``, ``recall@K:t2i``, ``contrastive_loss``, a
+        metric: ``contrastive_loss``, ``recall_mean`` (the paper's), ``recall@K``, ``recall@K:i2t``, ``recall@K:t2i``, a
             :class:`Metric`, or a callable on (image embeddings, text embeddings).
-        logit_scale: For the contrastive loss.
+        logit_scale: Temperature of the contrastive loss.
 
     Returns:
         The metric.

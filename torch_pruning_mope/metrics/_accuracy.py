@@ -14,18 +14,13 @@ from ._metric import PerImageMetric, tiles
 def class_ranks(
     images: Float[Tensor, "#K I J"], classes: Float[Tensor, "#K C J"], labels: Int[Tensor, "I"]
 ) -> Int[Tensor, "K I"]:
-    """For each image, how many wrong classes come before its own.
+    """For each image, the number of wrong classes that come before its own; 0 is best.
 
     A tie goes to the class that comes first, as `argmax` has it. A model that has collapsed then has the accuracy of chance,
     and classes of one name, of which ImageNet has two pairs, count as they do elsewhere.
 
-    Args:
-        images: Normalised image embeddings.
-        classes: Normalised embeddings of the classes.
-        labels: The class of each image.
-
     Returns:
-        Ranks, 0 is best.
+        The ranks.
     """
     ranks = []
     earlier = torch.arange(classes.shape[1], device=labels.device)
@@ -64,15 +59,15 @@ class ZeroShotAccuracy(PerImageMetric):
         self.top = top
         self.name = "accuracy" if top == 1 else f"accuracy@{top}"
         self.labels = hashlib.sha256(str(found.tolist()).encode()).hexdigest()
-        """What tells metrics of other labels apart: their SHA-256."""
+        """SHA-256 of the labels."""
 
     def per_image(
         self, images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
     ) -> Float[Tensor, "K I"]:
-        """Each image's hit, on the CPU: MPS has no double precision.
+        """Each image's hit, 0 or 1, on the CPU: MPS has no double precision.
 
         Returns:
-            0 or 1 per image.
+            The hits.
 
         Raises:
             ValueError: If there is not one label for each image.

@@ -22,7 +22,7 @@ def contrastive_losses(
         images: Normalised image embeddings.
         texts: Normalised text embeddings.
         image_index: The image that each caption describes.
-        logit_scale: What similarities are multiplied with.
+        logit_scale: Factor of the similarities.
 
     Returns:
         Losses in nats; their mean over images is the loss.
@@ -42,7 +42,7 @@ class ContrastiveLoss(PerImageMetric):
     """Minus the symmetric contrastive loss over all pairs, so that higher is better.
 
     Args:
-        logit_scale: What similarities are multiplied with; CLIP's learnt ``logit_scale.exp()``.
+        logit_scale: Factor of the similarities; CLIP's learnt ``logit_scale.exp()``.
     """
 
     name = "contrastive_loss"

@@ -1,4 +1,4 @@
-"""What a metric Z is: embeddings in, one number out, higher is better.
+"""Metrics Z: embeddings in, one number out, higher is better.
 
 Axes: ``K`` ablations run together, ``I`` images, ``N`` captions, ``J`` joint embedding.
 """
@@ -22,7 +22,10 @@ MetricFunction = Callable[[Tensor, Tensor], float]
 
 
 class Metric(ABC):
-    """A zero-shot metric on the embeddings of images and captions."""
+    """A zero-shot metric on the embeddings of images and captions.
+
+    Kept results are known again by its type and attributes, or by a ``key`` attribute if it has one.
+    """
 
     name: str
 
@@ -105,7 +108,7 @@ class FunctionMetric(Metric):
         return key
 
     def per_image(self, images: Tensor, texts: Tensor, image_index: Tensor) -> None:
-        """Unknown, so scores of such a metric have no standard error."""
+        """None: shares are unknown, so that scores have no standard error."""
 
     def values(
         self,
@@ -143,11 +146,7 @@ class FunctionMetric(Metric):
 
 
 def normalised(embeddings: Float[Tensor, "*K N J"], which: str) -> Float[Tensor, "*K N J"]:
-    """Unit length, in float32 at least.
-
-    Args:
-        embeddings: Embeddings.
-        which: ``image`` or ``text``, for the message.
+    """Embeddings of unit length, in float32 at least; ``which`` of ``image`` and ``text`` is for the message.
 
     Returns:
         The normalised embeddings.
@@ -166,16 +165,7 @@ def normalised(embeddings: Float[Tensor, "*K N J"], which: str) -> Float[Tensor,
 
 
 def tiles(rows: int, columns: int, count: int) -> Iterator[slice]:
-    """Slices over ``rows``, so that ``count`` blocks of similarities fit in memory together.
-
-    Args:
-        rows: Queries.
-        columns: Gallery.
-        count: Ablations.
-
-    Yields:
-        The slices.
-    """
+    """Slices over ``rows`` such that ``count`` blocks of similarities to ``columns`` fit in memory together."""
     step = max(1, _TILE // max(1, columns * count))
     for start in range(0, rows, step):
         yield slice(start, min(rows, start + step))

@@ -20,7 +20,7 @@ def image_to_text_ranks(
     *,
     ties_help: bool = False,
 ) -> Int[Tensor, "K I"]:
-    """For each image, how many wrong captions come no later than its best caption.
+    """For each image, the number of wrong captions that come no later than its best caption; 0 is best.
 
     Args:
         images: Normalised image embeddings.
@@ -29,7 +29,7 @@ def image_to_text_ranks(
         ties_help: Count only wrong captions that come strictly before it.
 
     Returns:
-        Ranks, 0 is best.
+        The ranks.
     """
     ranks = []
     for rows in tiles(images.shape[1], texts.shape[1], max(len(images), len(texts))):
@@ -48,17 +48,7 @@ def text_to_image_ranks(
     *,
     ties_help: bool = False,
 ) -> Int[Tensor, "K N"]:
-    """For each caption, how many wrong images come no later than its own.
-
-    Args:
-        images: Normalised image embeddings.
-        texts: Normalised text embeddings.
-        image_index: The image that each caption describes.
-        ties_help: Count only wrong images that come strictly before it.
-
-    Returns:
-        Ranks, 0 is best.
-    """
+    """For each caption, the number of wrong images that come no later than its own; see :func:`image_to_text_ranks`."""
     ranks = []
     for rows in tiles(texts.shape[1], images.shape[1], max(len(images), len(texts))):
         similarity = texts[:, rows] @ images.mT

@@ -40,19 +40,15 @@ class Ablator:
         self.physical: frozenset[Place] = self._find()
 
     def is_masked(self, tower: TowerName) -> bool:
-        """Whether masking is removal for all units of a tower."""
+        """True if masking is removal for all units of a tower."""
         return not any(place[0] == tower for place in self.physical)
 
     @contextmanager
     def without(self, tower: TowerName, ablations: Collection[Ablation]) -> Iterator[EncoderCore]:
         """The encoder, or a copy of it, in which some units of a tower contribute nothing; restored afterwards.
 
-        Args:
-            tower: The tower.
-            ablations: What contributes nothing.
-
         Yields:
-            What to run.
+            The encoder to run.
 
         Raises:
             ValueError: If the model has no such units.
@@ -169,7 +165,7 @@ def _skipped(module: nn.Module) -> Iterator[None]:
 
 
 def _skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """What a layer would put out if it did nothing: what went in, among whatever it puts out besides."""
+    """Replaces a layer's hidden states by those that went in, and keeps what else it returns."""
     before = first_tensor((args, kwargs))
     leaves, structure = tree_flatten(output)
     place = next(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))

@@ -1,4 +1,4 @@
-"""How long scoring will take, before it starts."""
+"""Cost of scoring, estimated before it starts."""
 
 import statistics
 import time
@@ -190,7 +190,7 @@ class _Timer:
         return _Tower(stem, after)
 
     def once(self, function: Callable[[], Any], measure: _Measure) -> float:
-        """What one call costs."""
+        """Cost of one call."""
         cost: float = self.embed(lambda: measure(self, function))
         return cost
 

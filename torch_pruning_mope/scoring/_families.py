@@ -1,4 +1,4 @@
-"""Units whose scores come from each other's removal, and what their losses make of them."""
+"""Units that are removed together or one after another, and scores from their losses."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -25,14 +25,6 @@ def families(
     meter: Meter, encoder: EncoderCore, units: Sequence[Unit], interaction: Interaction, most: int | None, bar: Progress
 ) -> Iterator[Family]:
     """Measures units by families: a path, an MLP's nested groups, or any unit by itself.
-
-    Args:
-        meter: What evaluates.
-        encoder: The dual encoder.
-        units: All of them.
-        interaction: How units are removed together; see :func:`torch_pruning_mope.score`.
-        most: Parameters that a joint path frees before it stops; None for all.
-        bar: What is told of each.
 
     Yields:
         The families.
@@ -67,16 +59,10 @@ def families(
 
 
 def scores_of(family: Family, encoder: EncoderCore, images: int, per_parameter: bool) -> Iterator[Score]:
-    """Isotonic increments along a family, with the standard error of their paired differences per calibration image.
-
-    Args:
-        family: Units and losses.
-        encoder: Whose they are.
-        images: How many calibration images there are.
-        per_parameter: Whether increments are weighed by the parameters that the units free.
+    """Isotonic increments along a family, with the standard errors of their paired differences per calibration image.
 
     Yields:
-        A score per unit.
+        A score per unit, per freed parameter where ``per_parameter`` is set.
     """
     values = torch.tensor([loss.value for _, loss in family], dtype=torch.double)
     increments = values.diff(prepend=values.new_zeros(1))

@@ -1,8 +1,8 @@
-"""Joint path: heads, neuron groups and blocks of both towers in one order, by what the metric loses per parameter freed.
+"""Joint paths: heads, neuron groups and blocks of both towers in one order, by the metric's loss per parameter freed.
 
-The paper ranks each kind of unit by itself, by what the metric loses when one unit of the whole model goes, and sets a ratio
-for each kind. Here all kinds compete, each unit scored without those gone before it (neither is in the paper), so that every
-budget of parameters is a prefix of one path.
+The paper ranks each kind of unit by itself, by the loss when one unit of the whole model goes, and sets a ratio for each kind.
+Here all kinds compete, each unit scored without those gone before it (neither is in the paper), so that every budget of
+parameters is a prefix of one path.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,16 +17,12 @@ from ._units import Unit
 
 
 def freed_parameters(encoder: EncoderCore, unit: Unit) -> int:
-    """Parameters that go with a unit when it is cut out of the whole model.
+    """Number of parameters that go with a unit when it is cut out of the whole model.
 
-    Biases of output linears go with no head and no neuron, and norms with their block alone.
-
-    Args:
-        encoder: The dual encoder.
-        unit: The unit.
+    Biases of output layers go with no head and no neuron, and norms with their block alone.
 
     Returns:
-        Their number.
+        The number.
 
     Raises:
         ValueError: If the model has no such unit.
@@ -56,21 +52,10 @@ def joint_path(
     evaluated: Callable[[Unit], object] = lambda _: None,
     removed: Callable[[Unit, Loss], object] = lambda *_: None,
 ) -> list[tuple[Unit, Loss]]:
-    """Units in the order in which they go, each with the loss once it and those before it are gone.
+    """Units in the order of removal, the least loss per freed parameter first, until ``budget`` parameters are freed.
 
-    Next goes whatever loses least per parameter it frees. An MLP's neuron groups go in their given order. With a block go its
-    heads and neurons that are left, right behind it in the path at the block's own loss; what went before it counts as freed
-    already.
-
-    Args:
-        meter: What measures them; reset before and after.
-        encoder: The dual encoder that it measures, for the sizes of the units.
-        units: The units, of both towers if need be.
-        lazy: Re-evaluate only what was cheapest when last evaluated, until the cheapest is fresh (exact where the loss per
-            parameter only grows along the path). False evaluates everything at every step.
-        budget: Stop once this many parameters are freed; the path is then the beginning of the whole one. None for all.
-        evaluated: Called after each evaluation.
-        removed: Called for each unit that goes.
+    An MLP's neuron groups go in their given order. With a block go its heads and neurons that are left, right behind it in the
+    path at the block's own loss; what went before it counts as freed already. ``lazy`` as in :func:`greedy_path`.
 
     Returns:
         The path.

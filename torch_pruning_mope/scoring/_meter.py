@@ -1,4 +1,4 @@
-"""Measuring what a metric loses under an ablation, on top of ablations that hold already."""
+"""Measuring a metric's loss under an ablation, on top of ablations that hold already."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -29,12 +29,12 @@ class Meter:
     While units of one tower are removed, the other tower's embeddings stay as they are.
 
     Args:
-        engine: What runs the ablations.
+        engine: Runs the ablations.
         pairs: Calibration pairs.
         metric: Z.
         device: Where the metric is computed.
         journal: Measurements known already, which are not repeated, and where new ones go; by default in memory.
-        ranks: Who shares the work; by default this process alone.
+        ranks: Processes that share the work; by default this one alone.
     """
 
     def __init__(
@@ -66,10 +66,7 @@ class Meter:
         return self._baseline.value
 
     def losses(self, ablations: Sequence[Ablation]) -> Iterator[tuple[Ablation, Loss]]:
-        """What the metric loses under each ablation and those that hold already.
-
-        Args:
-            ablations: Ablations to try, one at a time.
+        """The metric's loss under each ablation and those that hold already.
 
         Yields:
             Each ablation once, in an order of the engine's choice, with its loss.
@@ -89,7 +86,7 @@ class Meter:
                 yield mine[position], self._journal[keys[position]]
 
     def _share_of(self, new: set[int]) -> Callable[[Sequence[int]], bool]:
-        """Whether this rank is to run a batch, batches that hold something new being dealt out in turn."""
+        """Tells of a batch whether this rank runs it: batches that hold something new are dealt out in turn."""
         batches = 0
 
         def mine(batch: Sequence[int]) -> bool:
@@ -127,11 +124,7 @@ class Meter:
                     yield position
 
     def remove(self, ablation: Ablation) -> None:
-        """Makes an ablation hold from now on.
-
-        Args:
-            ablation: The ablation.
-        """
+        """Makes an ablation hold from now on."""
         self._removed.append(ablation)
         self._current.pop(ablation.tower, None)
 

@@ -20,7 +20,7 @@ class PlainEngine:
         encoder: The dual encoder; left as it is.
         batch_size: Sequences run at once; None for 32 on a CPU and 512 elsewhere.
         dtype: Compute under autocast in this type, or None.
-        ablator: What takes units away; by default one of its own.
+        ablator: Takes units away; by default one of its own.
     """
 
     def __init__(

@@ -188,7 +188,7 @@ def _table(
 
 
 def _key(name: str, value: object, known: tuple[type, ...], path: Path | None) -> str:
-    """What tells a metric or rewiring from others; without a path it need not."""
+    """The key of a metric or rewiring; without a path, a callable need not have one."""
     try:
         return key_of(value, known=known)
     except ValueError as error:
@@ -244,7 +244,7 @@ def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> Score
 
 
 def _most(encoder: EncoderCore, towers: Collection[str], until: float | None) -> int | None:
-    """How many parameters a joint path frees before it stops."""
+    """Number of parameters that a joint path frees before it stops; None for all."""
     modules = [layer.block.module for layer in encoder.layers if layer.tower in towers]
     total = sum(parameter.numel() for module in modules for parameter in module.parameters())
     return None if until is None else math.ceil(until * total)

@@ -1,6 +1,6 @@
-"""What MoPE removes: heads, groups of FFN neurons, and blocks.
+"""Units of MoPE: heads, groups of FFN neurons, and blocks.
 
-Channels are input channels of a sub-layer's output linear, as the model is now.
+Channels are input channels of a sub-layer's output layer, as the model is now.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -45,7 +45,7 @@ class Unit:
 
     @property
     def part(self) -> Part:
-        """Which part of its block loses channels: ``head`` for the attention, ``neurons`` for the MLP, ``block`` for both."""
+        """The part of its block that loses channels: ``head`` the attention, ``neurons`` the MLP, ``block`` both."""
         return _PARTS[self.kind]
 
     def __str__(self) -> str:
@@ -75,17 +75,13 @@ class Ablation:
 def enumerate_units(
     encoder: EncoderCore, kinds: Collection[str], orders: Orders, groups: int, towers: Collection[str]
 ) -> list[Unit]:
-    """All units of a model.
+    """All units of a model, in the order of towers, layers, kinds and indices.
 
-    Args:
-        encoder: The dual encoder.
-        kinds: Which kinds.
-        orders: Neurons of each MLP, least important first; empty for their own order.
-        groups: Neuron groups per MLP, of sizes that differ by one at most; no more than it has neurons.
-        towers: Which towers.
+    ``orders`` has the neurons of each MLP, least important first; those that it lacks keep their own order. An MLP has no more
+    groups than neurons, of sizes that differ by one at most.
 
     Returns:
-        The units, in the order of the towers, layers, kinds and indices.
+        The units.
     """
     units: list[Unit] = []
     for layer in encoder.layers:
@@ -121,26 +117,12 @@ def _cuts(total: int, parts: int) -> list[tuple[int, int]]:
 
 
 def single_ablation(unit: Unit) -> Ablation:
-    """The removal of this unit alone.
-
-    Args:
-        unit: The unit.
-
-    Returns:
-        The ablation.
-    """
+    """The removal of this unit alone."""
     return Ablation(unit.tower, unit.layer, unit.part, unit.channels)
 
 
 def nested_ablations(groups: Sequence[Unit]) -> list[Ablation]:
-    """The removal of the first, the first two, … all neuron groups of one layer.
-
-    Args:
-        groups: The groups of one layer, least important first.
-
-    Returns:
-        One ablation per group.
-    """
+    """The removal of the first, the first two, … all neuron groups of one layer, least important first."""
     ablations, channels = [], tuple[int, ...]()
     for unit in groups:
         channels += unit.channels
