@@ -506,6 +506,8 @@ def test_bad_samples_and_shards_are_counted(bad_shards: Path, workers: int) -> N
     assert "05.tar: ReadError: unexpected end of data" in dataset.skipped.examples["shard unreadable"][0]
     with pytest.raises(DataError, match=r"at most 14.0% of its samples and of its shards unreadable"):
         gather_pairs(opened(bad_shards, max_skipped=0.14), num_workers=workers, progress=False)
+    with pytest.raises(DataError, match=r"at most 12.0% of its samples"):  # a worker of another loader judges its own
+        list(DataLoader(opened(bad_shards, max_skipped=0.12), num_workers=min(workers, 1)))
 
 
 def test_shards_that_are_missing_or_of_no_bytes_are_found_at_once(tmp_path: Path) -> None:
