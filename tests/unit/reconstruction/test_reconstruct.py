@@ -178,9 +178,9 @@ def test_narrower_residual_stream(dense: DualEncoder, inputs: bool) -> None:
 
 
 def test_memory_and_the_form_of_the_pairs_change_nothing(student: DualEncoder, dense: DualEncoder) -> None:
-    pairs = pairs_for(dense.model.double(), 30, captions=2)
     student.model.double()
-    pairs = Pairs(pairs.images.double(), pairs.tokens[:30])
+    pairs = pairs_for(dense.model.double(), 24)
+    pairs = Pairs(pairs.images.double(), pairs.tokens)
     batches = list(zip(pairs.images.split(7), pairs.tokens.split(7), strict=True))
     forms: list[tuple[Any, dict[str, Any]]] = [
         (pairs, {}),
@@ -194,7 +194,7 @@ def test_memory_and_the_form_of_the_pairs_change_nothing(student: DualEncoder, d
     for form, options in forms:
         copied = DualEncoder(copy.deepcopy(student.model))
         report = mope.reconstruct(copied, dense, form, ridge=1e-3, progress=False, **options)
-        assert report.inputs == {"image": 30, "text": 30}
+        assert report.inputs == {"image": 24, "text": 24}
         states.append(copied.model.state_dict())
     for state in states[1:]:
         for key, value in states[0].items():
@@ -324,12 +324,10 @@ def _shared(dense: DualEncoder) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(
-    ("given", "match"), [(3, "pairs must be"), ([3], "every batch must be"), ([()], "every batch must be")]
-)
+@pytest.mark.parametrize(("given", "match"), [(3, "pairs must be"), ([3], "pairs must be batches")])
 def test_pairs_of_another_type(given: Any, match: str, student: DualEncoder, dense: DualEncoder) -> None:
-    with unchecked(), unchanged(student.model), pytest.raises(TypeError, match=match):
-        mope.reconstruct(student, dense, given, progress=False)
+    with unchanged(student.model), pytest.raises(TypeError, match=match):
+        unchecked(mope.reconstruct)(student, dense, given, progress=False)
 
 
 def test_interrupted_half_way(
