@@ -16,8 +16,10 @@ from ._registry import Towers, register_towers
 from ._structure import is_known, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
 from ._tower import Block, BlockTower, Tower
+from ._unit import KINDS, Part, Unit, UnitKind
 
 __all__ = [
+    "KINDS",
     "AttentionSublayer",
     "Block",
     "BlockTower",
@@ -27,6 +29,7 @@ __all__ = [
     "FeedForwardSublayer",
     "Layer",
     "OpaqueTower",
+    "Part",
     "Prunable",
     "Reaching",
     "Stream",
@@ -35,6 +38,8 @@ __all__ = [
     "TowerName",
     "Towers",
     "TwoEncoders",
+    "Unit",
+    "UnitKind",
     "first_tensor",
     "is_known",
     "patches",
