@@ -1,7 +1,7 @@
 """The core of a dual encoder made prunable: towers, embeddings, counts, the dependency graph. Everything above uses it."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -11,17 +11,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._state import exclusive
-from .errors import NonFiniteError, UnsupportedModelError
+from .errors import NonFiniteError, UngroupedParametersError, UnsupportedModelError
 from .surgery import (
     PrunableAttention,
     all_groups,
     build_graph,
-    check_grouped,
     check_untied,
     exchange,
+    parts_of,
     prunable_attention,
     tracing_forward,
     uncuttable,
+    ungrouped,
 )
 from .towers import (
     BlockTower,
@@ -30,9 +31,12 @@ from .towers import (
     Layer,
     OpaqueTower,
     Prunable,
+    Search,
     TowerName,
     Towers,
     TwoEncoders,
+    searching,
+    summary,
     towers_of,
 )
 
@@ -56,6 +60,8 @@ class EncoderCore:
         NonFiniteError: If a weight is NaN or infinite. The model is then unchanged.
     """
 
+    unprunable: dict[str, str]
+    """What stays as it is, by name, and why."""
     origin: Any = None
     """The base of the model before pruning, if it came from a checkpoint."""
 
@@ -64,9 +70,10 @@ class EncoderCore:
         _check_weights(model)
         self.model: Any = model
         with exclusive(model):
-            before = exchange(model, prunable_attention(model))
+            swapped, self.unprunable = prunable_attention(model)
+            before = exchange(model, swapped)
             try:
-                self._towers = self._with_fallbacks(towers_of(model))
+                self._find()
                 self._check_apart()
                 self._original = self._unit_counts()
             except BaseException:
@@ -97,6 +104,10 @@ class EncoderCore:
         """
         return cls(TwoEncoders(image_encoder, text_encoder, image_size=image_size, context_length=context_length))
 
+    def __repr__(self) -> str:
+        """Each tower's layers, heads and neurons, and what stays and why."""
+        return summary(f"{type(self).__name__} of {type(self.model).__name__}", self.towers, self.unprunable)
+
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the towers, whose functions may be closures over the model."""
         return {name: value for name, value in vars(self).items() if name != "_towers"}
@@ -121,19 +132,47 @@ class EncoderCore:
                 "copy of them (copy.deepcopy)."
             )
 
+    def _find(self) -> None:
+        """Finds the units of both towers, by structure where no handler knows the layers."""
+        self._towers = towers_of(self.model)
+        opaque = [tower for tower in (self._towers.image, self._towers.text) if isinstance(tower, OpaqueTower)]
+        search = Search(self.model, opaque, self._searched_graph)
+        with searching(search):
+            search.run()
+            self.unprunable |= search.problems
+            self._towers = self._with_fallbacks(towers_of(self.model))
+            if not any(tower.blocks for tower in (self.image, self.text)):
+                raise UnsupportedModelError(
+                    "a dual encoder must have layers of known types, or channels that can be cut, in one of its towers; found "
+                    f"neither in {type(self.model).__qualname__}. {self.unprunable or ''} Register its layers with "
+                    "torch_pruning_mope.register_channels."
+                )
+
+    def _searched_graph(self) -> tuple[tp.DependencyGraph, list[Any], list[nn.Module]]:
+        graph, groups = self.checked_graph()
+        return graph, groups, uncuttable(graph, groups)
+
     def _with_fallbacks(self, towers: Towers) -> Towers:
         """Towers in which no layers were found, replaced by what the dependency graph knows of them."""
         bare = [tower for tower in (towers.image, towers.text) if isinstance(tower, OpaqueTower) and not tower.blocks]
         if not bare:
             return towers
         self._towers = towers
-        graph, groups = self.checked_graph()
-        firm = uncuttable(graph, groups)
+        _graph, groups, firm = self._searched_graph()
 
         def known(tower: BlockTower) -> BlockTower:
-            return ChannelsTower(tower, groups, firm) if isinstance(tower, OpaqueTower) and tower in bare else tower
+            if not isinstance(tower, OpaqueTower) or tower not in bare:
+                return tower
+            try:
+                return ChannelsTower(tower, groups, firm)
+            except UnsupportedModelError as error:
+                self.unprunable[self._name_of(tower.root)] = str(error)
+                return tower
 
         return replace(towers, image=known(towers.image), text=known(towers.text))
+
+    def _name_of(self, wanted: nn.Module) -> str:
+        return next(str(name) for name, module in self.model.named_modules() if module is wanted)
 
     @property
     def image(self) -> BlockTower:
@@ -307,8 +346,50 @@ class EncoderCore:
             return found
 
         joint = [parameter for parameter, _ in arguments["unwrapped_parameters"]]
-        check_grouped(graph, groups, self.model, joint, self._left_alone(), outputs)
+        missed = ungrouped(graph, groups, self.model, joint, self._left_alone(), outputs)
+        self._note_ungrouped(missed)
         return graph, groups
+
+    def _note_ungrouped(self, missed: Mapping[nn.Parameter, str]) -> None:
+        """Notes layers that the graph does not understand in towers that it need not; refuses others.
+
+        Raises:
+            UngroupedParametersError: If there are others.
+        """
+        tried = [module for module in self.model.modules() if any(parts.shown for parts in parts_of(module))]
+        left = {id(parameter) for module in tried for parameter in module.parameters()}
+        missed = {parameter: name for parameter, name in missed.items() if id(parameter) not in left}
+        self._unread = {}
+        for name, tower in self.towers.items():
+            own = set(tower.root.parameters()) if isinstance(tower, OpaqueTower) else set()
+            found = [path for parameter, path in missed.items() if parameter in own]
+            missed = {parameter: path for parameter, path in missed.items() if parameter not in own}
+            if found:
+                self._unread[name] = found
+                reason = (
+                    "Torch-Pruning cannot follow channels through it: it stays, and so does the tower's residual width"
+                )
+                self.unprunable |= {path.rpartition(".")[0]: reason for path in found}
+        if missed:
+            raise UngroupedParametersError(
+                "every parameter must be in a pruning group or knowingly left alone; found neither for "
+                f"{list(missed.values())}. If the model computes with them outside its layers, name them in the tower's "
+                "joint_parameters."
+            )
+
+    def uncuttable(self, graph: tp.DependencyGraph, groups: Sequence[Any]) -> list[nn.Module]:
+        """Layers whose output channels must stay, one per group: as ``ignored_layers`` they spare it."""
+        firm = uncuttable(graph, groups)
+        sources = {source for layer in self.layers for units in layer.block.prunables for source in units.sources}
+        for name, tower in self.towers.items():
+            if not isinstance(tower, OpaqueTower) or not (name in self._unread or _has_unreadable(tower.root)):
+                continue
+            inside = tower.own_modules()
+            for group in groups:
+                root = group[0].dep.target.module
+                if root in inside and not any(item.dep.target.module in sources for item in group):
+                    firm.append(root)
+        return firm
 
     def check_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
         """Raises as :meth:`remove_blocks` would."""
@@ -346,6 +427,11 @@ class EncoderCore:
         for kind in ("heads", "neurons"):  # what went is counted last
             counts = self._original[f"{tower}.{kind}"]
             counts[:count] = [counts[index] for index in order]
+
+
+def _has_unreadable(root: nn.Module) -> bool:
+    """Whether an encoder has layers whose channels Torch-Pruning ties in ways of its own."""
+    return any(isinstance(module, nn.RNNBase | nn.MultiheadAttention) for module in root.modules())
 
 
 def _units(units: Prunable | None) -> int:

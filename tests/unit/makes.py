@@ -42,7 +42,7 @@ class TorchTexts(nn.Module):
         super().__init__()
         self.tokens, self.places = nn.Embedding(VOCABULARY, width), nn.Embedding(CONTEXT, width)
         layer = nn.TransformerEncoderLayer(width, 3, 36, batch_first=True, dropout=0.0, **options)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not options.get("norm_first", False))
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(width, JOINT)
         self.causal = causal
 
@@ -179,6 +179,12 @@ def _timm(name: str, **options: Any) -> nn.Module:
     return timm.create_model(name, pretrained=False, num_classes=JOINT, **options)
 
 
+def _mixer() -> nn.Module:
+    from timm.models.mlp_mixer import MlpMixer
+
+    return MlpMixer(num_classes=JOINT, img_size=SIZE, patch_size=8, num_blocks=2, embed_dim=24)
+
+
 _VIT = {"img_size": SIZE, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4}
 _TEXT = {
     "vocab_size": VOCABULARY,
@@ -270,13 +276,13 @@ IMAGES: dict[str, Callable[[], nn.Module]] = {
     "timm ConvNeXt V2": lambda: _timm("convnextv2_atto", depths=(1, 1, 2, 1), dims=(8, 12, 16, 24)),
     "timm CaiT": lambda: _timm("cait_xxs24_224", **_VIT),
     "timm XCiT": lambda: _timm("xcit_nano_12_p16_224", **_VIT),
-    "timm MLP-Mixer": lambda: _timm("mixer_s32_224", img_size=SIZE, patch_size=8, embed_dim=24, num_blocks=2),
+    "timm MLP-Mixer": lambda: _mixer(),
     "timm ResNet": lambda: _timm("resnet18", channels=(8, 12, 16, 24), stem_width=8, layers=(1, 1, 1, 1)),
-    "timm EfficientNet": lambda: _timm("efficientnet_lite0", channel_multiplier=0.25, depth_multiplier=0.3),
+    "timm MobileNet V3": lambda: _timm("mobilenetv3_small_050"),
     "timm DINOv2 with registers": lambda: _timm("vit_giant_patch14_reg4_dinov2", **_VIT),
     "DINOv2": lambda: _hf("dinov2", texts=False, mlp_ratio=2, **_VISION),
     "DINOv2 with registers": lambda: _hf("dinov2_with_registers", texts=False, mlp_ratio=2, **_VISION),
-    "DINOv3": lambda: _hf("dinov3_vit", texts=False, **_VISION),
+    "DINOv3": lambda: _hf("dinov3_vit", width=32, texts=False, **{**_VISION, "hidden_size": 32}),
     "ViT": lambda: _hf("vit", texts=False, **_VISION),
     "DeiT": lambda: _hf("deit", texts=False, **_VISION),
     "BEiT": lambda: _hf("beit", "mean", texts=False, use_relative_position_bias=True, **_VISION),

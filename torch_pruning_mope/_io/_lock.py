@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import FolderInUseError
+from ._json import parse_json
 
 LOCK = ".lock"
 _guard = threading.RLock()
@@ -118,7 +119,7 @@ def _unlock(file: Path, handle: int) -> None:
 def _holder(handle: int) -> str:
     """The holder in words; the file may be half written."""
     try:
-        found = json.loads(os.read(handle, 1000))
+        found = parse_json(os.read(handle, 1000))
         return f"process {int(found['pid'])} on {found['host']} ({found['for']}, since {found['since']})"
     except (ValueError, KeyError, TypeError, OSError):
         return "another process"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._fingerprint import fingerprint
-from .._io import write_whole
+from .._io import read_json, write_whole
 from ..cost import Footprint, footprints
 from ..encoder import EncoderCore, TowerName
 from ..errors import PruningMismatchError, WrongModelError
@@ -99,7 +99,7 @@ class Plan:
             ValueError: If the file holds none, or one of another format.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(Path(path))
             if content.pop("format") != _FORMAT:
                 raise ValueError("of another format")
             scores = tuple(_score(entry) for entry in content.pop("scores"))

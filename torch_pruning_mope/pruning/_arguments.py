@@ -8,7 +8,7 @@ import torch_pruning as tp
 from torch import nn
 
 from ..encoder import EncoderCore, TowerName
-from ..surgery import customized_pruners, kept_whole, uncuttable
+from ..surgery import customized_pruners, kept_whole
 from ._request import PruningRequest, Ratios, note_round_to
 
 
@@ -105,7 +105,7 @@ class PrunerMixin(EncoderCore):
             )
         graph, groups = self.checked_graph()
         whole = kept_whole(groups, request.ignored_layers)
-        firm = [*uncuttable(graph, groups), *whole]
+        firm = [*self.uncuttable(graph, groups), *whole]
         self._check_widths(graph, firm, request)
         self._check_between(whole, request)
         asked = request.arguments()

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .._io import hold, write_whole
+from .._io import hold, read_json, write_whole
 from ..errors import WrongModelError
 from ._settings import read_settings, settings_text
 
@@ -77,8 +77,8 @@ class RunFolder:
         if not file.is_file():
             return None
         try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
-        except (TypeError, ValueError, RecursionError) as error:
+            return dict(read_json(file))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"path must hold a run; {file} is damaged: {error}. Choose another path.") from error
 
     def check(self, about: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from .._io import parse_json
 from ..distillation import TrainingStep
 from ._folder import TRAINING, RunFolder
 
@@ -46,7 +47,7 @@ class TrainingLog:
         found = []
         for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if entry["training"] != self._training or kept(entry["step"]):
                     found.append(line)
             except (KeyError, TypeError, ValueError):

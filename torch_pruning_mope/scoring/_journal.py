@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._io import parse_json
 from ..errors import WrongModelError
 from ._loss import Loss
 from ._ranks import Ranks
@@ -126,7 +127,7 @@ class Journal:
             check, _, content = text.partition(" ")
             if check != _crc(content):
                 continue
-            line = json.loads(content)
+            line = parse_json(content)
             if "of" not in line and not known:
                 continue
             known = True

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from .._fingerprint import fingerprint
-from .._io import write_whole
+from .._io import read_json, write_whole
 from ..errors import WrongModelError
 from ..towers import Unit
 
@@ -200,7 +200,7 @@ class ScoreTable:
             ValueError: If the file is not such a table.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(Path(path))
             if content.pop("format") != _FORMAT:
                 raise ValueError(f"format must be {_FORMAT}")
             del content["schema"]

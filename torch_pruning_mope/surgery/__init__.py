@@ -5,7 +5,7 @@ from . import _timm as _timm
 from . import _torch as _torch
 from . import _transformers as _transformers
 from ._attention import HeadProjection, PrunableAttention
-from ._check import check_grouped, reached_leaves
+from ._check import reached_leaves, ungrouped
 from ._graph import (
     UnwrappedParameters,
     all_groups,
@@ -17,23 +17,27 @@ from ._graph import (
     tracing_forward,
     uncuttable,
 )
+from ._parts import FusedLinear, Parts, attach, parts_of
 from ._pruners import customized_pruners
 from ._record import noted_channels, record
 from ._swap import exchange, prunable_attention, register_attention, swap_attention
 
 __all__ = [
+    "FusedLinear",
     "HeadProjection",
+    "Parts",
     "PrunableAttention",
     "UnwrappedParameters",
     "all_groups",
+    "attach",
     "build_graph",
-    "check_grouped",
     "check_untied",
     "customized_pruners",
     "exchange",
     "kept_whole",
     "masking_is_removal",
     "noted_channels",
+    "parts_of",
     "prunable_attention",
     "reached_leaves",
     "record",
@@ -42,4 +46,5 @@ __all__ = [
     "swap_attention",
     "tracing_forward",
     "uncuttable",
+    "ungrouped",
 ]

@@ -11,15 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._state import exclusive
+from ._parts import showing
 
 
 @contextmanager
 def tracing(model: nn.Module) -> Iterator[None]:
-    """Inside, the attentions of a model show Torch-Pruning's tracer their projections alone.
+    """Inside, what holds units shows Torch-Pruning's tracer the layers around them alone.
 
     A plain attribute of the modules traced, which torch.compile guards.
     """
-    with exclusive(model):
+    with exclusive(model), showing(model):
         before = {module: module.is_traced for module in model.modules() if isinstance(module, PrunableAttention)}
         try:
             for module in before:

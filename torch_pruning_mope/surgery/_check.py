@@ -7,18 +7,17 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .._state import trainable
-from ..errors import UngroupedParametersError
 
 
-def check_grouped(
+def ungrouped(
     graph: tp.DependencyGraph,
     groups: Sequence[Any],
     model: nn.Module,
     joint: Sequence[nn.Parameter],
     left_alone: Sequence[nn.Parameter],
     outputs: Callable[[], Sequence[Tensor]] = lambda: (),
-) -> None:
-    """Every parameter that the outputs depend on is in a pruning group, or knowingly left alone.
+) -> dict[nn.Parameter, str]:
+    """Parameters that the outputs depend on, in no pruning group and not knowingly left alone.
 
     Args:
         graph: The graph of ``model``.
@@ -28,8 +27,8 @@ def check_grouped(
         left_alone: Parameters that no pruning touches (temperature, say).
         outputs: Computes what the model puts out, with gradients; asked only if some parameters are in no group.
 
-    Raises:
-        UngroupedParametersError: With all parameters that are neither.
+    Returns:
+        Their names.
     """
     known = set(left_alone)
     own = [  # a pool's learnt queries, say, which no layer makes
@@ -46,11 +45,7 @@ def check_grouped(
     if missed:
         used = _reached(outputs())
         missed = {parameter: name for parameter, name in missed.items() if parameter in used}
-    if missed:
-        raise UngroupedParametersError(
-            f"every parameter must be in a pruning group or knowingly left alone; found neither for {list(missed.values())}. "
-            "If the model computes with them outside its layers, name them in the tower's joint_parameters."
-        )
+    return missed
 
 
 def reached_leaves(model: nn.Module, outputs: Callable[[], Sequence[Tensor]]) -> set[nn.Parameter]:

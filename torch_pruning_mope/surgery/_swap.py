@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .._registry import Registry
+from ..errors import UnsupportedModelError
 from ._attention import PrunableAttention
 
 _AttentionT = TypeVar("_AttentionT", bound=PrunableAttention)
@@ -33,7 +34,7 @@ def register_attention(*kinds: type[nn.Module] | str) -> Callable[..., Any]:
 def swap_attention(model: nn.Module) -> int:
     """Mutates ``model``: every registered attention module becomes prunable, with the same weights and outputs.
 
-    All modules are converted before the first is exchanged, so a module that cannot be converted leaves the model as it was.
+    Modules that cannot be converted are left as they are.
 
     Args:
         model: Any module; modules that are prunable already are left alone.
@@ -41,17 +42,25 @@ def swap_attention(model: nn.Module) -> int:
     Returns:
         How many modules were exchanged.
     """
-    return len(exchange(model, prunable_attention(model)))
+    return len(exchange(model, prunable_attention(model)[0]))
 
 
-def prunable_attention(model: nn.Module) -> dict[str, nn.Module]:
-    """A prunable attention for each registered attention module of a model, by name."""
-    converted = {
-        name: converter(module)
-        for name, module in model.named_modules()
-        if (converter := CONVERTERS.get(type(module))) is not None
-    }
-    return {name: module for name, module in converted.items() if module is not model.get_submodule(name)}
+def prunable_attention(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Stand-ins for the registered modules of a model, by name, and why others cannot be swapped."""
+    swapped: dict[str, nn.Module] = {}
+    problems: dict[str, str] = {}
+    for name, module in model.named_modules():
+        converter = CONVERTERS.get(type(module))
+        if converter is None:
+            continue
+        try:
+            changed = converter(module)
+        except UnsupportedModelError as error:
+            problems[name] = str(error)
+        else:
+            if changed is not module:
+                swapped[name] = changed
+    return swapped, problems
 
 
 def exchange(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -13,8 +13,10 @@ from ._pair import TwoEncoders
 from ._prunable import Channels, Prunable
 from ._reach import Reaching, patches, reaching_rows, rows
 from ._registry import Towers, register_towers
+from ._search import Search, searching
 from ._structure import is_known, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
+from ._summary import summary
 from ._tower import Block, BlockTower, Tower
 from ._unit import KINDS, Part, Unit, UnitKind
 
@@ -32,6 +34,7 @@ __all__ = [
     "Part",
     "Prunable",
     "Reaching",
+    "Search",
     "Stream",
     "Sublayer",
     "Tower",
@@ -47,5 +50,7 @@ __all__ = [
     "register_channels",
     "register_towers",
     "rows",
+    "searching",
+    "summary",
     "towers_of",
 ]

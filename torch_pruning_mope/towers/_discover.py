@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .._registry import Registry, TypeKey
-from ..surgery import PrunableAttention
+from ..surgery import PrunableAttention, parts_of
 from ._prunable import Channels, Prunable
 
 Found = Sequence[tuple[Literal["head", "neurons"], Prunable]]
@@ -69,10 +69,14 @@ def discover(root: nn.Module) -> list[FoundLayer]:
             hidden += [f"{name}.{part}." for part in module.unlisted]
         elif (handler := handlers[type(module)]) is not None:
             units[name] = handler(module)
+        elif parts := parts_of(module):
+            units[name] = [
+                (part.kind, Channels(part.sources, part.output, part.unit_size, can_be_empty=False)) for part in parts
+            ]
     inside: dict[str, str] = {}
     for name in units:  # what lies inside a module that has a handler belongs to the same layer
         around = next((outer for outer in inside if name.startswith(f"{outer}.")), None)
-        inside[name] = _element(name, modules) if around is None else inside[around]
+        inside[name] = element_of(name, modules) if around is None else inside[around]
     lists = {element for element in inside.values() if element}
     layers: dict[str, FoundLayer] = {}
     for name, found in units.items():
@@ -85,7 +89,7 @@ def discover(root: nn.Module) -> list[FoundLayer]:
     return list(layers.values())
 
 
-def _element(name: str, modules: dict[str, nn.Module]) -> str:
+def element_of(name: str, modules: dict[str, nn.Module]) -> str:
     """The nearest module around (or at) ``name`` that is an element of a list of layers; empty if there is none."""
     while name:
         parent = name.rpartition(".")[0]

@@ -30,7 +30,7 @@ class ChannelsTower(OpaqueTower):
 
     def __init__(self, tower: OpaqueTower, groups: Sequence[Any], firm: Sequence[nn.Module]) -> None:
         vars(self).update(vars(tower))
-        inside = set(self.root.modules())
+        inside = self.own_modules()
         found = [units for group in groups if (units := _units(group, inside, set(firm))) is not None]
         if not found:
             raise UnsupportedModelError(

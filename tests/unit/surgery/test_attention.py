@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.asserts import assert_close, unchanged
 from tests.unit.models import shake
-from torch_pruning_mope import PrunableAttention, UnsupportedModelError, register_attention
-from torch_pruning_mope.surgery import customized_pruners, swap_attention
+from torch_pruning_mope import PrunableAttention, register_attention
+from torch_pruning_mope.surgery import customized_pruners, prunable_attention, swap_attention
 from torch_pruning_mope.surgery._attention import tracing
 
 N, TQ, TK, D, H = 3, 5, 7, 24, 4
@@ -159,11 +159,13 @@ def test_attention_weights_are_refused() -> None:
 
 
 @pytest.mark.parametrize("option", [{"add_bias_kv": True}, {"add_zero_attn": True}])
-def test_extra_keys_are_refused_and_nothing_is_swapped(option: dict[str, bool]) -> None:
+def test_attention_with_extra_keys_stays(option: dict[str, bool]) -> None:
     model = nn.Sequential(nn.MultiheadAttention(D, H), nn.MultiheadAttention(D, H, **option))
-    with pytest.raises(UnsupportedModelError, match="add_bias_kv or add_zero_attn cannot be pruned"):
-        swap_attention(model)
-    assert [type(module) for module in model] == [nn.MultiheadAttention] * 2
+    swapped, problems = prunable_attention(model)
+    assert list(swapped) == ["0"]
+    assert "add_bias_kv or add_zero_attn cannot be pruned" in problems["1"]
+    assert swap_attention(model) == 1
+    assert [type(module) for module in model] == [PrunableAttention, nn.MultiheadAttention]
 
 
 EXTRAS: dict[str, dict[str, Any]] = {

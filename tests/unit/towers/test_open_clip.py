@@ -260,11 +260,22 @@ def test_a_decoder_need_not_embed(family: str) -> None:
         assert_close(found[name], expected[name], 2e-6)
 
 
-def test_attention_that_cannot_be_swapped_is_refused_and_the_model_is_untouched() -> None:
+def test_attention_that_cannot_be_swapped_is_left_alone_and_named() -> None:
     model = clip()
     model.transformer.resblocks[1].attn = nn.MultiheadAttention(36, 3, add_zero_attn=True, batch_first=True)
-    with unchanged(model), pytest.raises(UnsupportedModelError, match="add_bias_kv or add_zero_attn cannot be pruned"):
-        DualEncoder(model)
+    pairs, before = pairs_for(model, 4), copy.deepcopy(model)
+    encoder = DualEncoder(model)
+    assert list(encoder.unprunable) == ["transformer.resblocks.1.attn"]
+    assert "stays: transformer.resblocks.*.attn: nn.MultiheadAttention with add_bias_kv or add_zero_attn" in str(
+        encoder
+    )
+    assert_close(_encode(model, pairs)["text"], _encode(before, pairs)["text"], 1e-6)
+    removed = mope.prune(encoder, tp.importance.GroupMagnitudeImportance(), head_ratio=0.5, ffn_ratio=0.5)
+    assert removed == mope.Counts(heads=3 * 2 + 2, neurons=3 * 28 + 2 * 27)
+    with pytest.raises(ValueError, match="towers whose residual width cannot be cut"):
+        encoder.pruner_arguments(width_ratio=0.5, towers=("text",))
+    encoder.pruner_arguments(width_ratio=0.5, towers=("image",))
+    assert_trains(encoder, pairs)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case in OPAQUE or "norms of" in case or "scaled" in case])

@@ -1,0 +1,94 @@
+"""Dual encoders of makes that nobody registered: found by structure, scored, cut and trained like any other."""
+
+import copy
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch_pruning as tp
+from torch import Tensor
+
+import torch_pruning_mope as mope
+from tests.asserts import assert_close, unchanged
+from tests.unit import makes
+from tests.unit.models import tokens_for
+from tests.unit.scoring.oracle import physically_without
+from torch_pruning_mope.scoring import Ablator, PlainEngine, PrefixEngine, enumerate_units, single_ablation
+
+TOWERS: tuple[Literal["image", "text"], ...] = ("image", "text")
+
+
+def _pairs(encoder: mope.DualEncoder, count: int = 3) -> dict[str, Tensor]:
+    shape, length = encoder.example_inputs["images"].shape[1:], encoder.example_inputs["tokens"].shape[1]
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randn(count, *shape, generator=generator),
+        "text": tokens_for(count, context=length, vocabulary=makes.VOCABULARY),
+    }
+
+
+def _trains(encoder: mope.DualEncoder, pairs: dict[str, Tensor]) -> None:
+    loss = torch.zeros(())
+    for tower in TOWERS:
+        loss = loss + encoder.embed(tower, pairs[tower]).square().sum()
+    loss.backward()
+    for layer in encoder.layers:
+        for units in layer.block.prunables:
+            for module in (*units.sources, units.output):
+                gradient = module.weight.grad
+                assert gradient is not None
+                assert gradient.shape == module.weight.shape
+                assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("make", makes.MAKES)
+def test_found_scored_and_cut(make: str) -> None:
+    original = makes.build(make)
+    encoder = mope.DualEncoder(makes.build(make))
+    pairs = _pairs(encoder)
+    before = mope.towers.towers_of(original)
+    encoders = {"image": before.encode_image, "text": before.encode_text}
+    with torch.no_grad():
+        for tower in TOWERS:
+            assert_close(encoder.embed(tower, pairs[tower]), encoders[tower](pairs[tower]), 1e-6)
+    ablator = Ablator(encoder)
+    plain, prefix = PlainEngine(encoder, ablator=ablator), PrefixEngine(encoder, ablator=ablator)
+    for tower in TOWERS:
+        units = list(enumerate_units(encoder, ("head", "neurons", "block"), {}, 2, (tower,)))
+        if not units:
+            continue
+        chosen, seen = [], set[Any]()
+        for unit in units:  # one of each kind of each type of layer
+            key = (
+                unit.kind,
+                type(encoder.towers[tower].blocks[unit.layer].module),
+                unit.layer if unit.kind == "block" else 0,
+            )
+            if key not in seen:
+                seen.add(key)
+                chosen.append(unit)
+        ablations = [single_ablation(unit) for unit in chosen]
+        with unchanged(encoder.model):
+            dense = plain.embeddings(tower, pairs[tower])
+            expected = [plain.embeddings(tower, pairs[tower], [ablation]) for ablation in ablations]
+            for places, batch in prefix.ablations(tower, pairs[tower], ablations):
+                for place, found in zip(places, batch, strict=True):
+                    assert_close(found, expected[place], 1e-5)
+        for unit, without in zip(chosen, expected, strict=True):
+            assert not torch.allclose(without, dense, rtol=1e-6), f"{unit} has no effect"
+            if unit.kind != "block":
+                with torch.no_grad():
+                    assert_close(physically_without(encoder, unit).embed(tower, pairs[tower]), without, 1e-5)
+    request: dict[str, Any] = {"ffn_ratio": 0.3}
+    heads = [units.num_units for layer in encoder.layers if (units := layer.block.attention)]
+    if heads:
+        request["head_ratio"] = 0.3
+    asked, counts = encoder.request(**request).asked, encoder.counts()
+    arguments = encoder.pruner_arguments(**request)
+    tp.pruner.MetaPruner(encoder.model, importance=tp.importance.GroupMagnitudeImportance(), **arguments).step()
+    after = encoder.counts()
+    assert (counts.heads - after.heads, counts.neurons - after.neurons) == (asked.heads, asked.neurons)
+    _trains(encoder, pairs)
+    twin = copy.deepcopy(encoder)
+    for tower in TOWERS:
+        assert torch.equal(twin.embed(tower, pairs[tower]), encoder.embed(tower, pairs[tower]))
