@@ -16,8 +16,8 @@ import torch_pruning as tp
 from torch import nn
 
 import torch_pruning_mope as mope
+from torch_pruning_mope.cost import freed_parameters
 from torch_pruning_mope.data import _tiny_clip
-from torch_pruning_mope.scoring import freed_parameters
 
 Row = dict[str, Any]
 STAGES = (0.5, 0.2)

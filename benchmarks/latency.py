@@ -38,7 +38,8 @@ from torch import Tensor, nn
 
 import torch_pruning_mope as mope
 from torch_pruning_mope.deploy import fold
-from torch_pruning_mope.scoring import Unit, enumerate_units
+from torch_pruning_mope.scoring import enumerate_units
+from torch_pruning_mope.towers import Unit
 
 TOWERS = ("image", "text")
 BATCHES = {32: (2, 5), 1: (15, 40)}

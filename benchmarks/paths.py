@@ -24,14 +24,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import torch_pruning_mope as mope
+from torch_pruning_mope.cost import freed_parameters
 from torch_pruning_mope.importance._unit import unit_sublayers
 from torch_pruning_mope.scoring import (
     Ablation,
     Meter,
     PrefixEngine,
-    Unit,
     enumerate_units,
-    freed_parameters,
     greedy_path,
     joint_path,
     nested_ablations,
@@ -39,6 +38,7 @@ from torch_pruning_mope.scoring import (
     single_ablation,
 )
 from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
+from torch_pruning_mope.towers import Unit
 
 HEAD_RATIOS = (0.3, 0.5)
 BUDGETS = (0.3, 0.4, 0.5, 0.6)

@@ -12,6 +12,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .checkpoint import load, load_model
+    from .cost import Footprint, footprints
     from .data import (
         EmojiTokenizer,
         ImagePairs,
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
     from .importance import MoPEImportance, UnitImportance, WeightedImportance, stock_scores
     from .loading import LoadedModel
     from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
-    from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
+    from .planning import LayerPlan, Plan, PlanRange, make_plan, plan_range
     from .pruning import Counts, prune, remove_units
     from .reconstruction import ReconstructionReport, reconstruct
     from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
@@ -147,7 +148,6 @@ __all__ = [
     "PlanRange",
     "PrunableAttention",
     "PruningMismatchError",
-    "Reason",
     "Recall",
     "ReconstructionReport",
     "RetrievalResult",
@@ -221,6 +221,7 @@ __all__ = [
 
 _HOMES = {
     "checkpoint": "load load_model",
+    "cost": "Footprint footprints",
     "data": (
         "EmojiTokenizer ImagePairs LabelledImages PairLoader Pairs ShardedPairs Skipped emoji_batches emoji_pairs "
         "emoji_scenes gather_pairs load_tiny_clip open_labelled open_pairs split_pairs"
@@ -242,7 +243,7 @@ _HOMES = {
     "importance": "MoPEImportance UnitImportance WeightedImportance stock_scores",
     "loading": "LoadedModel",
     "metrics": "ContrastiveLoss Metric Recall ZeroShotAccuracy",
-    "planning": "Footprint LayerPlan Plan PlanRange Reason footprints make_plan plan_range",
+    "planning": "LayerPlan Plan PlanRange make_plan plan_range",
     "pruning": "Counts prune remove_units",
     "reconstruction": "ReconstructionReport reconstruct",
     "report": "ChangedExamples Example append_jsonl changed_examples write_report",

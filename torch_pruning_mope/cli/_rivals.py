@@ -5,10 +5,11 @@ from dataclasses import fields
 from typing import Any
 
 from ..checkpoint import load
+from ..cost import footprints
 from ..dual_encoder import DualEncoder
 from ..importance import stock_scores
 from ..loading import LoadedModel
-from ..planning import Plan, footprints, make_plan
+from ..planning import Plan, make_plan
 from ._prune import RECONSTRUCTION, Reconstruction, refit
 from ._source import Part
 from ._started import StartedRun

@@ -4,18 +4,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from ..cost import TOWERS
 from ..encoder import TowerName
-from ._footprint import TOWERS
+from ._sizes import Measure, Sizes
 
 Amount = str | float | int
 """``"50%"``, a share below 1, or an absolute number, as ``8e9`` or ``"8G"``."""
 Budget = Amount | Mapping[str, Amount]
 """For both towers together, or for each."""
-Measure = Literal["parameters", "multiply_adds", "latency"]
-Sizes = Mapping[Measure, Mapping[TowerName, int | float]]
-"""Sizes of a model, by measure and tower."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
+from ..cost import Footprint
 from ..dual_encoder import DualEncoder
 from ..encoder import TowerName
-from ..planning import Budget, Footprint, parse_amount, parts_of, plan_range
+from ..planning import Budget, parse_amount, parts_of, plan_range
 
 Spacing = Literal["geometric", "linear"]
 

@@ -35,7 +35,7 @@ class Preprocess:
         self.described: Mapping[str, Any] = described
         self._height, self._width = described["size"]
         self._resample = RESAMPLING[described["interpolation"]]
-        self._mean, self._std = (np.float32(described[key])[:, None, None] for key in ("mean", "std"))
+        self._mean, self._std = (np.array(described[key], np.float32)[:, None, None] for key in ("mean", "std"))
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Returns the picture ``[3, H, W]``."""

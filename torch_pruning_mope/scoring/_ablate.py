@@ -15,9 +15,9 @@ from .._ridge import unstacked
 from .._state import kept_modules
 from ..encoder import EncoderCore, TowerName
 from ..surgery import masking_is_removal, removal_group
-from ..towers import Prunable, first_tensor
+from ..towers import Part, Prunable, first_tensor
 from ._refit import Place, Refits
-from ._units import Ablation, Part
+from ._units import Ablation
 
 
 class Ablator:

@@ -6,15 +6,17 @@ from typing import Literal
 
 import torch
 
+from ..cost import freed_parameters
 from ..encoder import EncoderCore
+from ..towers import Unit
 from ._curves import isotonic_pools, pooled
 from ._greedy import greedy_path
-from ._joint import freed_parameters, joint_path
+from ._joint import joint_path
 from ._loss import Loss, stacked_shares
 from ._meter import Meter
 from ._progress import Progress
 from ._table import Score
-from ._units import Ablation, Unit, nested_ablations
+from ._units import Ablation, nested_ablations
 
 Interaction = Literal["single", "nested", "greedy", "joint"]
 Family = list[tuple[Unit, Loss]]

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from ..towers import Unit
 from ._loss import Loss
 from ._meter import Meter
-from ._units import Unit, single_ablation
+from ._units import single_ablation
 
 
 def greedy_path(

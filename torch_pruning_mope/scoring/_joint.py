@@ -7,39 +7,12 @@ parameters is a prefix of one path.
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
-
+from ..cost import freed_parameters
 from ..encoder import EncoderCore
+from ..towers import Unit
 from ._greedy import cheapest_first
 from ._loss import Loss
 from ._meter import Meter
-from ._units import Unit
-
-
-def freed_parameters(encoder: EncoderCore, unit: Unit) -> int:
-    """Number of parameters that go with a unit when it is cut out of the whole model.
-
-    Biases of output layers go with no head and no neuron, and norms with their block alone.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If the model has no such unit.
-    """
-    block = encoder.towers[unit.tower].blocks[unit.layer]
-    if unit.kind == "block":
-        return _count(block.module)
-    units = block.attention if unit.part == "head" else block.feed_forward
-    if units is None:
-        raise ValueError(f"unit must be of the model as it is now; found {unit}, which it has not.")
-    # All parameters of the layers around belong to the units, to each as many as to any other of its kind.
-    inner = sum(_count(source) for source in units.sources)
-    return (inner + units.output.weight.numel()) * len(unit.channels) // units.channels
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def joint_path(

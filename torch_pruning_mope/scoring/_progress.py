@@ -7,7 +7,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from ..encoder import TowerName
-from ._units import Unit
+from ..towers import Unit
 
 
 class Progress:

@@ -35,8 +35,7 @@ from .._ridge import (
 )
 from .._state import evaluation_mode
 from ..encoder import EncoderCore, TowerName
-from ..towers import Reaching, patches, reaching_rows
-from ._units import Part
+from ..towers import Part, Reaching, patches, reaching_rows
 
 RIDGE = 1e-4
 Place = tuple[TowerName, int, Part]

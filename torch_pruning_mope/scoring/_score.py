@@ -18,6 +18,7 @@ from .._fingerprint import fingerprint, key_of
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
+from ..towers import KINDS, Unit
 from ._ablate import Ablator
 from ._engine import PrefixEngine
 from ._families import Interaction, families, scores_of
@@ -30,7 +31,7 @@ from ._ranks import Ranks
 from ._refit import Refits
 from ._rewire import Rewiring, neuron_orders
 from ._table import ScoreTable
-from ._units import KINDS, Orders, Unit, enumerate_units
+from ._units import Orders, enumerate_units
 
 Autocast = Literal["bfloat16", "float16"]
 

@@ -15,7 +15,7 @@ from torch import nn
 from .._fingerprint import fingerprint
 from .._io import read_json, write_whole
 from ..errors import WrongModelError
-from ._units import Unit
+from ..towers import Unit
 
 _FORMAT = 3
 _COLUMNS = (

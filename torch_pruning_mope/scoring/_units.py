@@ -6,50 +6,12 @@ Channels are input channels of a sub-layer's output layer, as the model is now.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 from ..encoder import EncoderCore, TowerName
+from ..towers import Part, Unit, UnitKind
 
-Part = Literal["head", "neurons", "block"]
-UnitKind = Literal["head", "neurons", "block", "attention", "mlp"]
-KINDS: tuple[UnitKind, ...] = ("head", "neurons", "block", "attention", "mlp")
-_PARTS: dict[UnitKind, Part] = {
-    "head": "head",
-    "attention": "head",
-    "neurons": "neurons",
-    "mlp": "neurons",
-    "block": "block",
-}
 Orders = Mapping[tuple[str, int], Sequence[int]]
 """Neurons of each (tower, layer), least important first."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One module that can be removed.
-
-    Attributes:
-        kind: ``head``, ``neurons`` (a group of FFN neurons), ``block``, or all heads or neurons of a block: ``attention``,
-            ``mlp``.
-        tower: ``image`` or ``text``.
-        layer: Position of its block in the tower.
-        index: Head number; or rank of the neuron group, 0 the least important by the rewiring; or 0.
-        channels: What it owns of the output linear's input; empty for a block.
-    """
-
-    kind: UnitKind
-    tower: TowerName
-    layer: int
-    index: int
-    channels: tuple[int, ...] = ()
-
-    @property
-    def part(self) -> Part:
-        """The part of its block that loses channels: ``head`` the attention, ``neurons`` the MLP, ``block`` both."""
-        return _PARTS[self.kind]
-
-    def __str__(self) -> str:
-        return f"{self.tower} layer {self.layer} {self.kind} {self.index}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tests.unit.models import clip
 from torch_pruning_mope import DualEncoder, Pairs
 from torch_pruning_mope.deploy import fold
 from torch_pruning_mope.deploy._blocks import Shift
-from torch_pruning_mope.scoring import Unit
+from torch_pruning_mope.towers import Unit
 
 each_family = pytest.mark.parametrize("family", zoo.FAMILIES)
 

@@ -8,9 +8,9 @@ import torch
 
 import torch_pruning_mope as mope
 from torch_pruning_mope import DualEncoder, Pairs, ScoreTable
+from torch_pruning_mope.cost import freed_parameters
 from torch_pruning_mope.importance import stock_scores
 from torch_pruning_mope.importance._unit import unit_sublayers
-from torch_pruning_mope.scoring import freed_parameters
 
 from ...asserts import unchecked
 from ..models import clip, pairs_for

@@ -17,10 +17,11 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, assert_trains, unchanged
 from tests.unit import zoo
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.planning import footprints, latencies, parse_amount
+from torch_pruning_mope.cost import footprints, freed_parameters, latencies
+from torch_pruning_mope.planning import parse_amount
 from torch_pruning_mope.planning._budget import in_unit_of
 from torch_pruning_mope.planning._order import removal_order
-from torch_pruning_mope.scoring import Ablation, PlainEngine, enumerate_units, freed_parameters, single_ablation
+from torch_pruning_mope.scoring import Ablation, PlainEngine, enumerate_units, single_ablation
 
 KINDS = ("head", "neurons", "block")
 
@@ -190,7 +191,7 @@ def test_a_latency_budget_is_measured(encoder: mope.DualEncoder, monkeypatch: py
     def clock(of: mope.DualEncoder, *, batch_size: int) -> dict[str, float]:
         return {tower: batch_size * size.multiply_adds * 1e-9 for tower, size in footprints(of).items()}
 
-    monkeypatch.setattr("torch_pruning_mope.planning._make.latencies", clock)
+    monkeypatch.setattr("torch_pruning_mope.planning._sizes.latencies", clock)
     plan = mope.make_plan(encoder, invented(encoder), latency="70%", batch_size=2)
     measured: Any = plan.settings["latency"]
     assert measured["before"] == clock(encoder, batch_size=2)
@@ -211,7 +212,7 @@ def test_plans_survive_the_disk(encoder: mope.DualEncoder, tmp_path: Path) -> No
     plan.save(tmp_path / "plan.json")
     assert mope.Plan.load(tmp_path / "plan.json") == plan
     assert "of 0.04 M parameters" in str(plan)
-    for broken in ("", "[]", "{}", json.dumps({"format": 2}), json.dumps({"format": 1, "units": 3})):
+    for broken in ("", "[]", "{}", json.dumps({"format": 3}), json.dumps({"format": 2, "scores": []})):
         (tmp_path / "broken.json").write_text(broken)
         with pytest.raises(ValueError, match="path must be of a plan written by"):
             mope.Plan.load(tmp_path / "broken.json")

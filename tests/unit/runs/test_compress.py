@@ -11,7 +11,7 @@ import torch_pruning_mope as mope
 from tests.asserts import unchanged, unchecked
 from tests.unit import zoo
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.planning import footprints
+from torch_pruning_mope.cost import footprints
 from torch_pruning_mope.runs import _compression as steps
 from torch_pruning_mope.runs import compress
 from torch_pruning_mope.runs._shares import _shares

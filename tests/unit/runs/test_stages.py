@@ -12,7 +12,7 @@ from safetensors import safe_open
 import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.planning import Footprint
+from torch_pruning_mope.cost import Footprint
 from torch_pruning_mope.runs import RunFolder, TrainingLog, _steps
 from torch_pruning_mope.runs._rounds import round_budget
 
@@ -89,7 +89,7 @@ def test_stages_meet_their_budgets_and_keep_what_they_did(name: str, whole: Whol
     for step in files:
         mope.ScoreTable.load(path / f"{step}.json")
         plan = mope.Plan.load(path / f"{step}-plan.json")
-        assert plan.reasons
+        assert plan.scores
         assert plan.table()
     found: dict[str, int] = {}
     for line, entry in zip(lines(path), told, strict=True):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.scoring import Ablation, Loss, Meter, PrefixEngine, Unit, greedy_path, single_ablation
+from torch_pruning_mope.scoring import Ablation, Loss, Meter, PrefixEngine, greedy_path, single_ablation
+from torch_pruning_mope.towers import Unit
 
 from ..models import clip, pairs_for
 

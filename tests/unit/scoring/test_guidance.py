@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.scoring import Unit, separation
+from torch_pruning_mope.scoring import separation
+from torch_pruning_mope.towers import Unit
 
 
 def table(values: torch.Tensor, errors: torch.Tensor, images: int | None) -> mope.ScoreTable:

@@ -8,18 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
+from torch_pruning_mope.cost import freed_parameters
 from torch_pruning_mope.encoder import TowerName
-from torch_pruning_mope.scoring import (
-    Ablation,
-    Loss,
-    Meter,
-    PlainEngine,
-    PrefixEngine,
-    Unit,
-    enumerate_units,
-    freed_parameters,
-    joint_path,
-)
+from torch_pruning_mope.scoring import Ablation, Loss, Meter, PlainEngine, PrefixEngine, enumerate_units, joint_path
+from torch_pruning_mope.towers import Unit
 
 from ..models import clip
 from .oracle import physically_without
