@@ -21,11 +21,13 @@ import torch_pruning_mope as mope
 from torch_pruning_mope.demo import multiply_adds, parameters, recalls
 
 
-def read(options: argparse.Namespace, preprocess: Any, tokenizer: Any) -> tuple[mope.ImagePairs, mope.ImagePairs]:
+def read(
+    options: argparse.Namespace, preprocess: Any, tokenizer: Any
+) -> tuple[mope.data.ImagePairs, mope.data.ImagePairs]:
     """Calibration and test images, none in both; drawn by a fixed seed."""
     keys = {} if options.coco else {"image_key": options.csv_image, "caption_key": options.csv_caption}
 
-    def images(file: Path) -> mope.ImagePairs:
+    def images(file: Path) -> mope.data.ImagePairs:
         return mope.open_pairs(
             file, preprocess, tokenizer, root=options.images, max_skipped=options.max_skipped, **keys
         )
@@ -47,7 +49,7 @@ def read(options: argparse.Namespace, preprocess: Any, tokenizer: Any) -> tuple[
     return calibration, test
 
 
-def pairs_of(name: str, images: mope.ImagePairs, device: torch.device) -> mope.Pairs:
+def pairs_of(name: str, images: mope.data.ImagePairs, device: torch.device) -> mope.Pairs:
     """The pairs; a warning says what could not be read."""
     pairs = mope.gather_pairs(images)
     print(f"{name}: {pairs.num_images} images, {pairs.num_captions} captions, {images.skipped.samples} images unusable")

@@ -351,11 +351,7 @@ class EncoderCore:
         return graph, groups
 
     def _note_ungrouped(self, missed: Mapping[nn.Parameter, str]) -> None:
-        """Notes layers that the graph does not understand in towers that it need not; refuses others.
-
-        Raises:
-            UngroupedParametersError: If there are others.
-        """
+        """Notes layers that the graph does not understand in towers that it need not; refuses others."""
         tried = [module for module in self.model.modules() if any(parts.shown for parts in parts_of(module))]
         left = {id(parameter) for module in tried for parameter in module.parameters()}
         missed = {parameter: name for parameter, name in missed.items() if id(parameter) not in left}

@@ -21,22 +21,9 @@ _held: dict[Path, tuple[int, int, int]] = {}
 
 @contextmanager
 def hold(folder: Path, what: str = "work") -> Iterator[None]:
-    """Holds a folder for this thread, which may enter again; nobody else can hold it meanwhile.
-
-    The folder is made if it does not exist, and removed again if nothing was put into it. The file ``.lock`` in it names the
-    holder. Where there are no locks (Windows, some network file systems) nobody is kept out.
-
-    Args:
-        folder: The folder.
-        what: What the holder does, for the message to others.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        FolderInUseError: If another process or thread holds it. Nothing is changed.
-        NotADirectoryError: If it is a file.
-    """
+    """Holds a folder for this thread, which may enter again; nobody else can hold it meanwhile."""
+    # The folder is made if it does not exist, and removed again if nothing was put into it. The file ``.lock`` in it
+    # names the holder. Where there are no locks (Windows, some network file systems) nobody is kept out.
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"folder must be a folder, or nothing yet; found a file at {folder}. Name another.")
     place, thread = folder.resolve(), threading.get_ident()

@@ -16,17 +16,9 @@ from ._started import StartedRun
 
 
 def rivals(begun: StartedRun, criteria: Sequence[str]) -> Iterator[tuple[str, LoadedModel]]:
-    """The run's model, pruned by other criteria until no more is left than of the run's own smaller model.
-
-    They are calibrated on the pairs that the run was scored on. Widths are rounded, and layers kept, as the run's plan says.
-
-    Args:
-        begun: The run.
-        criteria: The criteria.
-
-    Yields:
-        Each with its model.
-    """
+    """The run's model, pruned by other criteria until no more is left than of the run's own smaller model."""
+    # They are calibrated on the pairs that the run was scored on. Widths are rounded, and layers kept, as the run's
+    # plan says.
     if not criteria:
         return
     left = footprints(DualEncoder(load(begun.latest).model))

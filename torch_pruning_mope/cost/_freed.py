@@ -13,16 +13,8 @@ from ._multiply_adds import multiply_adds_between
 
 
 def freed_parameters(encoder: EncoderCore, unit: Unit) -> int:
-    """Parameters that go with a unit when it is cut out of the whole model.
-
-    Biases of output linears go with no head and no neuron, and norms with their block alone.
-
-    Returns:
-        Number of parameters.
-
-    Raises:
-        ValueError: If the model has no such unit.
-    """
+    """Parameters that go with a unit when it is cut out of the whole model."""
+    # Biases of output linears go with no head and no neuron, and norms with their block alone.
     block = encoder.towers[unit.tower].blocks[unit.layer]
     if unit.kind == "block":
         return _count(block.module)
@@ -39,15 +31,7 @@ def _count(module: nn.Module) -> int:
 
 
 def freed_multiply_adds(encoder: EncoderCore, whole: Mapping[TowerName, Footprint]) -> Callable[[Unit], float]:
-    """Multiply-adds of one input that go with a unit cut out of the whole model; measured in one run of each tower.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-        whole: Its footprints, to estimate layers that are not called as modules.
-
-    Returns:
-        A function of units.
-    """
+    """Multiply-adds of one input that go with a unit cut out of the whole model; measured in one run of each tower."""
     spans: dict[tuple[str, int, str], tuple[Sequence[nn.Module], nn.Module]] = {}
     for layer in encoder.layers:
         spans[layer.tower, layer.index, "block"] = ((layer.block.module,), layer.block.module)

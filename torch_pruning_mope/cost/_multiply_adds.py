@@ -64,15 +64,7 @@ def count_multiply_adds(function: Callable[[], Any]) -> int:
 def multiply_adds_between(
     function: Callable[[], Any], spans: Mapping[Key, tuple[Sequence[nn.Module], nn.Module]]
 ) -> dict[Key, int]:
-    """Multiply-adds of parts of a call that were run.
-
-    Args:
-        function: The call.
-        spans: By name, modules that a part begins with, whichever runs first, and the module that it ends with.
-
-    Returns:
-        Multiply-adds by name.
-    """
+    """Multiply-adds of parts of a call that were run."""
     began: dict[Key, int] = {}
     found: dict[Key, int] = {}
     handles = []

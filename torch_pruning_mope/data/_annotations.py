@@ -14,11 +14,7 @@ FORMS = "COCO captions (images, annotations) or a Karpathy split (images with sp
 
 
 def read_annotations(path: Path, split: str | None) -> Listing:
-    """Returns the images of a JSON file of either form; `split` is `test`, say, or `train+restval`, of a Karpathy file.
-
-    Raises:
-        DataError: The file is of neither form, or has no such split.
-    """
+    """Returns the images of a JSON file of either form; `split` is `test`, say, or `train+restval`, of a Karpathy file."""
     try:
         content: Any = read_json(path)
     except (OSError, ValueError) as error:

@@ -38,22 +38,6 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
     An item has one of the image's captions, drawn anew in each epoch (`set_epoch`); `describe` has them all. In place of an
     image that cannot be read comes another one, drawn at random, so batches keep their size; `skipped` counts it. With the
     same seed and epoch, items are the same.
-
-    Args:
-        entries: The images.
-        preprocess: From a picture to the model's input.
-        tokenizer: From captions to tokens.
-        root: Folder that image files are relative to, and must lie in.
-        captions: Caption of an item, `random` or `first`.
-        max_skipped: Share of images that may be unreadable.
-        seed: Of the draws.
-        name: Of this dataset in messages.
-        problems: Entries of the source that are not among `entries`.
-        follow_links: Reads files outside of `root` too, by links, absolute names or `..`.
-
-    Raises:
-        DataError: There is no image, none of the first files exists, or too many entries are problems.
-        ValueError: `captions` or `max_skipped` is out of range.
     """
 
     def __init__(

@@ -124,27 +124,10 @@ def run_demo(
     test_pairs: int = 3000,
     progress: bool = True,
 ) -> DemoResult:
-    """Prunes copies of the tiny CLIP by each criterion to the same counts, reconstructs and distils them alike.
-
-    The same arguments give the same rows, but for the seconds. Units are chosen on the calibration split, models reconstructed
-    and trained on the training split, and recall is of the test split, which does not depend on ``seed``.
-
-    Args:
-        seed: Of the calibration pairs, the training pairs and the random criterion.
-        head_ratio: Share of the heads to remove.
-        ffn_ratio: Share of the FFN neurons to remove.
-        steps: Training steps, of 128 pairs each.
-        pairs: Calibration pairs.
-        test_pairs: Test pairs, which is the size of the gallery.
-        progress: Show progress bars.
-
-    Returns:
-        The table, and the scores behind it.
-
-    Raises:
-        ValueError: If a number is out of its range; nothing has been computed then.
-        RuntimeError: If MoPE is not among the criteria.
-    """
+    """Prunes copies of the tiny CLIP by each criterion to the same counts, reconstructs and distils them alike."""
+    # The same arguments give the same rows, but for the seconds. Units are chosen on the calibration split, models
+    # reconstructed and trained on the training split, and recall is of the test split, which does not depend on
+    # ``seed``.
     if steps < 1:
         raise ValueError(f"steps must be at least 1; found {steps}.")
     loaded = load_model("tiny")

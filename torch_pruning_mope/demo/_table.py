@@ -9,15 +9,7 @@ from ._criteria import LABELS
 
 
 def rich_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Table:
-    """The rows as one table; a criterion is named at its first row.
-
-    Args:
-        rows: Rows of :class:`DemoResult`.
-        title: Text above the table.
-
-    Returns:
-        A table for ``rich``.
-    """
+    """The rows as one table; a criterion is named at its first row."""
     table = Table(title=title, title_justify="left")
     for heading in ("criterion", "stage"):
         table.add_column(heading, no_wrap=True)

@@ -75,16 +75,8 @@ def load_training(
     average: nn.Module | None,
     ranks: Ranks,
 ) -> tuple[Path | None, list[Any]]:
-    """Mutates model, optimizer, average and random states to the first rank's latest checkpoint.
-
-    The other ranks need not see the folder.
-
-    Returns:
-        The checkpoint's folder and the history, or None and no history.
-
-    Raises:
-        ValueError: On every rank, if the checkpoint is of another run, or damaged.
-    """
+    """Mutates model, optimizer, average and random states to the first rank's latest checkpoint."""
+    # The other ranks need not see the folder.
     read: dict[str, Tensor] = {}
 
     def header() -> tuple[Path, list[Any], dict[str, Any]] | None:

@@ -19,27 +19,14 @@ def chunked_backward(
     *,
     no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> Tensor:
-    """Adds the gradients of a loss over all chunks to ``.grad``, with the graph of one chunk in memory at a time.
-
-    All chunks are encoded without a graph; the loss is differentiated with respect to their outputs; then each chunk is encoded
-    again, with a graph, and backpropagates its part. Random numbers (dropout) are the same both times. The gradients are those
-    of ``loss`` on all chunks at once; encoding costs one more forward pass, and BatchNorm sees each chunk twice.
-
-    Outputs ``[rows, ...]`` are concatenated; those without dimensions are averaged, weighted by the chunks' rows. So a model
-    may return its temperature (under DDP it must, or DDP does not see that parameter used), and a chunk its own mean loss.
-
-    Args:
-        encode: Embeds one chunk; called twice, it must return the same. Its first output has one row per example.
-        chunks: Inputs of ``encode``.
-        loss: Takes the outputs of all chunks together, as many as ``encode`` returns.
-        no_sync: Entered for all but the last chunk: DDP's ``model.no_sync``, so that gradients are averaged once.
-
-    Returns:
-        The loss, without its graph.
-
-    Raises:
-        ValueError: If there are no chunks, ``encode`` returns other shapes the second time, or nothing depends on a weight.
-    """
+    """Adds the gradients of a loss over all chunks to ``.grad``, with the graph of one chunk in memory at a time."""
+    # All chunks are encoded without a graph; the loss is differentiated with respect to their outputs; then each chunk
+    # is encoded again, with a graph, and backpropagates its part. Random numbers (dropout) are the same both times. The
+    # gradients are those of ``loss`` on all chunks at once; encoding costs one more forward pass, and BatchNorm sees
+    # each chunk twice.
+    # Outputs ``[rows, ...]`` are concatenated; those without dimensions are averaged, weighted by the chunks' rows. So
+    # a model may return its temperature (under DDP it must, or DDP does not see that parameter used), and a chunk its
+    # own mean loss.
     chunks = list(chunks)
     if not chunks:
         raise ValueError("chunks must hold at least one; found none. Pass the parts that the batch was cut into.")

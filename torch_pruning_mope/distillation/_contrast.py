@@ -13,7 +13,7 @@ class InfoNCELoss(BatchLoss):
     """L_itc: the symmetric contrastive loss of CLIP (arXiv 2103.00020), over the batches of all ranks.
 
     Where an image has several captions, each is contrasted with the captions of *other* images, and the loss is the mean
-    over captions: the loss of :class:`torch_pruning_mope.ContrastiveLoss`. An image without a caption is only contrasted
+    over captions: the loss of :class:`torch_pruning_mope.metrics.ContrastiveLoss`. An image without a caption is contrasted
     with.
     """
 

@@ -31,11 +31,7 @@ class Rows:
 
 
 class BatchLoss(nn.Module):
-    """A loss of a batch that ranks share, without parameters.
-
-    Args:
-        group: Process group that shares the batch; by default all ranks.
-    """
+    """A loss of a batch that ranks share, without parameters."""
 
     def __init__(self, *, group: Group = None) -> None:
         super().__init__()

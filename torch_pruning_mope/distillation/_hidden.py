@@ -24,17 +24,7 @@ class HiddenLoss(BatchLoss):
     def forward(
         self, hidden: Hidden, teacher_hidden: Hidden, lengths: Mapping[str, Int[Tensor, "_"]] | None = None
     ) -> Tensor:
-        """Returns the loss of the whole batch.
-
-        Args:
-            hidden: The student's hidden states of this rank's batch; the same blocks on every rank.
-            teacher_hidden: The teacher's of the same inputs; blocks that the student lacks are ignored.
-            lengths: By tower, the number of leading tokens of each input that count: tokens after a caption's end cannot
-                reach the embedding of a causal text tower. By default all tokens count, as in the paper.
-
-        Returns:
-            The loss.
-        """
+        """Returns the loss of the whole batch."""
         return summed(hidden_states(hidden, teacher_hidden, lengths, self.group), self.group)
 
 

@@ -17,18 +17,7 @@ def parameters(model: DualEncoder | nn.Module) -> int:
 
 @torch.no_grad()
 def multiply_adds(model: DualEncoder | nn.Module, inputs: tuple[Tensor, Tensor] | None = None) -> int:
-    """Multiply-adds of every convolution and matrix product for one image and one caption of full length.
-
-    Args:
-        model: A wrapped model, or any that :func:`evaluate_retrieval` takes; left as it is.
-        inputs: One image and one caption ``[1, T]``; needed unless the model is wrapped.
-
-    Returns:
-        The count.
-
-    Raises:
-        ValueError: If inputs are missing.
-    """
+    """Multiply-adds of every convolution and matrix product for one image and one caption of full length."""
     images, tokens = _inputs(model, inputs)
     embedder = Embedder(model)
     with evaluation_mode(embedder.model):
@@ -44,20 +33,7 @@ def latency(
     batch_size: int = 1,
     repeats: int = 15,
 ) -> float:
-    """Median seconds for images and as many captions of full length, on the model's own device.
-
-    Args:
-        model: A wrapped model, or any that :func:`evaluate_retrieval` takes; left as it is.
-        inputs: One image and one caption ``[1, T]``; needed unless the model is wrapped.
-        batch_size: Pairs at once.
-        repeats: How often both towers are timed, after two runs that are not.
-
-    Returns:
-        Seconds for the whole batch.
-
-    Raises:
-        ValueError: If inputs are missing, or a number is below 1.
-    """
+    """Median seconds for images and as many captions of full length, on the model's own device."""
     if batch_size < 1 or repeats < 1:
         raise ValueError(f"batch_size and repeats must be at least 1; found {batch_size} and {repeats}.")
     embedder = Embedder(model)

@@ -78,18 +78,10 @@ def format_cell(value: object) -> str:
 
 
 def check_models(names: Iterable[str] | None = None) -> Iterator[ModelCheck]:
-    """Wraps configurations of open_clip, one after another.
-
-    Weights are neither loaded nor made: models are built on the ``meta`` device. Text encoders of Hugging Face, which refuse
-    to run there, are built with two layers, and where their configuration cannot be fetched, with the default one of their
-    type.
-
-    Args:
-        names: Names in open_clip; all by default.
-
-    Yields:
-        The result of each.
-    """
+    """Wraps configurations of open_clip, one after another."""
+    # Weights are neither loaded nor made: models are built on the ``meta`` device. Text encoders of Hugging Face, which
+    # refuse to run there, are built with two layers, and where their configuration cannot be fetched, with the default
+    # one of their type.
     for name in open_clip.list_models() if names is None else names:
         yield check_model(name)
 

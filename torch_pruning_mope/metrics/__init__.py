@@ -28,19 +28,7 @@ __all__ = [
 
 
 def resolve_metric(metric: object, logit_scale: float = 100.0) -> Metric:
-    """The metric of a name or callable; a metric itself.
-
-    Args:
-        metric: ``contrastive_loss``, ``recall_mean`` (the paper's), ``recall@K``, ``recall@K:i2t``, ``recall@K:t2i``, a
-            :class:`Metric`, or a callable on (image embeddings, text embeddings).
-        logit_scale: Temperature of the contrastive loss.
-
-    Returns:
-        The metric.
-
-    Raises:
-        MetricError: If it is none of these.
-    """
+    """The metric of a name or callable; a metric itself."""
     if isinstance(metric, Metric):
         return metric
     if metric == "recall_mean":

@@ -90,11 +90,7 @@ class PerImageMetric(Metric):
 
 
 class FunctionMetric(Metric):
-    """Any callable on (image embeddings ``[I, J]``, text embeddings ``[N, J]``), both normalised, that returns a float.
-
-    Args:
-        function: The callable; higher must be better.
-    """
+    """Any callable on (image embeddings ``[I, J]``, text embeddings ``[N, J]``), both normalised, that returns a float."""
 
     def __init__(self, function: MetricFunction) -> None:
         self.function = function
@@ -116,14 +112,7 @@ class FunctionMetric(Metric):
         texts: Float[Tensor, "#K N J"],
         image_index: Int[Tensor, "N"],  # noqa: ARG002
     ) -> list[float]:
-        """The callable's results, one ablation at a time.
-
-        Returns:
-            One number per ablation.
-
-        Raises:
-            MetricError: If a result is not one finite number.
-        """
+        """The callable's results, one ablation at a time."""
         count = max(len(images), len(texts))
         return [
             self._checked(self.function(image, text))
@@ -146,14 +135,7 @@ class FunctionMetric(Metric):
 
 
 def normalised(embeddings: Float[Tensor, "*K N J"], which: str) -> Float[Tensor, "*K N J"]:
-    """Embeddings of unit length, in float32 at least; ``which`` of ``image`` and ``text`` is for the message.
-
-    Returns:
-        The normalised embeddings.
-
-    Raises:
-        NonFiniteError: If one is NaN or infinite.
-    """
+    """Embeddings of unit length, in float32 at least; ``which`` of ``image`` and ``text`` is for the message."""
     if not torch.isfinite(embeddings).all():
         rows = (~torch.isfinite(embeddings)).any(-1).sum()
         raise NonFiniteError(

@@ -77,19 +77,7 @@ _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(%|ms|s|[KMGT])?(?:FLOPs|MA
 
 
 def parse_amount(name: str, amount: Amount, total: int | float) -> int | float:
-    """An amount as a number.
-
-    Args:
-        name: The argument that it is, for the message.
-        amount: A share of ``total`` (``"50%"``, ``0.5``), or a number (``86e6``, ``"86M"``, ``"20ms"``).
-        total: What there is.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If it is not understood.
-    """
+    """An amount as a number."""
     if isinstance(amount, str):
         found = _AMOUNT.fullmatch(amount)
         if found is None:

@@ -22,22 +22,7 @@ Freed = Callable[[Unit], int | float]
 
 
 def removal_order(table: ScoreTable, freed: Freed, chunk: int = 1, *, uniform: bool = False) -> list[Step]:
-    """All units of a table, in the order in which they go, with the loss that each adds; nothing of a block that has gone.
-
-    Args:
-        table: Scores.
-        freed: What removing a unit from the whole model frees.
-        chunk: Neurons that go together, so that a multiple of it is left of every MLP: groups are cut and joined, and
-            share their scores out evenly over their neurons.
-        uniform: Whether the lowest head, or neuron group, of every layer of a tower goes together, then the next of each. A
-            joint path is then an order within layers only.
-
-    Returns:
-        The steps.
-
-    Raises:
-        ValueError: If ``uniform`` is asked for and the table holds whole attentions or MLPs.
-    """
+    """All units of a table, in the order in which they go, with the loss that each adds; nothing of a block that has gone."""
     joint = table.settings.get("interaction") == "joint"
     if joint and not uniform:
         path = table.scores if chunk == 1 else _path_in_chunks(table.scores, chunk)

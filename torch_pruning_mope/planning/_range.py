@@ -32,16 +32,7 @@ class PlanRange:
     def check(
         self, *, parameters: Budget | None = None, multiply_adds: Budget | None = None, latency: Budget | None = None
     ) -> None:
-        """Raises unless budgets can be met.
-
-        Args:
-            parameters: As for :func:`make_plan`, like the others.
-            multiply_adds: Of one input.
-            latency: Seconds; needs a range that was measured.
-
-        Raises:
-            ValueError: If one cannot; the message says the least that can be left.
-        """
+        """Raises unless budgets can be met."""
         if latency is not None and self.latency is None:
             raise ValueError("latency must have been measured; found none. Call plan_range with latency=True.")
         asked: dict[Measure, Budget | None] = {

@@ -31,15 +31,7 @@ class Chunk:
 
 
 class Source:
-    """Where inputs come from, as often as they are asked for.
-
-    Args:
-        pairs: Pairs; batches ``(images, tokens)`` that can be iterated again, in the same order; or an iterator, which is
-            held in memory.
-        held_out: Share of the inputs that are held out.
-        memory: Bytes that an iterator's batches may take.
-        encoder: The model whose inputs they must be.
-    """
+    """Where inputs come from, as often as they are asked for."""
 
     def __init__(self, pairs: Any, held_out: float, memory: int, encoder: EncoderCore) -> None:
         self._period = max(2, round(1 / held_out))

@@ -10,12 +10,7 @@ from ._folder import TRAINING, RunFolder
 
 
 class TrainingLog:
-    """The lines of one training. An interrupted run may have left more than its last checkpoint knows of, or a torn line.
-
-    Args:
-        folder: The run's folder.
-        training: Its name.
-    """
+    """The lines of one training. An interrupted run may have left more than its last checkpoint knows of, or a torn line."""
 
     def __init__(self, folder: RunFolder, training: str = "training") -> None:
         self._folder, self._training = folder, training

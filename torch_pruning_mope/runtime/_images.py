@@ -19,12 +19,6 @@ class Preprocess:
 
     ``fit`` cuts the middle of the picture to the target's aspect and resizes that; ``shortest`` resizes the short side to
     ``resize_to`` and cuts the middle; ``squash`` resizes both sides. Then ``(value / 255 - mean) / std`` per channel.
-
-    Args:
-        described: The object ``preprocessing``: ``resize``, ``resize_to``, ``size``, ``interpolation``, ``mean``, ``std``.
-
-    Raises:
-        ModelLoadError: If it is no such object.
     """
 
     def __init__(self, described: Any) -> None:

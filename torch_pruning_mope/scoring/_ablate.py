@@ -26,10 +26,6 @@ class Ablator:
     A mask zeroes a unit's channels before the layer that takes them. Where a norm stands in between (EVA's inner norms) or
     others use the channels too, that is not what the model without the unit would compute: there the unit is cut out of a
     copy of the model. The dependency graph decides, group by group.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-        refits: Refitted output layers of what is left; None leaves them as they are.
     """
 
     def __init__(self, encoder: EncoderCore, refits: Refits | None = None) -> None:
@@ -45,14 +41,7 @@ class Ablator:
 
     @contextmanager
     def without(self, tower: TowerName, ablations: Collection[Ablation]) -> Iterator[EncoderCore]:
-        """The encoder, or a copy of it, in which some units of a tower contribute nothing; restored afterwards.
-
-        Yields:
-            The encoder to run.
-
-        Raises:
-            ValueError: If the model has no such units.
-        """
+        """The encoder, or a copy of it, in which some units of a tower contribute nothing; restored afterwards."""
         gone: dict[tuple[int, Part], set[int]] = {}
         for ablation in ablations:
             gone.setdefault((ablation.layer, ablation.part), set()).update(ablation.channels)

@@ -6,14 +6,9 @@ from torch import Tensor
 
 
 def isotonic_pools(increments: Float[Tensor, "G"], sizes: Float[Tensor, "G"] | None = None) -> Int[Tensor, "G"]:
-    """Pools of the isotonic (non-decreasing, weighted least-squares) fit of increments per size, by adjacent violators.
-
-    Losses along a path are noisy, and need not grow. Spread over its pool, an increment does: a threshold on scores per size
-    then always cuts a prefix of the path. (Not in the paper, which removes units one at a time.)
-
-    Returns:
-        The pool of each unit, from 0; within a pool the fit is the mean per size.
-    """
+    """Pools of the isotonic (non-decreasing, weighted least-squares) fit of increments per size, by adjacent violators."""
+    # Losses along a path are noisy, and need not grow. Spread over its pool, an increment does: a threshold on scores
+    # per size then always cuts a prefix of the path. (Not in the paper, which removes units one at a time.)
     pools: list[tuple[float, float, int]] = []
     for value, size in zip(increments.tolist(), _sizes(increments, sizes).tolist(), strict=True):
         total, weight, count = value, size, 1

@@ -45,20 +45,7 @@ def default_batch_size(walk: Walk, inputs: Tensor, device: torch.device) -> int:
 
 
 class PrefixEngine:
-    """Evaluates ablations of a dual encoder, recording what they share.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-        batch_size: Sequences run at once; None for what suits the device, or fewer if memory is short.
-        memory: Memory besides the model and the pairs: bytes, a text like ``"4GiB"``, or None for half of what is free. With
-            less of it more is computed again; the results are the same.
-        dtype: Compute under autocast in this type, or None.
-        keep: Whether to keep streams between calls, for calls whose ``removed`` grows (greedy scoring).
-        ablator: Takes units away; by default one of its own.
-
-    Raises:
-        ValueError: If ``memory`` is not understood.
-    """
+    """Evaluates ablations of a dual encoder, recording what they share."""
 
     def __init__(
         self,
@@ -117,16 +104,8 @@ class PrefixEngine:
         removed: Collection[Ablation] = (),
         only: Callable[[Batch], bool] = lambda _: True,
     ) -> Iterator[tuple[Batch, Float[Tensor, "K N J"]]]:
-        """Embeddings under each ablation of a tower, and under those in ``removed``, which hold throughout.
-
-        ``only`` is asked once about every batch whether to run it. Batches depend on nothing but the other arguments.
-
-        Yields:
-            Positions in ``ablations``, and their embeddings, not normalised. Every position comes at most once.
-
-        Raises:
-            ValueError: If the memory does not suffice for one batch.
-        """
+        """Embeddings under each ablation of a tower, and under those in ``removed``, which hold throughout."""
+        # ``only`` is asked once about every batch whether to run it. Batches depend on nothing but the other arguments.
         with self._running():
             recording = self._recording(tower, inputs, removed)
             together = self._together(recording.walk, self._batch_sizes[tower], len(inputs))

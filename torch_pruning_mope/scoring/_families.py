@@ -26,11 +26,7 @@ Family = list[tuple[Unit, Loss]]
 def families(
     meter: Meter, encoder: EncoderCore, units: Sequence[Unit], interaction: Interaction, most: int | None, bar: Progress
 ) -> Iterator[Family]:
-    """Measures units by families: a path, an MLP's nested groups, or any unit by itself.
-
-    Yields:
-        The families.
-    """
+    """Measures units by families: a path, an MLP's nested groups, or any unit by itself."""
 
     def removed(unit: Unit, loss: Loss) -> None:
         bar.scored(unit, loss.value)
@@ -61,11 +57,7 @@ def families(
 
 
 def scores_of(family: Family, encoder: EncoderCore, images: int, per_parameter: bool) -> Iterator[Score]:
-    """Isotonic increments along a family, with the standard errors of their paired differences per calibration image.
-
-    Yields:
-        A score per unit, per freed parameter where ``per_parameter`` is set.
-    """
+    """Isotonic increments along a family, with the standard errors of their paired differences per calibration image."""
     values = torch.tensor([loss.value for _, loss in family], dtype=torch.double)
     increments = values.diff(prepend=values.new_zeros(1))
     freed = [freed_parameters(encoder, unit) for unit, _ in family]

@@ -120,14 +120,9 @@ def _batch_gradients(
 def _pair_gradients(
     encoder: EncoderCore, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
 ) -> Iterator[Sequence[Tensor | None]]:
-    """Each pair's part of that gradient: what reaches the weights through its own image and its own caption.
-
-    The parts sum to the gradient (but for the temperature, which no embedding depends on), at the price of one forward and
-    backward of single pairs, where a backward per pair's loss would go through the whole batch each time.
-
-    Yields:
-        One gradient per parameter, None where the embeddings do not depend on it.
-    """
+    """Each pair's part of that gradient: what reaches the weights through its own image and its own caption."""
+    # The parts sum to the gradient (but for the temperature, which no embedding depends on), at the price of one
+    # forward and backward of single pairs, where a backward per pair's loss would go through the whole batch each time.
     with torch.no_grad():
         embeddings = [encoder.embed("image", images), encoder.embed("text", tokens)]
     leaves = [embedding.requires_grad_() for embedding in embeddings]

@@ -22,14 +22,10 @@ def greedy_path(
     evaluated: Callable[[Unit], object] = lambda _: None,
     removed: Callable[[Unit, Loss], object] = lambda *_: None,
 ) -> list[tuple[Unit, Loss]]:
-    """All units in the order of removal, each with the loss once it and those before it are gone; one order for every ratio.
-
-    ``lazy`` re-evaluates only the candidate whose last increment is lowest, until the lowest is fresh (Minoux 1978; exact where
-    increments only grow along the path). Without it, every step evaluates all candidates.
-
-    Returns:
-        The path.
-    """
+    """All units in the order of removal, each with the loss once it and those before it are gone."""
+    # one order for every ratio.
+    # ``lazy`` re-evaluates only the candidate whose last increment is lowest, until the lowest is fresh (Minoux 1978;
+    # exact where increments only grow along the path). Without it, every step evaluates all candidates.
     return cheapest_first(meter, dict.fromkeys(units, 1), lazy=lazy, evaluated=evaluated, removed=removed)
 
 
@@ -42,13 +38,9 @@ def cheapest_first(
     evaluated: Callable[[Unit], object] = lambda _: None,
     removed: Callable[[Unit, Loss], object] = lambda *_: None,
 ) -> list[tuple[Unit, Loss]]:
-    """Units in the order of removal, the least loss per size first, until ``budget`` is gone; see :func:`greedy_path`.
-
-    An MLP's neuron groups go in their given order. With a block goes all that is left of it.
-
-    Returns:
-        The path.
-    """
+    """Units in the order of removal, the least loss per size first, until ``budget`` is gone."""
+    # see :func:`greedy_path`.
+    # An MLP's neuron groups go in their given order. With a block goes all that is left of it.
     meter.reset()
     sizes = dict(sizes)
     queues: dict[object, _Queue] = {}

@@ -25,13 +25,9 @@ def joint_path(
     evaluated: Callable[[Unit], object] = lambda _: None,
     removed: Callable[[Unit, Loss], object] = lambda *_: None,
 ) -> list[tuple[Unit, Loss]]:
-    """Units in the order of removal, the least loss per freed parameter first, until ``budget`` parameters are freed.
-
-    An MLP's neuron groups go in their given order. With a block go its heads and neurons that are left, right behind it in the
-    path at the block's own loss; what went before it counts as freed already. ``lazy`` as in :func:`greedy_path`.
-
-    Returns:
-        The path.
-    """
+    """Units in the order of removal, the least loss per freed parameter first, until ``budget`` parameters are freed."""
+    # An MLP's neuron groups go in their given order. With a block go its heads and neurons that are left, right behind
+    # it in the path at the block's own loss; what went before it counts as freed already. ``lazy`` as in
+    # :func:`greedy_path`.
     sizes = {unit: freed_parameters(encoder, unit) for unit in units}
     return cheapest_first(meter, sizes, lazy=lazy, budget=budget, evaluated=evaluated, removed=removed)

@@ -30,16 +30,7 @@ def measurement_keys(removed: Iterable[Ablation], ablations: Iterable[Ablation])
 
 
 class Journal:
-    """Measurements of one model on one calibration set, in memory, and on disk if there is a path.
-
-    Args:
-        path: Path of the table that they are for; the journals stand next to it. None keeps them in memory.
-        of: Key of the measurements: weights, calibration pairs, metric, precision.
-        ranks: Processes that measure; each has a file of its own and starts with the contents of all.
-
-    Raises:
-        WrongModelError: If a journal at this path has another key.
-    """
+    """Measurements of one model on one calibration set, in memory, and on disk if there is a path."""
 
     def __init__(self, path: Path | None, of: dict[str, Any], ranks: Ranks) -> None:
         self._known: dict[str, Loss] = {}

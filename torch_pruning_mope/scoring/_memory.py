@@ -47,14 +47,9 @@ def nbytes(*tensors: Tensor | None) -> int:
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
-    """Bytes that a call allocates at its peak, over what was there before.
-
-    The allocator tells on CUDA; elsewhere the tensors that operators return are counted, which leaves out what a kernel holds
-    while it runs.
-
-    Returns:
-        Bytes.
-    """
+    """Bytes that a call allocates at its peak, over what was there before."""
+    # The allocator tells on CUDA; elsewhere the tensors that operators return are counted, which leaves out what a
+    # kernel holds while it runs.
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

@@ -27,14 +27,6 @@ class Meter:
     """Evaluates ablations of one model on one calibration set.
 
     While units of one tower are removed, the other tower's embeddings stay as they are.
-
-    Args:
-        engine: Runs the ablations.
-        pairs: Calibration pairs.
-        metric: Z.
-        device: Where the metric is computed.
-        journal: Measurements known already, which are not repeated, and where new ones go; by default in memory.
-        ranks: Processes that share the work; by default this one alone.
     """
 
     def __init__(
@@ -66,11 +58,7 @@ class Meter:
         return self._baseline.value
 
     def losses(self, ablations: Sequence[Ablation]) -> Iterator[tuple[Ablation, Loss]]:
-        """The metric's loss under each ablation and those that hold already.
-
-        Yields:
-            Each ablation once, in an order of the engine's choice, with its loss.
-        """
+        """The metric's loss under each ablation and those that hold already."""
         self.evaluations += len(ablations)
         for tower in self._inputs:
             mine = [ablation for ablation in ablations if ablation.tower == tower]

@@ -11,14 +11,7 @@ from ..towers import Unit
 
 
 class Progress:
-    """A progress bar: units done, queries per second, time left, the units missed least and most so far.
-
-    Args:
-        units: Units that will be scored.
-        queries: Images or captions that one evaluation runs, by tower.
-        layers: Layers by tower; later layers take less time.
-        show: Whether to show it.
-    """
+    """A progress bar: units done, queries per second, time left, the units missed least and most so far."""
 
     def __init__(
         self, units: Sequence[Unit], queries: Mapping[TowerName, int], layers: Mapping[TowerName, int], *, show: bool

@@ -32,14 +32,6 @@ class Recording:
     """The residual streams of one tower's inputs, and points at the depth under work, as far as the budget goes.
 
     The rest is computed again from the nearest stream before it, or from the inputs.
-
-    Args:
-        walk: The tower, with its removed units.
-        inputs: Its inputs.
-        batch_size: Inputs in a chunk.
-        device: Device of the model.
-        budget: Memory for streams and points.
-        keep: Whether to keep the streams of all depths, for walks that go back; else of one depth per chunk.
     """
 
     def __init__(

@@ -37,14 +37,9 @@ class Ablation:
 def enumerate_units(
     encoder: EncoderCore, kinds: Collection[str], orders: Orders, groups: int, towers: Collection[str]
 ) -> list[Unit]:
-    """All units of a model, in the order of towers, layers, kinds and indices.
-
-    ``orders`` has the neurons of each MLP, least important first; those that it lacks keep their own order. An MLP has no more
-    groups than neurons, of sizes that differ by one at most.
-
-    Returns:
-        The units.
-    """
+    """All units of a model, in the order of towers, layers, kinds and indices."""
+    # ``orders`` has the neurons of each MLP, least important first; those that it lacks keep their own order. An MLP
+    # has no more groups than neurons, of sizes that differ by one at most.
     units: list[Unit] = []
     for layer in encoder.layers:
         tower, block = layer.tower, layer.block

@@ -45,7 +45,7 @@ class Walk(ABC):
 
     @abstractmethod
     def lengths(self, inputs: Tensor) -> Tensor | None:
-        """See :meth:`torch_pruning_mope.Tower.lengths`."""
+        """See :meth:`torch_pruning_mope.towers.Tower.lengths`."""
 
     @abstractmethod
     def stem(self, inputs: Tensor) -> Any:
@@ -91,14 +91,7 @@ class Walk(ABC):
 
 
 class StreamWalk(Walk):
-    """A tower that is taken apart into stem, sub-layers and readout.
-
-    Args:
-        view: The tower, all of whose units masks take away.
-        tower: Its name.
-        removed: Ablations that hold from the start.
-        ablator: Takes units away that run with the readout, and has the refits.
-    """
+    """A tower that is taken apart into stem, sub-layers and readout."""
 
     def __init__(self, view: Tower, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
         self.tower = view

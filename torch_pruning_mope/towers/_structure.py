@@ -29,15 +29,7 @@ def is_known(model: nn.Module) -> bool:
 
 
 def towers_of(model: nn.Module) -> Towers:
-    """The towers of a model whose attention has been swapped.
-
-    Returns:
-        Its towers.
-
-    Raises:
-        UnsupportedModelError: If the type of the model is not registered and it has neither pair of functions, if it embeds
-            audio, or if it does not say how large its images are.
-    """
+    """The towers of a model whose attention has been swapped."""
     factory = FACTORIES.get(type(model))
     if factory is not None:
         return factory(model)
@@ -66,16 +58,7 @@ def _has(model: Any, *names: str) -> bool:
 def towers_of_features(
     model: Any, image: Callable[[Tensor], Any] | None = None, shape: tuple[int, int, int] | None = None
 ) -> Towers:
-    """Towers of a model of transformers, or with the same functions.
-
-    Args:
-        model: The model.
-        image: Its image encoder, where that wants more than pixels.
-        shape: Of one image; by default as its configuration has it.
-
-    Returns:
-        Its towers.
-    """
+    """Towers of a model of transformers, or with the same functions."""
     config = model.config
     vision, language = getattr(config, "vision_config", None) or config.image_config, config.text_config
     shape = shape or _shape(vision, int(getattr(vision, "num_channels", 3)), type(model).__qualname__)

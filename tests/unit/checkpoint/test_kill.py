@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import torch_pruning_mope as mope
-from torch_pruning_mope import DualEncoder, ModelLoadError
+from torch_pruning_mope import DualEncoder
 from torch_pruning_mope._io import SAVING
+from torch_pruning_mope.errors import ModelLoadError
 
 from .. import zoo
 from .cases import CONFIG, prune, register

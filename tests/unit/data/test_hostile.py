@@ -15,8 +15,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from torch_pruning_mope import DataError, ImagePairs, gather_pairs
-from torch_pruning_mope.data import CaptionedImage, open_labelled
+from torch_pruning_mope import gather_pairs
+from torch_pruning_mope.data import CaptionedImage, ImagePairs, open_labelled
+from torch_pruning_mope.errors import DataError
 
 from .files import good_sample, opened, picture, preprocess, tokenizer, write, write_images, write_shard, write_shards
 

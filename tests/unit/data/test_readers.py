@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 import torch_pruning_mope as mope
-from torch_pruning_mope import DataError, ImagePairs, PairLoader, ShardedPairs, gather_pairs, open_pairs, split_pairs
+from torch_pruning_mope import gather_pairs, open_pairs, split_pairs
+from torch_pruning_mope.data import ImagePairs, PairLoader, ShardedPairs
+from torch_pruning_mope.errors import DataError
 
 from .files import (
     CAPTIONS,

@@ -12,11 +12,12 @@ from torch import nn
 
 import torch_pruning_mope as mope
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope import ExportError, Pairs, load_exported
+from torch_pruning_mope import Pairs, load_exported
 from torch_pruning_mope.deploy import _export
 from torch_pruning_mope.deploy._gate import Measured, measure
 from torch_pruning_mope.deploy._programs import onnx_runner, write_onnx
 from torch_pruning_mope.deploy._quantize import quantize_onnx
+from torch_pruning_mope.errors import ExportError
 
 
 @pytest.fixture(autouse=True)

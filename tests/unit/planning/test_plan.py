@@ -30,7 +30,7 @@ def invented(encoder: mope.DualEncoder, *, kinds: Any = KINDS, groups: int = 4, 
     """A table of random losses, for any model, with or without weights."""
     rng = random.Random(seed)
     units = enumerate_units(encoder, kinds, {}, groups, ("image", "text"))
-    scores = tuple(mope.Score(unit, value := rng.random(), 0.0, value) for unit in units)
+    scores = tuple(mope.scoring.Score(unit, value := rng.random(), 0.0, value) for unit in units)
     meta = any(parameter.is_meta for parameter in encoder.model.parameters())
     weights = "" if meta else mope.scoring.fingerprint(encoder.model)
     return mope.ScoreTable(scores, 1.0, "invented", weights, "")
@@ -121,13 +121,13 @@ def test_layers_that_lose_everything_cost_nothing_and_train(encoder: mope.DualEn
 @pytest.mark.parametrize(
     "wrong",
     [
-        mope.Unit("head", "text", 1, 3, (36, 37)),
-        mope.Unit("neurons", "image", 3, 0, (0,)),
-        mope.Unit("neurons", "image", 0, 0, (-1,)),
-        mope.Unit("block", "text", 2, 0),
+        mope.scoring.Unit("head", "text", 1, 3, (36, 37)),
+        mope.scoring.Unit("neurons", "image", 3, 0, (0,)),
+        mope.scoring.Unit("neurons", "image", 0, 0, (-1,)),
+        mope.scoring.Unit("block", "text", 2, 0),
     ],
 )
-def test_units_that_there_are_not_leave_the_model_alone(encoder: mope.DualEncoder, wrong: mope.Unit) -> None:
+def test_units_that_there_are_not_leave_the_model_alone(encoder: mope.DualEncoder, wrong: mope.scoring.Unit) -> None:
     good = enumerate_units(encoder, ("head", "block"), {}, 2, ("image",))
     with (
         unchanged(encoder.model),
@@ -221,7 +221,10 @@ def test_plans_survive_the_disk(encoder: mope.DualEncoder, tmp_path: Path) -> No
 def test_a_plan_for_other_weights_is_refused(encoder: mope.DualEncoder) -> None:
     plan = mope.make_plan(encoder, invented(encoder), parameters="60%")
     other = mope.DualEncoder(clip(seed=1))
-    with unchanged(other.model), pytest.raises(mope.WrongModelError, match="the model that the plan was made for"):
+    with (
+        unchanged(other.model),
+        pytest.raises(mope.errors.WrongModelError, match="the model that the plan was made for"),
+    ):
         plan.apply(other)
 
 

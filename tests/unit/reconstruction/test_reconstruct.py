@@ -18,7 +18,8 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, unchanged, unchecked
 from tests.unit.models import VISION, clip, pairs_for
 from tests.unit.zoo import build, pairs_of
-from torch_pruning_mope import DualEncoder, NonFiniteError, Pairs, WrongModelError
+from torch_pruning_mope import DualEncoder, Pairs
+from torch_pruning_mope.errors import NonFiniteError, WrongModelError
 from torch_pruning_mope.reconstruction import _reconstruct
 
 from . import reconstruct_in_ranks
@@ -75,8 +76,8 @@ def test_units_that_others_can_replace_cost_nothing(scale: float | None) -> None
         for layer in range(len(student.towers[tower].blocks)):
             attention = student.towers[tower].blocks[layer].attention
             head = range(attention.unit_size, 2 * attention.unit_size)  # type: ignore[union-attr]
-            mope.remove_units(student, [mope.Unit("head", tower, layer, 1, tuple(head)),
-                                        mope.Unit("neurons", tower, layer, 0, tuple(range(5)))])  # fmt: skip
+            mope.remove_units(student, [mope.scoring.Unit("head", tower, layer, 1, tuple(head)),
+                                        mope.scoring.Unit("neurons", tower, layer, 0, tuple(range(5)))])  # fmt: skip
     mope.reconstruct(student, dense, pairs, ridge=1e-9, progress=False)
     fresh = pairs_for(dense.model, 10, seed=7)
     fresh = Pairs(fresh.images.double(), fresh.tokens)
@@ -383,7 +384,7 @@ def test_stock_criterion_on_the_tiny_clip() -> None:
     importance = tp.importance.GroupMagnitudeImportance(p=1)
     arguments = student.pruner_arguments(head_ratio=0.4, ffn_ratio=0.5, global_pruning=True)
     tp.pruner.MetaPruner(student.model, importance=importance, **arguments).step()
-    metric = mope.Recall((1,))
+    metric = mope.metrics.Recall((1,))
     before, whole = (metric(*embeddings(e, test), test.image_index) for e in (student, dense))
     mope.reconstruct(student, dense, pairs, progress=False)
     after = metric(*embeddings(student, test), test.image_index)

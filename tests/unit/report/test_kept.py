@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from torch_pruning_mope import DualEncoder, Plan, ScoreTable, Unit
+from torch_pruning_mope import DualEncoder, Plan, ScoreTable
 from torch_pruning_mope.report._layers import planned_layers, removed_channels, share_removed
+from torch_pruning_mope.scoring import Unit
 
 from ..models import clip
 

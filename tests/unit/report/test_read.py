@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from torch_pruning_mope import TrainingStep
+from torch_pruning_mope.distillation import TrainingStep
 from torch_pruning_mope.report import ChangedExamples, append_jsonl
 from torch_pruning_mope.report._read import MAKERS, labels, read_evaluation, read_run, read_training
 from torch_pruning_mope.report._text import without_paths

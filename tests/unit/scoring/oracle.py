@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_pruning_mope import DualEncoder, Unit
-from torch_pruning_mope.scoring import Ablation
+from torch_pruning_mope import DualEncoder
+from torch_pruning_mope.scoring import Ablation, Unit
 from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
 
 

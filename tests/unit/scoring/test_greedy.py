@@ -123,7 +123,7 @@ def test_removals_add_up_to_removing_both_and_twins_tie() -> None:
         attention.out_proj.weight[:, width : 2 * width] = attention.out_proj.weight[:, :width]
     encoder = mope.DualEncoder(model)
     pairs = pairs_for(model, 12)
-    meter = Meter(PrefixEngine(encoder), pairs, mope.ContrastiveLoss())
+    meter = Meter(PrefixEngine(encoder), pairs, mope.metrics.ContrastiveLoss())
     first, second = (Ablation("image", 0, "head", tuple(range(h * width, (h + 1) * width))) for h in (0, 1))
     alone = dict(meter.losses([first, second]))
     assert alone[first].value == pytest.approx(alone[second].value, rel=1e-4)

@@ -39,7 +39,7 @@ def inputs_of(encoder: mope.DualEncoder, layer: nn.Module, tower: str, pairs: mo
 
 @torch.no_grad()
 def value_of(encoder: mope.DualEncoder, pairs: mope.Pairs) -> float:
-    metric = mope.ContrastiveLoss(float(encoder.logit_scale))
+    metric = mope.metrics.ContrastiveLoss(float(encoder.logit_scale))
     return metric(encoder.embed("image", pairs.images), encoder.embed("text", pairs.tokens))
 
 

@@ -202,7 +202,7 @@ def test_scores_with_reconstruction_equal_removal_and_least_squares(family: str)
             for engine in ("prefix", "plain")
         )
     assert {(score.unit.tower, score.unit.kind) for score in fast.scores} >= {(tower, "neurons") for tower in TOWERS}
-    metric, done = mope.ContrastiveLoss(float(torch.as_tensor(encoder.logit_scale).detach())), set[Any]()
+    metric, done = mope.metrics.ContrastiveLoss(float(torch.as_tensor(encoder.logit_scale).detach())), set[Any]()
     for mine, theirs in zip(fast.scores, slow.scores, strict=True):
         assert mine.value == pytest.approx(theirs.value, abs=1e-8 * abs(slow.dense)), str(mine.unit)
         unit = mine.unit

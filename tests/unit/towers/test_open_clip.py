@@ -14,8 +14,10 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, assert_trains, unchanged
 from tests.unit.models import clip, pairs_for
 from tests.unit.zoo import build, pairs_of
-from torch_pruning_mope import DualEncoder, PrunableAttention, UnsupportedModelError
+from torch_pruning_mope import DualEncoder
+from torch_pruning_mope.errors import UnsupportedModelError
 from torch_pruning_mope.scoring import PrefixEngine
+from torch_pruning_mope.surgery import PrunableAttention
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -91,8 +93,8 @@ def test_towers_parts_and_cuts_equal_the_models_own_encoders(case: str) -> None:
     expected = _encode(model, pairs)
     for name, tower in encoder.towers.items():
         inputs = pairs.images if name == "image" else pairs.tokens
-        assert isinstance(tower, mope.Tower) == (name not in OPAQUE.get(case, set()))
-        if isinstance(tower, mope.Tower):
+        assert isinstance(tower, mope.towers.Tower) == (name not in OPAQUE.get(case, set()))
+        if isinstance(tower, mope.towers.Tower):
             with torch.no_grad():
                 assert_close(tower.embed(inputs), expected[name], 1e-6)
         for batch_size in (1, 3, 64):

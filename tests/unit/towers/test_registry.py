@@ -76,37 +76,37 @@ class FirmModel(OwnModel):
     """The same, but its towers do not say in which list their layers stand."""
 
 
-class OwnTower(mope.Tower):
+class OwnTower(mope.towers.Tower):
     """What a user writes: stem, blocks, readout."""
 
     def __init__(self, encoder: _Encoder, *, lists: bool = True) -> None:
         self.encoder = encoder
         self.lists = lists
 
-    def stem(self, inputs: Tensor) -> mope.Stream:
-        return mope.Stream(self.encoder.stem(inputs))
+    def stem(self, inputs: Tensor) -> mope.towers.Stream:
+        return mope.towers.Stream(self.encoder.stem(inputs))
 
     @property
-    def blocks(self) -> Sequence[mope.Block]:
+    def blocks(self) -> Sequence[mope.towers.Block]:
         return [
-            mope.Block(
+            mope.towers.Block(
                 layer,
-                mope.AttentionSublayer(layer.norm_1, layer.attention),
-                mope.FeedForwardSublayer(layer.norm_2, nn.Sequential(layer.up, nn.ReLU()), layer.down),
+                mope.towers.AttentionSublayer(layer.norm_1, layer.attention),
+                mope.towers.FeedForwardSublayer(layer.norm_2, nn.Sequential(layer.up, nn.ReLU()), layer.down),
                 siblings=self.encoder.layers if self.lists else None,
             )
             for layer in self.encoder.layers  # type: ignore[union-attr]
         ]
 
-    def readout(self, stream: mope.Stream) -> Tensor:
+    def readout(self, stream: mope.towers.Stream) -> Tensor:
         out: Tensor = self.encoder.head(stream.x.mean(1))
         return out
 
 
 @mope.register_towers(OwnModel, FirmModel)
-def own_towers(model: OwnModel) -> mope.Towers:
+def own_towers(model: OwnModel) -> mope.towers.Towers:
     lists = not isinstance(model, FirmModel)
-    return mope.Towers(
+    return mope.towers.Towers(
         image=OwnTower(model.see, lists=lists),
         text=OwnTower(model.read, lists=lists),
         encode_image=model.see,
@@ -212,7 +212,7 @@ def test_duplicate_registration_is_refused() -> None:
         mope.register_towers(OwnModel)
     with pytest.raises(ValueError, match=r"registered already: \['CLIP'\]"):
         mope.register_towers(nn.Bilinear, open_clip.CLIP)
-    with pytest.raises(mope.UnsupportedModelError):
+    with pytest.raises(mope.errors.UnsupportedModelError):
         mope.DualEncoder(nn.Bilinear(1, 1, 1))
 
 
@@ -221,7 +221,7 @@ def test_unknown_models_are_refused(model: nn.Module) -> None:
     with (
         unchanged(model),
         pytest.raises(
-            mope.UnsupportedModelError,
+            mope.errors.UnsupportedModelError,
             match=r"open_clip\.CLIP, open_clip\.CoCa, open_clip\.CustomTextCLIP, .*\), or have .*; found (Linear|Sequential)",
         ),
     ):
@@ -233,7 +233,7 @@ def test_a_subclass_is_another_type() -> None:
         pass
 
     model = Derived()
-    with unchanged(model), pytest.raises(mope.UnsupportedModelError, match=r"found .*Derived"):
+    with unchanged(model), pytest.raises(mope.errors.UnsupportedModelError, match=r"found .*Derived"):
         mope.DualEncoder(model)
 
 
