@@ -21,7 +21,7 @@ where a tower is a subclass of mope.towers.Tower with three methods,
     def blocks(self): ...            # a property: mope.towers.Block for each layer
     def readout(self, stream): ...   # mope.towers.Stream -> embeddings
 
-or simply mope.towers.OpaqueTower(model.vision, encode_image, example), which finds layers of known types itself. examples/README.md has a
+or mope.towers.OpaqueTower(model.vision, encode_image, example), which finds layers of known types. examples/README.md has a
 complete example."""
 
 
