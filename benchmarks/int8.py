@@ -6,11 +6,12 @@
 ``tiny``: the shipped tiny CLIP is scored (contrastive loss, calibration pairs), cut to a share of its block parameters,
 reconstructed and distilled towards itself, and exported. int8 is calibrated on 256 calibration pairs of three seeds; recall is
 mean R@1 of 2,000 test pairs, no pair of which is a calibration or training pair. Bytes are of both ONNX files, milliseconds
-of both encoders at batch 1 on one thread, the median of 50 runs in turn with the other files.
+of processor time of both encoders at batch 1 on one thread, the median of 50 runs in turn with the other files.
 
 ``speed``: random weights, half of the multiply-adds of each tower removed (see latency.py). Float files of the dense model and
-both kinds of files of the pruned one run in turn, round after round; ratios are medians over rounds. Report them only from a
-machine that does nothing else. ``cosine`` is of int8 to float embeddings of the pruned model on emoji scenes.
+both kinds of files of the pruned one run in turn, round after round; ratios are medians over rounds. With one thread they are
+of processor time, with more of wall time, which is worth reporting only from a machine that does nothing else. ``cosine`` is of
+int8 to float embeddings of the pruned model on emoji scenes.
 """
 
 import argparse
@@ -42,20 +43,23 @@ def sessions(folder: Path, threads: int) -> list[Any]:
     ]
 
 
-def seconds(found: Sequence[Any], inputs: Sequence[np.ndarray]) -> float:
-    """Time of both encoders once."""
-    begin = time.perf_counter()
+def seconds(found: Sequence[Any], inputs: Sequence[np.ndarray], threads: int) -> float:
+    """Time of both encoders once: processor time of one thread, wall time of several."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    begin = clock()
     for session, batch in zip(found, inputs, strict=True):
         session.run(None, {"inputs": batch})
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
-def in_turn(own: dict[str, list[Any]], inputs: Sequence[np.ndarray], rounds: int) -> dict[str, list[float]]:
+def in_turn(
+    own: dict[str, list[Any]], inputs: Sequence[np.ndarray], rounds: int, threads: int
+) -> dict[str, list[float]]:
     """Times of several pairs of encoders, round after round, each round in the other direction."""
     times: dict[str, list[float]] = {name: [] for name in own}
     for place in range(rounds + 2):
         for name in list(own)[:: 1 if place % 2 else -1]:
-            times[name].append(seconds(own[name], inputs))
+            times[name].append(seconds(own[name], inputs, threads))
     return {name: found[2:] for name, found in times.items()}
 
 
@@ -100,7 +104,7 @@ def tiny(shares: Sequence[float], steps: int, file: Path) -> None:
                 measured.append(about["measured"])
             one = [test.images[:1].numpy(), test.tokens[:1].numpy()]
             loaded = {name: sessions(folder, 1) for name, folder in folders.items()}
-            times = in_turn(loaded, one, 50)
+            times = in_turn(loaded, one, 50, 1)
             for name, folder in folders.items():
                 recall = measured[0]["recall_float"] if name == "float32" else measured[int(name[-1])]["recall"]
                 ms = 1000 * statistics.median(times[name])
@@ -135,7 +139,7 @@ def speed(names: Sequence[str], threads: int, file: Path) -> None:
             own = {part: sessions(folder, threads) for part, folder in folders.items()}
             for batch, rounds in ((32, 7), (1, 40)):
                 inputs = [images[:batch].numpy(), tokens[:batch].numpy()]
-                times = in_turn(own, inputs, rounds)
+                times = in_turn(own, inputs, rounds, threads)
                 for part in ("pruned", "int8"):
                     ratios = [whole / cut for whole, cut in zip(times["dense"], times[part], strict=True)]
                     row[f"{part}_bs{batch}"] = statistics.median(ratios)
