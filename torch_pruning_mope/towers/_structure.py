@@ -13,6 +13,8 @@ from ._opaque import OpaqueTower
 from ._pair import embedding_of
 from ._registry import FACTORIES, HOW_TO, Towers
 
+MoreParameters = Callable[[], Sequence[tuple[nn.Parameter, int]]]
+"""Bare parameters, each with the dimension along the residual width."""
 _USUAL_LENGTH = 77
 _SIZES = ("image_shape", "image_size", "image_resolution", "input_resolution", "img_size")
 _NO_MASK = ("clip", "siglip", "groupvit", "owlvit", "owlv2")
@@ -56,7 +58,10 @@ def _has(model: Any, *names: str) -> bool:
 
 
 def towers_of_features(
-    model: Any, image: Callable[[Tensor], Any] | None = None, shape: tuple[int, int, int] | None = None
+    model: Any,
+    image: Callable[[Tensor], Any] | None = None,
+    shape: tuple[int, int, int] | None = None,
+    more_parameters: MoreParameters = lambda: (),
 ) -> Towers:
     """Towers of a model of transformers, or with the same functions."""
     config = model.config
@@ -72,6 +77,7 @@ def towers_of_features(
         shape,
         _USUAL_LENGTH if places is None else int(places) - _reserved(model),
         getattr(language, "vocab_size", None),
+        more_parameters,
     )
 
 
@@ -160,11 +166,17 @@ def _towers(
     shape: tuple[int, int, int],
     places: int,
     vocabulary: int | None,
+    more_parameters: MoreParameters = lambda: (),
 ) -> Towers:
     length = min(places, _USUAL_LENGTH)
     return Towers(
         image=OpaqueTower(
-            model, image, _Example(model, shape, None), check=partial(check_images, shape=shape), within=True
+            model,
+            image,
+            _Example(model, shape, None),
+            more_parameters=more_parameters,
+            check=partial(check_images, shape=shape),
+            within=True,
         ),
         text=OpaqueTower(
             model,
