@@ -197,7 +197,7 @@ def test_rewiring_by_gradients_leaves_the_users_gradients(
 @pytest.mark.parametrize(
     ("rewire", "match"),
     [
-        ("tayler", "rewire must be 'taylor', 'none' or a Torch-Pruning importance; found 'tayler'"),
+        ("tayler", "rewire must be 'taylor', 'none', 'obs' or a Torch-Pruning importance; found 'tayler'"),
         (lambda group: None, "rewire must score each neuron of image layer 0; found None"),
         (lambda group: torch.ones(3), "rewire must score each neuron of image layer 0"),
         (lambda group: torch.full((len(group[0].idxs),), torch.nan), "rewire must yield finite scores"),
