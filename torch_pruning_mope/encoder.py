@@ -389,6 +389,8 @@ class EncoderCore:
 
     def check_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
         """Raises as :meth:`remove_blocks` would."""
+        if tower not in self.towers:
+            raise ValueError(f"tower must be one of {list(self.towers)}; found {tower!r}.")
         blocks = list(self.towers[tower].blocks)
         count, chosen = len(blocks), set(indices)
         if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:

@@ -147,8 +147,8 @@ def test_wrapping_keeps_training_modes_and_requires_grad() -> None:
 
 
 def test_other_towers_are_refused(encoder: DualEncoder) -> None:
-    with pytest.raises(KeyError):
-        unchecked(DualEncoder.remove_blocks)(encoder, "audio", [0])
+    with pytest.raises(ValueError, match=r"tower must be one of \['image', 'text'\]; found 'audio'"):
+        unchecked(DualEncoder.check_blocks)(encoder, "audio", [0])
 
 
 @pytest.mark.parametrize("tower", ["decoder", "audio"])
