@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .._io import read_json
+from .._io import printable, read_json
 from ..errors import DataError
 from ._decode import as_captions
 from ._listing import Listing
@@ -67,7 +67,7 @@ def _karpathy(path: Path, images: list[Any], split: str | None) -> Listing:
     wanted = splits if split is None else set(split.split("+"))
     if unknown := wanted - splits:
         raise DataError(
-            f"split must be one of {', '.join(sorted(splits)[:20])} of {path}, or several joined by +; found "
+            f"split must be one of {printable(', '.join(sorted(splits)))} of {path}, or several joined by +; found "
             f"{', '.join(sorted(unknown))}."
         )
     listing = Listing()

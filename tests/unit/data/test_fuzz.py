@@ -91,7 +91,7 @@ def read(folder: Path, name: str, content: bytes, **options: Any) -> None:
             for index in range(min(3, len(getattr(dataset, "entries", [])))):
                 dataset[index]
         except DataError as error:
-            str(error).encode(errors="surrogateescape")
+            str(error).encode()
 
 
 @some

@@ -298,6 +298,13 @@ def test_deep_json_is_one_skipped_sample_or_one_error(tmp_path: Path) -> None:
     assert skipped(opened(tmp_path / "0.tar", max_skipped=0.5)) == {"entry malformed": 1}
 
 
+def test_splits_are_shown_without_effect(tmp_path: Path) -> None:
+    content = {"images": [{"filename": "0.png", "split": "\ud800\x1b[31m", "sentences": []}]}
+    with pytest.raises(DataError, match=r"split must be one of \\ud800\\x1b\[31m of") as caught:
+        opened(write(tmp_path / "p.json", content), split="test")
+    assert str(caught.value).isprintable()
+
+
 def test_captions_without_utf_8_are_none(tmp_path: Path) -> None:
     write_images(tmp_path, 3)
     rows = [json.dumps({"file_name": f"{i}.png", "text": text}) for i, text in enumerate(["0 0", "1 0", "2 \udfff"])]
