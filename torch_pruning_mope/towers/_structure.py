@@ -44,7 +44,8 @@ def towers_of(model: nn.Module) -> Towers:
             f"model must embed images and texts; found {type(model).__qualname__}, which embeds audio. Audio towers are not "
             "supported."
         )
-    known = sorted(f"{name.partition('.')[0]}.{name.rpartition('.')[2]}" for name in FACTORIES)
+    others = (name for name in FACTORIES if name.partition(".")[0] != __name__.partition(".")[0])
+    known = sorted(f"{name.partition('.')[0]}.{name.rpartition('.')[2]}" for name in others)
     pairs = ", or ".join(" and ".join(pair) for pair in _FUNCTIONS)
     raise UnsupportedModelError(
         f"model must be of a registered type ({', '.join(known)}), or have {pairs}; found {type(model).__qualname__}. Two "
