@@ -199,7 +199,7 @@ def test_own_layers_without_a_list_stay(own_pairs: mope.Pairs, tower: Any) -> No
         firm.remove_blocks(tower, [1])
     with (
         unchanged(firm.model),
-        pytest.raises(ValueError, match=r"kinds must be such as the model has; found none of \['block'\]"),
+        pytest.raises(ValueError, match=r"the model has no units of these kinds; found none of \['block'\]"),
     ):
         mope.score(firm, own_pairs, kinds=("block",), progress=False)
 
