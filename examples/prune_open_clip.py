@@ -61,8 +61,8 @@ def describe(stage: str, encoder: mope.DualEncoder, test: mope.Pairs, batch_size
     counts, sizes = encoder.counts(), footprints(encoder).values()
     found = mope.evaluate_retrieval(encoder, test, ks=(1, 5), batch_size=batch_size).recalls
     print(
-        f"{stage:6}  {counts.heads} heads, {counts.neurons} neurons, {sum(s.parameters for s in sizes) / 1e6:.2f} M parameters, "
-        f"{sum(s.multiply_adds for s in sizes) / 1e9:.3f} G multiply-adds per pair  |  image→text R@1 {found['i2t_r1']:.1f} "
+        f"{stage:6} {counts.heads} heads, {counts.neurons} neurons, {sum(x.parameters for x in sizes) / 1e6:.2f} M parameters, "
+        f"{sum(s.multiply_adds for s in sizes) / 1e9:.3f} G multiply-adds a pair |  image→text R@1 {found['i2t_r1']:.1f} "
         f"R@5 {found['i2t_r5']:.1f}, text→image R@1 {found['t2i_r1']:.1f} R@5 {found['t2i_r5']:.1f}"
     )
 
