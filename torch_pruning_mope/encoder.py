@@ -383,7 +383,8 @@ class EncoderCore:
             inside = tower.own_modules()
             for group in groups:
                 root = group[0].dep.target.module
-                if root in inside and not any(item.dep.target.module in sources for item in group):
+                made = {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
+                if root in inside and not made & sources:
                     firm.append(root)
         return firm
 

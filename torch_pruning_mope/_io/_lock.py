@@ -24,7 +24,7 @@ def hold(folder: Path, what: str = "work") -> Iterator[None]:
     """Holds a folder for this thread, which may enter again; nobody else can hold it meanwhile."""
     # The folder is made if it does not exist, and removed again if nothing was put into it. The file ``.lock`` in it
     # names the holder. Where there are no locks (Windows, some network file systems) nobody is kept out.
-    if folder.exists() and not folder.is_dir():
+    if folder.is_file():  # one look: a folder that others hold may go at any moment
         raise NotADirectoryError(f"folder must be a folder, or nothing yet; found a file at {folder}. Name another.")
     place, thread = folder.resolve(), threading.get_ident()
     with _guard:
@@ -51,10 +51,12 @@ def hold(folder: Path, what: str = "work") -> Iterator[None]:
 def _locked(folder: Path, file: Path, what: str) -> int:
     """Opens a lock file, and locks it where there are locks."""
     while True:
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        except FileNotFoundError:  # its holder has removed the folder since
+        except (FileNotFoundError, FileExistsError):  # its holder has removed the folder since
+            if file.parent.exists() and not file.parent.is_dir():
+                raise
             continue
         if sys.platform == "win32":
             return handle

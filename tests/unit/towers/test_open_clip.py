@@ -278,9 +278,6 @@ def test_attention_that_cannot_be_swapped_is_left_alone_and_named() -> None:
     assert_trains(encoder, pairs)
 
 
-@pytest.mark.xfail(
-    reason="known defect: the request is not refused, so Torch-Pruning would cut this width", strict=True
-)
 def test_a_width_beside_attention_that_stays_is_refused() -> None:
     model = clip()
     model.transformer.resblocks[1].attn = nn.MultiheadAttention(36, 3, add_zero_attn=True, batch_first=True)
