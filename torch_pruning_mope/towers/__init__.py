@@ -4,6 +4,7 @@ from . import _open_clip as _open_clip  # these register themselves
 from . import _timm as _timm
 from . import _torch as _torch
 from . import _transformers as _transformers
+from ._apart import ApartTower, take_apart
 from ._discover import register_channels
 from ._fallback import ChannelsTower
 from ._layer import Counts, Layer, TowerName
@@ -20,6 +21,7 @@ from ._summary import summary
 from ._tower import Block, BlockTower, Tower
 
 __all__ = [
+    "ApartTower",
     "AttentionSublayer",
     "Block",
     "BlockTower",
@@ -47,5 +49,6 @@ __all__ = [
     "rows",
     "searching",
     "summary",
+    "take_apart",
     "towers_of",
 ]

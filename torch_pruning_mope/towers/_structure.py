@@ -170,6 +170,11 @@ def _reserved(model: nn.Module) -> int:
     return max(tables, default=-1) + 1
 
 
+def _holder(model: nn.Module, *names: str) -> nn.Module:
+    """The part of a model that holds an encoder, if it is where it usually is; the model."""
+    return next((part for name in names if isinstance(part := getattr(model, name, None), nn.Module)), model)
+
+
 def _towers(
     model: nn.Module,
     image: Callable[[Tensor], Any],
@@ -179,17 +184,23 @@ def _towers(
     vocabulary: int | None,
 ) -> Towers:
     length = min(places, _USUAL_LENGTH)
+    image_root = _holder(model, "vision_model", "image_model", "image_encoder", "visual")
+    text_root = _holder(model, "text_model", "text_encoder", "text")
     return Towers(
         image=OpaqueTower(
-            model, image, _Example(model, shape, None), check=partial(check_images, shape=shape), within=True
+            image_root,
+            image,
+            _Example(model, shape, None),
+            check=partial(check_images, shape=shape),
+            within=image_root is model,
         ),
         text=OpaqueTower(
-            model,
+            text_root,
             text,
             _Example(model, (length,), torch.long),
             fixed=holds_positions,
             check=partial(check_tokens, vocabulary=vocabulary, context=places),
-            within=True,
+            within=text_root is model,
         ),
         encode_image=image,
         encode_text=text,
