@@ -102,7 +102,7 @@ def orders(study: Study, seeds: Sequence[int], budget: float, steps: int) -> Non
         students["width, then depth"] = _width_then_depth(study, pairs, width, left)
         half = study.built([depth[: max(1, len(depth) // 2)]])
         rest = _scored(study, half, pairs, WIDTH, "joint")
-        fixed = sum(of.parameters for of in mope.footprints(half).values()) - blocks_size(half)
+        fixed = sum(of.parameters for of in mope.cost.footprints(half).values()) - blocks_size(half)
         mope.make_plan(half, rest, parameters=fixed + left).apply(half)
         students["depth, then width"] = half
         rows = []
@@ -113,14 +113,14 @@ def orders(study: Study, seeds: Sequence[int], budget: float, steps: int) -> Non
         study.add("order", *rows)
 
 
-def _width_then_depth(study: Study, pairs: mope.Pairs, width: list[mope.Unit], left: int) -> mope.DualEncoder:
+def _width_then_depth(study: Study, pairs: mope.Pairs, width: list[mope.scoring.Unit], left: int) -> mope.DualEncoder:
     """Heads and neurons go, then blocks, each about half of the way to a number of parameters."""
 
     def narrow(amount: int) -> mope.DualEncoder:
         return study.built([study.cut(width, amount, whole=False)])
 
     amount = round((left * study.size) ** 0.5)
-    gone: list[mope.Unit] = []
+    gone: list[mope.scoring.Unit] = []
     for _ in range(2):  # which blocks go depends on the width a little, and the other way round
         student = narrow(amount)
         path = _removable(student, _scored(study, student, pairs, ("block",), "greedy"))
@@ -137,7 +137,7 @@ def _width_then_depth(study: Study, pairs: mope.Pairs, width: list[mope.Unit], l
     return _without(narrow(amount), gone)
 
 
-def _removable(encoder: mope.DualEncoder, table: mope.ScoreTable) -> list[mope.Unit]:
+def _removable(encoder: mope.DualEncoder, table: mope.ScoreTable) -> list[mope.scoring.Unit]:
     """The blocks of a path, but for each tower's last."""
     left = {name: len(tower.blocks) for name, tower in encoder.towers.items()}
     found = []
@@ -148,7 +148,7 @@ def _removable(encoder: mope.DualEncoder, table: mope.ScoreTable) -> list[mope.U
     return found
 
 
-def _without(student: mope.DualEncoder, blocks: Sequence[mope.Unit]) -> mope.DualEncoder:
+def _without(student: mope.DualEncoder, blocks: Sequence[mope.scoring.Unit]) -> mope.DualEncoder:
     """A copy without some blocks."""
     smaller = mope.DualEncoder(copy.deepcopy(student.model))
     mope.remove_units(smaller, blocks)
@@ -192,7 +192,7 @@ def allocation(study: Study, seeds: Sequence[int], ratio: float, steps: int) -> 
         table = _scored(study, dense, study.calibration(seed).first(500), WIDTH, "nested")
         uniform = study.built(())
         mope.prune(uniform, mope.MoPEImportance(uniform, table=table), head_ratio=ratio, ffn_ratio=ratio)
-        left = sum(of.parameters for of in mope.footprints(uniform).values())
+        left = sum(of.parameters for of in mope.cost.footprints(uniform).values())
         students = {
             "uniform": uniform,
             "plan, equal parameters": study.built([mope.make_plan(dense, table, parameters=left).units]),

@@ -16,8 +16,8 @@ import torch_pruning as tp
 from torch import nn
 
 import torch_pruning_mope as mope
+from torch_pruning_mope.cost import freed_parameters
 from torch_pruning_mope.data import _tiny_clip
-from torch_pruning_mope.scoring import freed_parameters
 
 Row = dict[str, Any]
 STAGES = (0.5, 0.2)
@@ -122,7 +122,7 @@ class Study:
     # Students
 
     @functools.lru_cache(64)  # noqa: B019
-    def plan(self, seed: int, budget: float, min_heads: int = 0) -> tuple[tuple[mope.Unit, ...], ...]:
+    def plan(self, seed: int, budget: float, min_heads: int = 0) -> tuple[tuple[mope.scoring.Unit, ...], ...]:
         """What goes by MoPE, stage by stage; channels of a stage are numbered as in the model that those before it left."""
         stage = min((other for other in STAGES if other > budget), default=1.0)
         before = self.plan(seed, stage, min_heads) if stage < 1 else ()
@@ -130,7 +130,7 @@ class Study:
         found = mope.make_plan(self.built(before), table, parameters=self.allowed(budget), min_heads=min_heads)
         return (*before, found.units)
 
-    def built(self, stages: Iterable[Iterable[mope.Unit]], model: nn.Module | None = None) -> mope.DualEncoder:
+    def built(self, stages: Iterable[Iterable[mope.scoring.Unit]], model: nn.Module | None = None) -> mope.DualEncoder:
         """A copy of the dense model, or of another of its shape, without what goes in each stage."""
         smaller = mope.DualEncoder(copy.deepcopy(model or self.dense.model))
         for units in stages:
@@ -144,12 +144,14 @@ class Study:
 
     def allowed(self, budget: float) -> float:
         """Parameters that may be left in all, for a share of those of the blocks."""
-        fixed = sum(of.parameters for of in mope.footprints(self.dense).values()) - self.size
+        fixed = sum(of.parameters for of in mope.cost.footprints(self.dense).values()) - self.size
         return fixed + budget * self.size
 
-    def cut(self, order: Sequence[mope.Unit], left: int, *, min_heads: int = 0, whole: bool = True) -> list[mope.Unit]:
+    def cut(
+        self, order: Sequence[mope.scoring.Unit], left: int, *, min_heads: int = 0, whole: bool = True
+    ) -> list[mope.scoring.Unit]:
         """The first units of an order whose removal leaves no more than this many parameters; empty layers go whole."""
-        chosen: list[mope.Unit] = []
+        chosen: list[mope.scoring.Unit] = []
         heads = {(layer.tower, layer.index): layer.block.attention.num_units for layer in self.dense.layers}  # type: ignore[union-attr]
         freed = 0
         for unit in order:
@@ -163,7 +165,7 @@ class Study:
             freed += freed_parameters(self.dense, unit)
         return self.whole(chosen) if whole else chosen
 
-    def whole(self, units: Sequence[mope.Unit]) -> list[mope.Unit]:
+    def whole(self, units: Sequence[mope.scoring.Unit]) -> list[mope.scoring.Unit]:
         """The same units, with a block in place of all its heads and neurons, as long as its tower keeps another."""
         gone: dict[tuple[str, int], int] = defaultdict(int)
         for unit in units:
@@ -177,7 +179,7 @@ class Study:
             if len(mine) == len(self.dense.towers[tower].blocks):  # type: ignore[index]
                 empty.remove(mine[-1])
         kept = [unit for unit in units if (unit.tower, unit.layer) not in empty]
-        return kept + [mope.Unit("block", tower, layer, 0) for tower, layer in empty]  # type: ignore[arg-type]
+        return kept + [mope.scoring.Unit("block", tower, layer, 0) for tower, layer in empty]  # type: ignore[arg-type]
 
     def scratch(self, seed: int, budget: float) -> mope.DualEncoder:
         """A model of the same shape as MoPE's, with fresh weights."""
@@ -236,7 +238,9 @@ def recall(encoder: mope.DualEncoder, pairs: mope.Pairs) -> Row:
     encoder.model.eval()
     images = torch.cat([encoder.embed("image", part) for part in pairs.images.split(250)])
     texts = torch.cat([encoder.embed("text", part) for part in pairs.tokens.split(250)])
-    return {f"{way}_r1": 100 * mope.Recall((1,), (way,))(images, texts, pairs.image_index) for way in ("i2t", "t2i")}
+    return {
+        f"{way}_r1": 100 * mope.metrics.Recall((1,), (way,))(images, texts, pairs.image_index) for way in ("i2t", "t2i")
+    }
 
 
 def mean_r1(row: Row) -> float:

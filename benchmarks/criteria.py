@@ -44,7 +44,7 @@ def recall(encoder: mope.DualEncoder, test: mope.Pairs) -> float:
     engine = PrefixEngine(encoder, batch_size=128)
     images = engine.embeddings("image", test.images)
     texts = engine.embeddings("text", test.tokens)
-    return 100 * mope.Recall((1,))(images, texts, test.image_index)
+    return 100 * mope.metrics.Recall((1,))(images, texts, test.image_index)
 
 
 class Bench:

@@ -38,7 +38,8 @@ from torch import Tensor, nn
 
 import torch_pruning_mope as mope
 from torch_pruning_mope.deploy import fold
-from torch_pruning_mope.scoring import Unit, enumerate_units
+from torch_pruning_mope.scoring import enumerate_units
+from torch_pruning_mope.towers import Unit
 
 TOWERS = ("image", "text")
 BATCHES = {32: (2, 5), 1: (15, 40)}
@@ -73,7 +74,7 @@ def drawn(encoder: mope.DualEncoder, share: float, multiple: int, seed: int) -> 
     """Units whose removal leaves that share of each tower's multiply-adds."""
     generator = random.Random(seed)
     units: list[Unit] = []
-    before = mope.footprints(encoder)
+    before = mope.cost.footprints(encoder)
     for tower in TOWERS:
         own, ranked = [], []
         layers = [layer for layer in encoder.layers if layer.tower == tower]
@@ -108,7 +109,7 @@ def _cost(encoder: mope.DualEncoder, tower: str, kind: str, units: list[Unit], b
         return 0.0
     smaller = mope.DualEncoder(copy.deepcopy(encoder.model))
     mope.remove_units(smaller, gone)
-    return (before - mope.footprints(smaller)[tower].multiply_adds) / sum(len(unit.channels) for unit in gone)  # type: ignore[index]
+    return (before - mope.cost.footprints(smaller)[tower].multiply_adds) / sum(len(unit.channels) for unit in gone)  # type: ignore[index]
 
 
 def prunable(model: Any) -> tuple[mope.DualEncoder, mope.DualEncoder]:
@@ -226,11 +227,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     original = load(args.model)
     encoder, counted = prunable(original)
-    before, whole = mope.footprints(counted), widths(encoder)
+    before, whole = mope.cost.footprints(counted), widths(encoder)
     multiple = args.round_to or (64 if args.device == "cuda" else 16)
     units = drawn(counted, args.share, multiple, args.seed)
     mope.remove_units(counted, units)
-    after = mope.footprints(counted)
+    after = mope.cost.footprints(counted)
     mope.remove_units(encoder, units)
     folded = fold(encoder)
     inputs = {"image": encoder.example_inputs["images"], "text": encoder.example_inputs["tokens"]}

@@ -55,7 +55,7 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for tower, key in (("image", "images"), ("text", "tokens")):
         blocks = encoder.towers[tower].blocks  # type: ignore[index]
-        if not any(isinstance(m, mope.PrunableAttention) for block in blocks for m in block.module.modules()):
+        if not any(isinstance(m, mope.surgery.PrunableAttention) for block in blocks for m in block.module.modules()):
             continue
         inputs = example[key].expand(args.batch, *example[key].shape[1:]).contiguous()
         encoders = [getattr(model, f"encode_{tower}") for model in (original, swapped)]

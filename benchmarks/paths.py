@@ -24,14 +24,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import torch_pruning_mope as mope
+from torch_pruning_mope.cost import freed_parameters
 from torch_pruning_mope.importance._unit import unit_sublayers
 from torch_pruning_mope.scoring import (
     Ablation,
     Meter,
     PrefixEngine,
-    Unit,
     enumerate_units,
-    freed_parameters,
     greedy_path,
     joint_path,
     nested_ablations,
@@ -39,6 +38,7 @@ from torch_pruning_mope.scoring import (
     single_ablation,
 )
 from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
+from torch_pruning_mope.towers import Unit
 
 HEAD_RATIOS = (0.3, 0.5)
 BUDGETS = (0.3, 0.4, 0.5, 0.6)
@@ -76,7 +76,7 @@ class Bench:
             PrefixEngine(self.encoder).embeddings(tower, inputs, [a for a in gone if a.tower == tower])  # type: ignore[arg-type]
             for tower, inputs in zip(BOTH, (self.test.images, self.test.tokens), strict=True)
         )
-        return 100 * mope.Recall((1,))(images, texts, self.test.image_index)
+        return 100 * mope.metrics.Recall((1,))(images, texts, self.test.image_index)
 
     def prefix(self, order: Order, budget: float) -> Order:
         """The first units of an order that together free at least this share of the blocks' parameters."""
@@ -100,7 +100,7 @@ class Bench:
         owner = {single_ablation(unit): unit for unit in units}
         orders: dict[str, Order] = {}
         cost: dict[str, dict[str, float]] = {}
-        for metric in (mope.Recall(), self.loss()) if "heads" in parts else ():
+        for metric in (mope.metrics.Recall(), self.loss()) if "heads" in parts else ():
             meter, clock = self.meter(pairs, metric), time.perf_counter()
             single = dict(meter.losses(list(owner)))
             name = f"single, {metric.name}"
@@ -141,11 +141,11 @@ class Bench:
             for budget in BUDGETS:
                 self.add(seed, name, "joint", budget, self.prefix(order, budget), **cost[name])
 
-    def loss(self) -> mope.ContrastiveLoss:
+    def loss(self) -> mope.metrics.ContrastiveLoss:
         """The smooth metric, at the model's own temperature."""
-        return mope.ContrastiveLoss(float(torch.as_tensor(self.encoder.logit_scale).detach()))
+        return mope.metrics.ContrastiveLoss(float(torch.as_tensor(self.encoder.logit_scale).detach()))
 
-    def meter(self, pairs: mope.Pairs, metric: mope.Metric) -> Meter:
+    def meter(self, pairs: mope.Pairs, metric: mope.metrics.Metric) -> Meter:
         """A fresh meter, so that its evaluations are one path's."""
         return Meter(PrefixEngine(self.encoder, keep=True), pairs, metric)
 

@@ -166,7 +166,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     encoder.model.to(options.device)
     pairs = draw(options.model, encoder, options.images, options.captions)
     dtype = getattr(torch, options.autocast) if options.autocast else None
-    metric = mope.Recall()
+    metric = mope.metrics.Recall()
     ablations = ablations_of(encoder)
     cost = estimate_cost(encoder, pairs, rewire="none", autocast=options.autocast)
     products = Products(encoder, pairs, dtype or torch.float32)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import torch_pruning_mope as mope
 
 WIDTH, HEADS, NEURONS, LAYERS, JOINT = 96, 6, 192, 3, 64
-TOKENIZER = mope.EmojiTokenizer()
+TOKENIZER = mope.data.EmojiTokenizer()
 
 
 # The model, as you have it. Nothing in it knows of pruning.
@@ -93,7 +93,7 @@ class OwnClip(nn.Module):
 # What makes it known, in three steps. First: an attention whose heads can go, called as yours is.
 
 
-class PrunableOwnAttention(mope.PrunableAttention):
+class PrunableOwnAttention(mope.surgery.PrunableAttention):
     """Takes one argument and returns one tensor."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -116,20 +116,20 @@ def convert(module: OwnAttention) -> PrunableOwnAttention:
 
 
 @mope.register_channels(OwnLayer)
-def units(layer: OwnLayer) -> list[tuple[str, mope.Channels]]:
+def units(layer: OwnLayer) -> list[tuple[str, mope.towers.Channels]]:
     """The neurons; the heads are known by the attention."""
-    return [("neurons", mope.Channels((layer.gate, layer.up), layer.down))]
+    return [("neurons", mope.towers.Channels((layer.gate, layer.up), layer.down))]
 
 
 # Third: where the encoders are, and what they take.
 
 
 @mope.register_towers(OwnClip)
-def towers(model: OwnClip) -> mope.Towers:
+def towers(model: OwnClip) -> mope.towers.Towers:
     """Both encoders, run by their own code."""
-    return mope.Towers(
-        image=mope.OpaqueTower(model.vision, model.vision, lambda: torch.zeros(1, 3, 64, 64)),
-        text=mope.OpaqueTower(model.text, model.text, lambda: torch.ones(1, 24, dtype=torch.long)),
+    return mope.towers.Towers(
+        image=mope.towers.OpaqueTower(model.vision, model.vision, lambda: torch.zeros(1, 3, 64, 64)),
+        text=mope.towers.OpaqueTower(model.text, model.text, lambda: torch.ones(1, 24, dtype=torch.long)),
         encode_image=model.vision,
         encode_text=model.text,
         image_shape=(3, 64, 64),
@@ -150,8 +150,8 @@ def main() -> None:
 
     torch.manual_seed(0)
     encoder = mope.DualEncoder(OwnClip())
-    loaded = mope.LoadedModel(encoder.model, mope.load_model("tiny").preprocess, TOKENIZER)
-    batches = list(mope.emoji_batches(options.steps, 64))
+    loaded = mope.loading.LoadedModel(encoder.model, mope.load_model("tiny").preprocess, TOKENIZER)
+    batches = list(mope.data.emoji_batches(options.steps, 64))
     mope.distill(encoder, batches, steps=options.steps, learning_rate=1e-3)  # without a teacher, the contrastive loss
     shared.show(mope.evaluate(loaded, test, stage="dense"))
 

@@ -18,14 +18,16 @@ from typing import Any
 import torch
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.demo import multiply_adds, parameters, recalls
+from torch_pruning_mope.cost import footprints
 
 
-def read(options: argparse.Namespace, preprocess: Any, tokenizer: Any) -> tuple[mope.ImagePairs, mope.ImagePairs]:
+def read(
+    options: argparse.Namespace, preprocess: Any, tokenizer: Any
+) -> tuple[mope.data.ImagePairs, mope.data.ImagePairs]:
     """Calibration and test images, none in both; drawn by a fixed seed."""
     keys = {} if options.coco else {"image_key": options.csv_image, "caption_key": options.csv_caption}
 
-    def images(file: Path) -> mope.ImagePairs:
+    def images(file: Path) -> mope.data.ImagePairs:
         return mope.open_pairs(
             file, preprocess, tokenizer, root=options.images, max_skipped=options.max_skipped, **keys
         )
@@ -47,7 +49,7 @@ def read(options: argparse.Namespace, preprocess: Any, tokenizer: Any) -> tuple[
     return calibration, test
 
 
-def pairs_of(name: str, images: mope.ImagePairs, device: torch.device) -> mope.Pairs:
+def pairs_of(name: str, images: mope.data.ImagePairs, device: torch.device) -> mope.Pairs:
     """The pairs; a warning says what could not be read."""
     pairs = mope.gather_pairs(images)
     print(f"{name}: {pairs.num_images} images, {pairs.num_captions} captions, {images.skipped.samples} images unusable")
@@ -56,11 +58,12 @@ def pairs_of(name: str, images: mope.ImagePairs, device: torch.device) -> mope.P
 
 def describe(stage: str, encoder: mope.DualEncoder, test: mope.Pairs, batch_size: int) -> None:
     """Prints what the model costs and how well it retrieves."""
-    counts, found = encoder.counts(), recalls(encoder, test, batch_size=batch_size)
+    counts, sizes = encoder.counts(), footprints(encoder).values()
+    found = mope.evaluate_retrieval(encoder, test, ks=(1, 5), batch_size=batch_size).recalls
     print(
-        f"{stage:6}  {counts.heads} heads, {counts.neurons} neurons, {parameters(encoder) / 1e6:.2f} M parameters, "
-        f"{multiply_adds(encoder) / 1e9:.3f} G multiply-adds per pair  |  image→text R@1 {found.i2t_r1:.1f} "
-        f"R@5 {found.i2t_r5:.1f}, text→image R@1 {found.t2i_r1:.1f} R@5 {found.t2i_r5:.1f}"
+        f"{stage:6} {counts.heads} heads, {counts.neurons} neurons, {sum(x.parameters for x in sizes) / 1e6:.2f} M parameters, "
+        f"{sum(s.multiply_adds for s in sizes) / 1e9:.3f} G multiply-adds a pair |  image→text R@1 {found['i2t_r1']:.1f} "
+        f"R@5 {found['i2t_r5']:.1f}, text→image R@1 {found['t2i_r1']:.1f} R@5 {found['t2i_r5']:.1f}"
     )
 
 
@@ -88,8 +91,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"removed {removed.heads} heads and {removed.neurons} neurons")
     describe("pruned", encoder, test, options.batch_size)
     if options.output:
-        found = recalls(encoder, test, batch_size=options.batch_size)
-        metrics = {"image to text R@1, percent": found.i2t_r1, "text to image R@1, percent": found.t2i_r1}
+        found = mope.evaluate_retrieval(encoder, test, ks=(1,), batch_size=options.batch_size).recalls
+        metrics = {"image to text R@1, percent": found["i2t_r1"], "text to image R@1, percent": found["t2i_r1"]}
         encoder.save_pretrained(options.output, base=name, metrics=metrics)
         scores.save(options.output / "scores.json")
         print(f"saved {options.output / 'model.safetensors'}, config.json, README.md and scores.json")

@@ -29,7 +29,7 @@ class Setting:
         steps: Training steps.
     """
 
-    loaded: mope.LoadedModel
+    loaded: mope.loading.LoadedModel
     name: str
     calibration: mope.Pairs
     train: Any
@@ -77,7 +77,7 @@ def set_up(description: str | None, model: str, stand_in: Callable[[Path], str])
         loaded,
         options.model,
         mope.gather_pairs(parts.calibration),
-        mope.PairLoader(parts.train, batch_size=options.batch_size, shuffle=True, drop_last=True),
+        mope.data.PairLoader(parts.train, batch_size=options.batch_size, shuffle=True, drop_last=True),
         mope.gather_pairs(parts.test),
         output,
         groups,

@@ -50,10 +50,10 @@ def test_checkpoints(run: Run, tmp_path: Path) -> None:
 def test_latency(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor, "freezing", inductor.freezing)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     files = ("--json", tmp_path / "row.json", "--plot", tmp_path / "plot.png")
-    run("benchmarks/latency.py", "--model", "small", "--forms", "eager", "--seconds", 0, "--round-to", 4, *files)
+    with inductor.patch(freezing=False):  # the script sets it; monkeypatch would delete it
+        run("benchmarks/latency.py", "--model", "small", "--forms", "eager", "--seconds", 0, "--round-to", 4, *files)
     row = json.loads((tmp_path / "row.json").read_text())
     assert 0 < row["macs_ratio"] < 1
     assert {(cell["tower"], cell["batch"], cell["model"]) for cell in row["cells"]} == {
@@ -105,3 +105,16 @@ def test_sprites(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     assert (tmp_path / "out" / "concepts.tsv").read_text() == "code_point\tgroup\tname\n0042\tObjects\tletter\n"
     assert Image.open(tmp_path / "out" / "sprites.png").getbbox() is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_reconstruction(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    sizes = ("--pairs", 24, "--reconstruct-pairs", 40, "--test", 40, "--groups", 1)
+    criteria = ("--criteria", "MoPE, aware", "L1")
+    run("benchmarks/reconstruction.py", "--json", tmp_path / "rows.json", "--shares", 0.5, *criteria, *sizes)
+    rows = {row["criterion"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert rows.keys() == {"MoPE, aware", "L1"}
+    assert all(0.4 < row["kept"] <= 0.5 for row in rows.values())
+    assert rows["L1"]["reconstructed"] > 50  # of 40 test pairs, where chance is 2.5

@@ -13,14 +13,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .checkpoint import load, load_model
     from .data import (
-        EmojiTokenizer,
-        ImagePairs,
-        LabelledImages,
-        PairLoader,
         Pairs,
-        ShardedPairs,
-        Skipped,
-        emoji_batches,
         emoji_pairs,
         emoji_scenes,
         gather_pairs,
@@ -30,160 +23,38 @@ if TYPE_CHECKING:
         split_pairs,
     )
     from .deploy import export, fold
-    from .distillation import (
-        DistillationLoss,
-        Encoded,
-        FeatureLoss,
-        HiddenLoss,
-        InfoNCELoss,
-        SigmoidLoss,
-        SimilarityLoss,
-        TeacherCache,
-        TrainingStep,
-        chunked_backward,
-        distil,
-        distill,
-    )
+    from .distillation import DistillationLoss, TeacherCache, distil, distill
     from .dual_encoder import DualEncoder
-    from .errors import (
-        DataError,
-        ExportError,
-        MetricError,
-        MissingGradientsError,
-        ModelLoadError,
-        MopeError,
-        NonFiniteError,
-        PruningMismatchError,
-        UngroupedParametersError,
-        UnsupportedModelError,
-        WrongModelError,
-    )
-    from .evaluation import (
-        ModelCheck,
-        OpenClipModel,
-        RetrievalResult,
-        ZeroShotResult,
-        check_model,
-        check_models,
-        evaluate,
-        evaluate_retrieval,
-        evaluate_zero_shot,
-        save_evaluation,
-    )
-    from .importance import MoPEImportance, UnitImportance, WeightedImportance, stock_scores
-    from .loading import LoadedModel
-    from .metrics import ContrastiveLoss, Metric, Recall, ZeroShotAccuracy
-    from .planning import Footprint, LayerPlan, Plan, PlanRange, Reason, footprints, make_plan, plan_range
+    from .errors import MopeError
+    from .evaluation import check_model, evaluate, evaluate_retrieval, evaluate_zero_shot, save_evaluation
+    from .importance import MoPEImportance, WeightedImportance, stock_scores
+    from .planning import Plan, make_plan, plan_range
     from .pruning import Counts, prune, remove_units
-    from .reconstruction import ReconstructionReport, reconstruct
-    from .report import ChangedExamples, Example, append_jsonl, changed_examples, write_report
+    from .reconstruction import reconstruct
+    from .report import write_report
     from .runs import compress, finetune_stage, pretrain_stage, run_stage
-    from .runtime import ExportedModel, load_exported
-    from .scoring import (
-        Score,
-        ScoreTable,
-        ScoringCost,
-        Separation,
-        Unit,
-        calibration_guidance,
-        estimate_cost,
-        score,
-        separation,
-    )
-    from .surgery import PrunableAttention, register_attention
-    from .towers import (
-        AttentionSublayer,
-        Block,
-        BlockTower,
-        Channels,
-        FeedForwardSublayer,
-        OpaqueTower,
-        Stream,
-        Sublayer,
-        Tower,
-        Towers,
-        register_channels,
-        register_towers,
-    )
+    from .runtime import load_exported
+    from .scoring import ScoreTable, calibration_guidance, estimate_cost, score, separation
+    from .surgery import register_attention
+    from .towers import register_channels, register_towers
 
 __all__ = [
-    "AttentionSublayer",
-    "Block",
-    "BlockTower",
-    "ChangedExamples",
-    "Channels",
-    "ContrastiveLoss",
     "Counts",
-    "DataError",
     "DistillationLoss",
     "DualEncoder",
-    "EmojiTokenizer",
-    "Encoded",
-    "Example",
-    "ExportError",
-    "ExportedModel",
-    "FeatureLoss",
-    "FeedForwardSublayer",
-    "Footprint",
-    "HiddenLoss",
-    "ImagePairs",
-    "InfoNCELoss",
-    "LabelledImages",
-    "LayerPlan",
-    "LoadedModel",
-    "Metric",
-    "MetricError",
-    "MissingGradientsError",
     "MoPEImportance",
-    "ModelCheck",
-    "ModelLoadError",
     "MopeError",
-    "NonFiniteError",
-    "OpaqueTower",
-    "OpenClipModel",
-    "PairLoader",
     "Pairs",
     "Plan",
-    "PlanRange",
-    "PrunableAttention",
-    "PruningMismatchError",
-    "Reason",
-    "Recall",
-    "ReconstructionReport",
-    "RetrievalResult",
-    "Score",
     "ScoreTable",
-    "ScoringCost",
-    "Separation",
-    "ShardedPairs",
-    "SigmoidLoss",
-    "SimilarityLoss",
-    "Skipped",
-    "Stream",
-    "Sublayer",
     "TeacherCache",
-    "Tower",
-    "Towers",
-    "TrainingStep",
-    "UngroupedParametersError",
-    "Unit",
-    "UnitImportance",
-    "UnsupportedModelError",
     "WeightedImportance",
-    "WrongModelError",
-    "ZeroShotAccuracy",
-    "ZeroShotResult",
     "__version__",
-    "append_jsonl",
     "calibration_guidance",
-    "changed_examples",
     "check_model",
-    "check_models",
-    "chunked_backward",
     "compress",
     "distil",
     "distill",
-    "emoji_batches",
     "emoji_pairs",
     "emoji_scenes",
     "estimate_cost",
@@ -193,7 +64,6 @@ __all__ = [
     "export",
     "finetune_stage",
     "fold",
-    "footprints",
     "gather_pairs",
     "load",
     "load_exported",
@@ -221,39 +91,22 @@ __all__ = [
 
 _HOMES = {
     "checkpoint": "load load_model",
-    "data": (
-        "EmojiTokenizer ImagePairs LabelledImages PairLoader Pairs ShardedPairs Skipped emoji_batches emoji_pairs "
-        "emoji_scenes gather_pairs load_tiny_clip open_labelled open_pairs split_pairs"
-    ),
+    "data": "Pairs emoji_pairs emoji_scenes gather_pairs load_tiny_clip open_labelled open_pairs split_pairs",
     "deploy": "export fold",
-    "distillation": (
-        "DistillationLoss Encoded FeatureLoss HiddenLoss InfoNCELoss SigmoidLoss SimilarityLoss TeacherCache "
-        "TrainingStep chunked_backward distil distill"
-    ),
+    "distillation": "DistillationLoss TeacherCache distil distill",
     "dual_encoder": "DualEncoder",
-    "errors": (
-        "DataError ExportError MetricError MissingGradientsError ModelLoadError MopeError NonFiniteError "
-        "PruningMismatchError UngroupedParametersError UnsupportedModelError WrongModelError"
-    ),
-    "evaluation": (
-        "ModelCheck OpenClipModel RetrievalResult ZeroShotResult check_model check_models evaluate "
-        "evaluate_retrieval evaluate_zero_shot save_evaluation"
-    ),
-    "importance": "MoPEImportance UnitImportance WeightedImportance stock_scores",
-    "loading": "LoadedModel",
-    "metrics": "ContrastiveLoss Metric Recall ZeroShotAccuracy",
-    "planning": "Footprint LayerPlan Plan PlanRange Reason footprints make_plan plan_range",
+    "errors": "MopeError",
+    "evaluation": "check_model evaluate evaluate_retrieval evaluate_zero_shot save_evaluation",
+    "importance": "MoPEImportance WeightedImportance stock_scores",
+    "planning": "Plan make_plan plan_range",
     "pruning": "Counts prune remove_units",
-    "reconstruction": "ReconstructionReport reconstruct",
-    "report": "ChangedExamples Example append_jsonl changed_examples write_report",
+    "reconstruction": "reconstruct",
+    "report": "write_report",
     "runs": "compress finetune_stage pretrain_stage run_stage",
-    "runtime": "ExportedModel load_exported",
-    "scoring": "Score ScoreTable ScoringCost Separation Unit calibration_guidance estimate_cost score separation",
-    "surgery": "PrunableAttention register_attention",
-    "towers": (
-        "AttentionSublayer Block BlockTower Channels FeedForwardSublayer OpaqueTower Stream Sublayer Tower Towers "
-        "register_channels register_towers"
-    ),
+    "runtime": "load_exported",
+    "scoring": "ScoreTable calibration_guidance estimate_cost score separation",
+    "surgery": "register_attention",
+    "towers": "register_channels register_towers",
 }
 """The module of each name: a new one goes here, into the imports above and into ``__all__``; a test compares them."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -26,17 +26,9 @@ def checksum(tensor: Tensor) -> int:
 
 
 def key_of(value: object, *, known: tuple[type, ...] = ()) -> str:
-    """A text that is the same for equal values, and differs where they do.
-
-    An object's own ``key`` attribute comes first. Tensors and arrays count by their contents, modules by their state, objects
-    of the ``known`` types and those that cannot be called by their type and attributes.
-
-    Returns:
-        The text.
-
-    Raises:
-        ValueError: If ``value`` is or holds a callable without a ``key``.
-    """
+    """A text that is the same for equal values, and differs where they do."""
+    # An object's own ``key`` attribute comes first. Tensors and arrays count by their contents, modules by their state,
+    # objects of the ``known`` types and those that cannot be called by their type and attributes.
     key = getattr(value, "key", None)
     if isinstance(key, str) and not isinstance(value, type):
         return f"key {key!r}"  # wherever the type was imported from

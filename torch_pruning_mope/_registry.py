@@ -21,28 +21,14 @@ def is_of(module: object, *names: str) -> bool:
 
 
 class Registry(Generic[HandlerT]):
-    """Handlers of exact module types; a subclass needs one of its own.
-
-    Args:
-        what: What a handler is, for messages.
-    """
+    """Handlers of exact module types; a subclass needs one of its own."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._handlers: dict[str, HandlerT] = {}
 
     def register(self, *kinds: TypeKey) -> Callable[[HandlerT], HandlerT]:
-        """A decorator that registers a handler.
-
-        Args:
-            *kinds: The types.
-
-        Returns:
-            The decorator.
-
-        Raises:
-            ValueError: If one of the types has a handler already.
-        """
+        """A decorator that registers a handler."""
         names = [full_name(kind) for kind in kinds]
         taken = [name.rpartition(".")[2] for name in names if name in self._handlers]
         if taken:

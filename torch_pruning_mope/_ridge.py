@@ -21,11 +21,6 @@ class Gram:
     """Sums of ``[h 1]ᵀ[h 1]``, ``[h 1]ᵀe`` and, by channel, ``e²`` over rows that come in parts; float64.
 
     Products of a part are float64 on a CPU, and float32 on an accelerator, where float64 is slow.
-
-    Args:
-        inputs: Number of input channels ``U``.
-        outputs: Number of output channels ``D``.
-        device: Device of the rows; sums are on the CPU where it has no float64.
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
@@ -83,17 +78,7 @@ class Gram:
 def best_ridge(
     halves: tuple[Gram, Gram], weights: Float[Tensor, " D"] | float = 1.0, *, bias: bool = True, start: float = 1e-4
 ) -> float:
-    """The ridge of least error on one half when fitted on the other, by steps of 10 from ``start`` on.
-
-    Args:
-        halves: Sums of two halves of the rows.
-        weights: Weight of each output channel's squared error.
-        bias: Whether the layer has one.
-        start: What to begin with, and what is returned if a half is empty.
-
-    Returns:
-        A ridge of 1e-7 to 1.
-    """
+    """The ridge of least error on one half when fitted on the other, by steps of 10 from ``start`` on."""
     if not all(half.rows for half in halves):
         return start
 

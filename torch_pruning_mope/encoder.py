@@ -378,11 +378,7 @@ class EncoderCore:
         return graph, groups
 
     def _note_ungrouped(self, missed: Mapping[nn.Parameter, str]) -> None:
-        """Notes layers that the graph does not understand in towers that it need not; refuses others.
-
-        Raises:
-            UngroupedParametersError: If there are others.
-        """
+        """Notes layers that the graph does not understand in towers that it need not; refuses others."""
         tried = [module for module in self.model.modules() if any(parts.shown for parts in parts_of(module))]
         left = {id(parameter) for module in tried for parameter in module.parameters()}
         missed = {parameter: name for parameter, name in missed.items() if id(parameter) not in left}
@@ -414,12 +410,15 @@ class EncoderCore:
             inside = tower.own_modules()
             for group in groups:
                 root = group[0].dep.target.module
-                if root in inside and not any(item.dep.target.module in sources for item in group):
+                made = {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
+                if root in inside and not made & sources:
                     firm.append(root)
         return firm
 
     def check_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
         """Raises as :meth:`remove_blocks` would."""
+        if tower not in self.towers:
+            raise ValueError(f"tower must be one of {list(self.towers)}; found {tower!r}.")
         blocks = list(self.towers[tower].blocks)
         count, chosen = len(blocks), set(indices)
         if len(chosen) != len(indices) or not chosen <= set(range(count)) or len(chosen) == count:

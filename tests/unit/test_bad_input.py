@@ -11,7 +11,8 @@ from torch import Tensor
 import torch_pruning_mope as mope
 from tests.asserts import unchanged, unchecked
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope import DualEncoder, MetricError, NonFiniteError
+from torch_pruning_mope import DualEncoder
+from torch_pruning_mope.errors import MetricError, NonFiniteError
 
 ENGINES = pytest.mark.parametrize("engine", ["prefix", "plain"])
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import torch_pruning_mope as mope
 from tests.asserts import assert_close, assert_trains, unchanged, unchecked
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope import Counts, DualEncoder, NonFiniteError, UnsupportedModelError
+from torch_pruning_mope import Counts, DualEncoder
+from torch_pruning_mope.errors import NonFiniteError, UnsupportedModelError
 
 
 def test_counts_and_widths(encoder: DualEncoder) -> None:
@@ -146,8 +147,8 @@ def test_wrapping_keeps_training_modes_and_requires_grad() -> None:
 
 
 def test_other_towers_are_refused(encoder: DualEncoder) -> None:
-    with pytest.raises(KeyError):
-        unchecked(DualEncoder.remove_blocks)(encoder, "audio", [0])
+    with pytest.raises(ValueError, match=r"tower must be one of \['image', 'text'\]; found 'audio'"):
+        unchecked(DualEncoder.check_blocks)(encoder, "audio", [0])
 
 
 @pytest.mark.parametrize("tower", ["decoder", "audio"])
@@ -234,11 +235,11 @@ class _Tied(_Apart):
 
 @mope.register_channels(_Layer)
 def _channels(layer: Any) -> Any:
-    return [("neurons", mope.Channels((layer.up,), layer.down))]
+    return [("neurons", mope.towers.Channels((layer.up,), layer.down))]
 
 
 @mope.register_towers(_Apart, _Shared, _Tied)
-def _towers(model: Any) -> mope.Towers:
+def _towers(model: Any) -> mope.towers.Towers:
     def image(images: Tensor) -> Tensor:
         x = model.see(images.flatten(1))
         for layer in model.layers:
@@ -251,9 +252,9 @@ def _towers(model: Any) -> mope.Towers:
             x = layer(x)
         return x  # type: ignore[no-any-return]
 
-    return mope.Towers(
-        image=mope.OpaqueTower(model, image, lambda: torch.zeros(1, 3, 8, 8)),
-        text=mope.OpaqueTower(model, text, lambda: torch.ones(1, 5, dtype=torch.long)),
+    return mope.towers.Towers(
+        image=mope.towers.OpaqueTower(model, image, lambda: torch.zeros(1, 3, 8, 8)),
+        text=mope.towers.OpaqueTower(model, text, lambda: torch.ones(1, 5, dtype=torch.long)),
         encode_image=image,
         encode_text=text,
         image_shape=(3, 8, 8),
@@ -274,7 +275,7 @@ def test_tied_layers_are_refused_before_anything_is_cut() -> None:
     encoder = DualEncoder(_Tied())
     uses: list[Any] = [
         lambda: mope.prune(encoder, tp.importance.GroupMagnitudeImportance(), ffn_ratio=0.5),
-        lambda: mope.remove_units(encoder, [mope.Unit("neurons", "image", 0, 0, (0, 1))]),
+        lambda: mope.remove_units(encoder, [mope.scoring.Unit("neurons", "image", 0, 0, (0, 1))]),
     ]
     for use in uses:
         with (

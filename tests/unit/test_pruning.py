@@ -19,7 +19,8 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, assert_trains, unchanged
 from tests.unit import reference
 from tests.unit.models import clip, original_state, pairs_for
-from torch_pruning_mope import Counts, DualEncoder, PruningMismatchError, WrongModelError
+from torch_pruning_mope import Counts, DualEncoder
+from torch_pruning_mope.errors import PruningMismatchError, WrongModelError
 
 # Eleven heads in each layer, odd widths, both wider than the joint embedding of 28.
 WIDE: dict[str, Any] = {

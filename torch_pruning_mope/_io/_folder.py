@@ -29,22 +29,9 @@ def located(folder: Path, name: str) -> Path:
 
 @contextmanager
 def write_folder(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """Yields a folder to write into; without an error, its files then replace those of the target at one instant.
-
-    Processes of one machine that write to the same target wait for each other. Symbolic links under the names that this
-    function works with are removed, never followed.
-
-    Args:
-        folder: The target. It is made if need be, and its other files stay.
-        names: Files and folders to move there, in this order. Names that were not written are skipped, and an empty folder
-            removes the old one.
-
-    Yields:
-        The folder to write into.
-
-    Raises:
-        ValueError: If ``folder`` is a file.
-    """
+    """Yields a folder to write into; without an error, its files then replace those of the target at one instant."""
+    # Processes of one machine that write to the same target wait for each other. Symbolic links under the names that
+    # this function works with are removed, never followed.
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder must be a folder, or nothing yet; found a file at {folder}.")
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]

@@ -8,15 +8,7 @@ from typing import Any
 
 
 def append_jsonl(path: str | Path, entry: Mapping[str, Any] | Any) -> None:
-    """Appends one line of JSON to a log; a callback for ``on_step`` of :func:`distil`.
-
-    Args:
-        path: The file; made if it does not exist.
-        entry: A mapping, or a dataclass such as :class:`TrainingStep`, of what JSON can hold.
-
-    Raises:
-        TypeError: If the entry is neither. Nothing is written.
-    """
+    """Appends one line of JSON to a log; a callback for ``on_step`` of :func:`distil`."""
     if is_dataclass(entry) and not isinstance(entry, type):
         entry = asdict(entry)
     if not isinstance(entry, Mapping):

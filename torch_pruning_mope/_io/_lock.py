@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import FolderInUseError
+from ._json import parse_json
 
 LOCK = ".lock"
 _guard = threading.RLock()
@@ -20,23 +21,10 @@ _held: dict[Path, tuple[int, int, int]] = {}
 
 @contextmanager
 def hold(folder: Path, what: str = "work") -> Iterator[None]:
-    """Holds a folder for this thread, which may enter again; nobody else can hold it meanwhile.
-
-    The folder is made if it does not exist, and removed again if nothing was put into it. The file ``.lock`` in it names the
-    holder. Where there are no locks (Windows, some network file systems) nobody is kept out.
-
-    Args:
-        folder: The folder.
-        what: What the holder does, for the message to others.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        FolderInUseError: If another process or thread holds it. Nothing is changed.
-        NotADirectoryError: If it is a file.
-    """
-    if folder.exists() and not folder.is_dir():
+    """Holds a folder for this thread, which may enter again; nobody else can hold it meanwhile."""
+    # The folder is made if it does not exist, and removed again if nothing was put into it. The file ``.lock`` in it
+    # names the holder. Where there are no locks (Windows, some network file systems) nobody is kept out.
+    if folder.is_file():  # one look: a folder that others hold may go at any moment
         raise NotADirectoryError(f"folder must be a folder, or nothing yet; found a file at {folder}. Name another.")
     place, thread = folder.resolve(), threading.get_ident()
     with _guard:
@@ -63,10 +51,12 @@ def hold(folder: Path, what: str = "work") -> Iterator[None]:
 def _locked(folder: Path, file: Path, what: str) -> int:
     """Opens a lock file, and locks it where there are locks."""
     while True:
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        except FileNotFoundError:  # its holder has removed the folder since
+        except (FileNotFoundError, FileExistsError):  # its holder has removed the folder since
+            if file.parent.exists() and not file.parent.is_dir():
+                raise
             continue
         if sys.platform == "win32":
             return handle
@@ -118,7 +108,7 @@ def _unlock(file: Path, handle: int) -> None:
 def _holder(handle: int) -> str:
     """The holder in words; the file may be half written."""
     try:
-        found = json.loads(os.read(handle, 1000))
+        found = parse_json(os.read(handle, 1000))
         return f"process {int(found['pid'])} on {found['host']} ({found['for']}, since {found['since']})"
     except (ValueError, KeyError, TypeError, OSError):
         return "another process"

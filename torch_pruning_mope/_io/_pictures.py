@@ -27,16 +27,7 @@ _TURNS = {
 
 
 def open_picture(file: io.BufferedIOBase) -> Image.Image:
-    """Decodes a picture to 8-bit RGB: turned upright as its EXIF says, 16 bits scaled to 8, transparency on white.
-
-    Returns:
-        The picture.
-
-    Raises:
-        ValueError: It cannot be decoded, has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million; None for no bound),
-            is over 100 times as long as wide, or has 32 bits per channel, whose scale is not known.
-        MemoryError: It does not fit.
-    """
+    """Decodes a picture to 8-bit RGB: turned upright as its EXIF says, 16 bits scaled to 8, transparency on white."""
     try:
         with Image.open(cast("IO[bytes]", file), formats=_formats()) as picture:
             _check_size(picture)

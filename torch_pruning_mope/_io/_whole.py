@@ -8,15 +8,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
-    """Writes a file beside its place, has the disk hold it, and renames it, so that a reader finds the old or the new file.
-
-    Args:
-        path: The file; replaced if it exists. Of a symbolic link the link is replaced, not the file that it points to.
-        content: Bytes, text (written in UTF-8), or a function that writes a file at the path that it is given.
-
-    Raises:
-        OSError: If it cannot be written; the old file is untouched.
-    """
+    """Writes a file beside its place, has the disk hold it, and renames it, so that a reader finds the old or the new file."""
     partial = path.with_name(f"{path.name[:200]}.{secrets.token_hex(4)}.part")  # ranks may write the same file
     try:
         if callable(content):

@@ -11,6 +11,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import nn
 
+from .._io import parse_json
 from ..data import EmojiTokenizer, tiny_clip_config
 from ..errors import ModelLoadError
 from ..loading import ModelName, emoji_image
@@ -61,7 +62,7 @@ def describe(name: ModelName, model: Any, cache: str | None) -> tuple[dict[str, 
         "preprocessing": preprocessing or merge_preprocess_dict(PreprocessCfg(), {"size": model.visual.image_size}),
         "tokenizer": tokenizer,
     }
-    return json.loads(json.dumps(description)), files
+    return parse_json(json.dumps(description)), files
 
 
 def _tokenizer(text: Mapping[str, Any], tokenizer: Any) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import ModelLoadError
@@ -26,7 +25,7 @@ def shrink(model: nn.Module, shapes: Shapes) -> None:
                         f"{full} must be part of its base's {list(tensor.shape)}; found {list(shape)}: not a pruned form of "
                         "this base."
                     )
-                empty = torch.empty(shape, dtype=tensor.dtype, device="meta")
+                empty = tensor.new_zeros(shape)  # on meta, unless a tower had to run
                 if isinstance(tensor, nn.Parameter):
                     module._parameters[name] = nn.Parameter(empty, tensor.requires_grad)
                 else:

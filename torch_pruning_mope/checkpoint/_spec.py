@@ -88,7 +88,7 @@ def _width(output: Any) -> Kept:
 
 
 def count(kept: Kept) -> int:
-    """How many units or channels are left."""
+    """Number of units or channels that are left."""
     return kept if isinstance(kept, int) else len(kept)
 
 

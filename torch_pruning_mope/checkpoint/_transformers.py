@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .._io import parse_json
 from ..errors import ModelLoadError
 from ..loading import ModelName
 from ..loading._limits import check_limits
@@ -38,9 +39,9 @@ def describe(name: ModelName | None, model: Any, cache: str | None) -> tuple[dic
         "name": None if name is None else name.label,
         "class": type(model).__name__,
         "attention": model.config._attn_implementation,
-        "architecture": json.loads(files[_OURS]),
+        "architecture": parse_json(files[_OURS]),
     }
-    return json.loads(json.dumps(description)), files
+    return parse_json(json.dumps(description)), files
 
 
 def check(description: Mapping[str, Any]) -> None:

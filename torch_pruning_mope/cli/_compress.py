@@ -26,7 +26,12 @@ class _Compression:
     reconstruct_pairs: Annotated[
         int | None, typer.Option(help="Images to refit on.", show_default="those scored on")
     ] = None
-    ridge: Annotated[float, typer.Option(help="Penalty on the change of the weights, relative to the inputs'.")] = 1e-4
+    ridge: Annotated[
+        float | None,
+        typer.Option(
+            help="Penalty on the change of the weights, relative to the inputs'; by cross-validation if not given."
+        ),
+    ] = None
     inputs: Annotated[bool, typer.Option("--inputs", help="Refit q, k, v and the first layers of MLPs too.")] = False
     time_models: Annotated[bool, typer.Option("--time/--no-time", help="Time the models in the evaluation.")] = True
     test_pairs: Annotated[

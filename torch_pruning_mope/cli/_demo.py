@@ -1,6 +1,5 @@
 """``mope demo``: criteria compared on the embedded model."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,22 +29,23 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of calibration pairs, training batches and random pruning.")] = 0,
     head_ratio: Annotated[float, typer.Option(help="Share of the attention heads to remove.")] = 0.3,
     ffn_ratio: Annotated[float, typer.Option(help="Share of the FFN neurons to remove.")] = 0.5,
-    steps: Annotated[int, typer.Option(help="Fine-tuning steps of 128 pairs.")] = 60,
+    steps: Annotated[int, typer.Option(help="Steps of distillation, of 128 pairs.")] = 30,
     pairs: Annotated[int, typer.Option(help="Calibration pairs.")] = 1000,
     test_pairs: Annotated[int, typer.Option(help="Test pairs: the size of the gallery.")] = 3000,
     plot: Annotated[
         Path | None, typer.Option(help="File for the picture (png, svg, pdf).", dir_okay=False, callback=_check_picture)
     ] = None,
 ) -> None:
-    """Prunes the shipped tiny CLIP with MoPE and with other criteria, and compares their recall before and after training."""
-    from ..demo import heat_maps, rich_table, run_demo
+    """Compares MoPE with other criteria on the shipped tiny CLIP: pruned, reconstructed, fine-tuned."""
+    from ..demo import rich_table, run_demo
+    from ..report import heat_maps
 
     result = run_demo(
         seed=seed, head_ratio=head_ratio, ffn_ratio=ffn_ratio, steps=steps, pairs=pairs, test_pairs=test_pairs
     )
     title, *notes = _words(result, pairs, test_pairs, steps)
     call.show(rich_table(result.rows, title=title), *notes)
-    call.answer([asdict(row) for row in result.rows])
+    call.answer(result.rows)
     if plot is not None:
         heat_maps(result.scores, plot)
 
@@ -57,8 +57,9 @@ def _words(result: "DemoResult", pairs: int, test_pairs: int, steps: int) -> tup
         f"Tiny CLIP on emoji scenes without {removed.heads} of its {before.heads} heads and {removed.neurons} of its "
         f"{before.neurons} FFN neurons",
         f"Recall in percent on {test_pairs} test pairs. Units are chosen on {pairs} calibration pairs "
-        f"over all layers of both towers; 'fine-tuned' is {steps} steps of the contrastive loss on training pairs.",
-        f"params: all, of which {result.embedding_params / 1e6:.2f} M are the token embedding. MMACs: million "
+        f"over all layers of both towers; 'reconstructed' is least squares on training pairs, 'fine-tuned' {steps} steps of "
+        "distillation from there.",
+        f"params: all, of which {result.embedding_parameters / 1e6:.2f} M are the token embedding. MMACs: million "
         "multiply-adds of all convolutions and matrix products, attention's included, per image and caption.",
-        "seconds: scoring and pruning, or fine-tuning.",
+        "seconds: scoring and removal, reconstruction, or fine-tuning.",
     )

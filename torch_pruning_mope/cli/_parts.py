@@ -21,14 +21,7 @@ SIZES = {"calibration": 1000, "train": 10_000, "test": 3000}
 
 
 class Parts:
-    """Pairs in parts that share no image.
-
-    Args:
-        source: Where they come from.
-        loaded: Prepares images and captions.
-        folder: The run that they must be of; None for pairs of no run.
-        progress: Whether to show progress bars.
-    """
+    """Pairs in parts that share no image."""
 
     def __init__(
         self, source: Source, loaded: LoadedModel, folder: RunFolder | None = None, *, progress: bool = True

@@ -17,7 +17,12 @@ RECONSTRUCTION = "reconstruction.json"
 class Reconstruction:
     """How the weights that are left are refitted."""
 
-    ridge: Annotated[float, typer.Option(help="Penalty on the change of the weights, relative to the inputs'.")] = 1e-4
+    ridge: Annotated[
+        float | None,
+        typer.Option(
+            help="Penalty on the change of the weights, relative to the inputs'; by cross-validation if not given."
+        ),
+    ] = None
     inputs: Annotated[bool, typer.Option("--inputs", help="Refit q, k, v and the first layers of MLPs too.")] = False
     part: Annotated[Part, typer.Option(help="Part of the run's pairs to refit on.")] = Part.calibration
     pairs: Annotated[

@@ -5,27 +5,20 @@ from dataclasses import fields
 from typing import Any
 
 from ..checkpoint import load
+from ..cost import footprints
 from ..dual_encoder import DualEncoder
 from ..importance import stock_scores
 from ..loading import LoadedModel
-from ..planning import Plan, footprints, make_plan
+from ..planning import Plan, make_plan
 from ._prune import RECONSTRUCTION, Reconstruction, refit
 from ._source import Part
 from ._started import StartedRun
 
 
 def rivals(begun: StartedRun, criteria: Sequence[str]) -> Iterator[tuple[str, LoadedModel]]:
-    """The run's model, pruned by other criteria until no more is left than of the run's own smaller model.
-
-    They are calibrated on the pairs that the run was scored on. Widths are rounded, and layers kept, as the run's plan says.
-
-    Args:
-        begun: The run.
-        criteria: The criteria.
-
-    Yields:
-        Each with its model.
-    """
+    """The run's model, pruned by other criteria until no more is left than of the run's own smaller model."""
+    # They are calibrated on the pairs that the run was scored on. Widths are rounded, and layers kept, as the run's
+    # plan says.
     if not criteria:
         return
     left = footprints(DualEncoder(load(begun.latest).model))

@@ -111,11 +111,7 @@ class OtherData:
 
     @property
     def is_given(self) -> bool:
-        """Whether they are.
-
-        Raises:
-            ValueError: If an option of them is given without them.
-        """
+        """Whether they are."""
         if self.data is None and (self.root is not None or self.split is not None or self.encoding is not None):
             raise ValueError("--root, --split and --encoding go with --data; found one without it. Give --data too.")
         return self.data is not None

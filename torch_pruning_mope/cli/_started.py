@@ -17,16 +17,7 @@ BEGINS = ("score", "compress", "pretrain-stage", "finetune-stage")
 
 
 class StartedRun:
-    """The model, pairs and files of a run; all are compared with what the run began with.
-
-    Args:
-        folder: The folder.
-        other: Pairs in place of the run's, and what this call permits.
-        progress: Whether to show progress bars.
-
-    Raises:
-        ValueError: If no command began a run there.
-    """
+    """The model, pairs and files of a run; all are compared with what the run began with."""
 
     def __init__(self, folder: RunFolder, other: OtherData | None = None, *, progress: bool = True) -> None:
         self.folder, self.path, self._progress = folder, folder.path, progress

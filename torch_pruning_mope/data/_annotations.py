@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .._io import read_json
+from .._io import printable, read_json
 from ..errors import DataError
 from ._decode import as_captions
 from ._listing import Listing
@@ -14,11 +14,7 @@ FORMS = "COCO captions (images, annotations) or a Karpathy split (images with sp
 
 
 def read_annotations(path: Path, split: str | None) -> Listing:
-    """Returns the images of a JSON file of either form; `split` is `test`, say, or `train+restval`, of a Karpathy file.
-
-    Raises:
-        DataError: The file is of neither form, or has no such split.
-    """
+    """Returns the images of a JSON file of either form; `split` is `test`, say, or `train+restval`, of a Karpathy file."""
     try:
         content: Any = read_json(path)
     except (OSError, ValueError) as error:
@@ -71,7 +67,7 @@ def _karpathy(path: Path, images: list[Any], split: str | None) -> Listing:
     wanted = splits if split is None else set(split.split("+"))
     if unknown := wanted - splits:
         raise DataError(
-            f"split must be one of {', '.join(sorted(splits)[:20])} of {path}, or several joined by +; found "
+            f"split must be one of {printable(', '.join(sorted(splits)))} of {path}, or several joined by +; found "
             f"{', '.join(sorted(unknown))}."
         )
     listing = Listing()

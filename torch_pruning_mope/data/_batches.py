@@ -38,16 +38,7 @@ def described_batches(
     num_workers: int = 0,
     progress: bool = True,
 ) -> Iterator[DescribedBatch]:
-    """Reads images with all their captions, each image once, in the order of the source; see `gather_pairs`.
-
-    Yields:
-        Batches of the images that can be read.
-
-    Raises:
-        DataError: Fewer than two images can be read, or more than the dataset's `max_skipped` cannot.
-        TypeError: The dataset is another, such as a Subset.
-        ValueError: The limit is below 2.
-    """
+    """Reads images with all their captions, each image once, in the order of the source; see `gather_pairs`."""
     if not isinstance(dataset, ImagePairs | ShardedPairs):
         raise TypeError(
             f"dataset must be a dataset of open_pairs; found {type(dataset).__name__}. Take parts with split_pairs or select."

@@ -74,7 +74,7 @@ class Glyph(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """What one image shows, in the order in which its caption says it.
+    """Content of one image, in the order of its caption.
 
     `relations[i]` holds between `glyphs[i]` and `glyphs[i + 1]`; `background` is a key of `BACKGROUNDS`.
     """
@@ -114,7 +114,7 @@ def _sprite(concept: int, size: int) -> tuple[npt.NDArray[np.uint16], npt.NDArra
 
 
 def choice(rng: random.Random, count: int) -> int:
-    """Returns a draw from `range(count)`."""
+    """Draws from `range(count)`."""
     return int(rng.random() * count)
 
 

@@ -17,13 +17,9 @@ NOT_ENTERED = "a link to a folder, entered with follow_links=True alone"
 
 
 def read_folder(folder: Path, *, image_key: str, caption_key: str, encoding: str, follow_links: bool) -> Listing:
-    """Returns the images of a folder and its subfolders, in alphabetical order.
-
-    An image's captions are the lines of the text file of the same name (`a.jpg`, `a.txt`), and those in `metadata.jsonl`.
-
-    Raises:
-        DataError: There are none.
-    """
+    """Returns the images of a folder and its subfolders, in alphabetical order."""
+    # An image's captions are the lines of the text file of the same name (`a.jpg`, `a.txt`), and those in
+    # `metadata.jsonl`.
     found, links = list_files(folder, follow_links=follow_links)
     images = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._io import printable
+from .._io import printable, resolve_inside
 from ..errors import DataError
 from ._decode import Preprocess, Tokenizer, Unusable, prepare, read_picture_file
 from ._listing import CaptionedImage
@@ -38,22 +38,6 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
     An item has one of the image's captions, drawn anew in each epoch (`set_epoch`); `describe` has them all. In place of an
     image that cannot be read comes another one, drawn at random, so batches keep their size; `skipped` counts it. With the
     same seed and epoch, items are the same.
-
-    Args:
-        entries: The images.
-        preprocess: From a picture to the model's input.
-        tokenizer: From captions to tokens.
-        root: Folder that image files are relative to, and must lie in.
-        captions: Caption of an item, `random` or `first`.
-        max_skipped: Share of images that may be unreadable.
-        seed: Of the draws.
-        name: Of this dataset in messages.
-        problems: Entries of the source that are not among `entries`.
-        follow_links: Reads files outside of `root` too, by links, absolute names or `..`.
-
-    Raises:
-        DataError: There is no image, none of the first files exists, or too many entries are problems.
-        ValueError: `captions` or `max_skipped` is out of range.
     """
 
     def __init__(
@@ -81,15 +65,20 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         self._check_files()
 
     def _check_files(self) -> None:
+        """Raises DataError unless one of the first files can be opened."""
         for entry in self.entries[:FIRST]:
-            with suppress(OSError, ValueError):  # a file cannot have any name
-                if (self.root / entry.name).exists():
-                    return
-        first = printable(str(self.root / self.entries[0].name))
-        slash = " A backslash does not separate folders here: write /." if "\\" in first else ""
+            with suppress(OSError):
+                resolve_inside(self.root, entry.name, follow_links=self.follow_links)
+                return
+        name = self.entries[0].name
+        first = printable(str(self.root / name))
+        hint = " A backslash does not separate folders here: write /." if "\\" in name else ""
+        with suppress(OSError):
+            resolve_inside(self.root, name, follow_links=True)
+            hint = " That one is outside: pass a folder above it as root, or follow_links=True."
         raise DataError(
-            f"root must be the folder that the image files of {self.name} are relative to; found none of the first "
-            f"{min(FIRST, len(self))} (first: {first}).{slash}"
+            f"root must be the folder that the image files of {self.name} are relative to, and lie in; found none of the first "
+            f"{min(FIRST, len(self))} (first: {first}).{hint}"
         )
 
     @property

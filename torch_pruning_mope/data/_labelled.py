@@ -117,13 +117,7 @@ def open_labelled(
 
 
 class LabelledShards(ShardedPairs):
-    """WebDataset shards of images with a class number in `cls`; samples without one are skipped.
-
-    Args:
-        *arguments: Of `ShardedPairs`.
-        classes: Number of classes.
-        **options: Of `ShardedPairs`.
-    """
+    """WebDataset shards of images with a class number in `cls`; samples without one are skipped."""
 
     def __init__(self, *arguments: Any, classes: int, **options: Any) -> None:
         self.classes = classes

@@ -58,13 +58,8 @@ class Listing:
 
 
 def read_table(path: Path, *, separator: str | None, image_key: str, caption_key: str, encoding: str) -> Listing:
-    """Returns the images of a table with a header line and a caption a line, as open_clip's CsvDataset reads it.
-
-    The separator None is a tab if the header has one, else a comma.
-
-    Raises:
-        DataError: The file is no table, or lacks a column.
-    """
+    """Returns the images of a table with a header line and a caption a line, as open_clip's CsvDataset reads it."""
+    # The separator None is a tab if the header has one, else a comma.
     listing = Listing()
     with io.TextIOWrapper(_open(path), newline="", encoding=marked(encoding), errors="replace") as file:
         header = file.readline(MOST_TEXT)
@@ -93,13 +88,8 @@ def read_table(path: Path, *, separator: str | None, image_key: str, caption_key
 
 
 def read_lines(path: Path, *, image_key: str, caption_key: str) -> Listing:
-    """Returns the images of a JSON object a line, such as the `metadata.jsonl` of Hugging Face's image folders.
-
-    A caption may be a list of captions.
-
-    Raises:
-        DataError: No line has the keys.
-    """
+    """Returns the images of a JSON object a line, such as the `metadata.jsonl` of Hugging Face's image folders."""
+    # A caption may be a list of captions.
     listing = Listing()
     keys: dict[str, None] = {}
     with _open(path) as file:

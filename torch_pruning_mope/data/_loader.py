@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ class CountingLoader(DataLoader[Any]):
     def __iter__(self) -> Any:
         counted, collate = self._counted, self.collate_fn
         counted.skipped, counted._reports = Skipped(), True
+        batches: Any = ()
         try:
             self.collate_fn = _Reported(collate, counted)  # for workers that start here, not for copies of this loader
-            batches: Iterator[tuple[Any, Skipped]] = super().__iter__()
+            batches = super().__iter__()
             self.collate_fn = collate
             for batch, report in batches:
                 counted._count(report)
@@ -33,6 +34,10 @@ class CountingLoader(DataLoader[Any]):
                     yield batch
         finally:
             self.collate_fn, counted._reports = collate, False
+            if (
+                not self.persistent_workers
+            ):  # else an error's traceback keeps the workers, and the process waits for them
+                getattr(batches, "_shutdown_workers", int)()
 
 
 class _Reported:

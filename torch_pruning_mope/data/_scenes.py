@@ -62,15 +62,10 @@ def emoji_pairs(split: Split, size: int = 1000, seed: int = 0) -> Pairs:
 def emoji_batches(
     steps: int, batch_size: int = 128, seed: int = 0, curriculum_steps: int = 1000, start: int = 0
 ) -> Iterator[tuple[Float[Tensor, "B 3 64 64"], Int[Tensor, "B 24"]]]:
-    """Streams batches of the training split, single objects first.
-
-    The share of single-glyph scenes falls from 95 % to 20 % over the first `curriculum_steps` steps; without this the
-    tiny CLIP barely learns. A batch depends on the seed and its own step only, so a run of more steps begins like a
-    shorter one, and a run resumed at step `start` goes on as if it had never stopped.
-
-    Yields:
-        Images and tokens of one batch, as in `emoji_pairs`; no two scenes of a batch have the same content.
-    """
+    """Streams batches of the training split, single objects first."""
+    # The share of single-glyph scenes falls from 95 % to 20 % over the first `curriculum_steps` steps; without this the
+    # tiny CLIP barely learns. A batch depends on the seed and its own step only, so a run of more steps begins like a
+    # shorter one, and a run resumed at step `start` goes on as if it had never stopped.
     for step in range(start, steps):
         rng = _rng(f"batch {seed} {step}")
         hardness = min(1.0, step / max(1, curriculum_steps))

@@ -34,27 +34,6 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
 
     Shards are divided among the ranks, and those of a rank among the workers of its DataLoader, so that no sample comes twice
     in a pass. Order and captions depend on `seed`, the epoch (`set_epoch`), rank and worker alone.
-
-    Args:
-        shards: A path, folder, glob (`*.tar`), brace pattern (`{000..127}.tar`), a URL (`https:`, `hf:`, …), or a
-            list of these. A `Path` is never read as a URL.
-        preprocess: From a picture to the model's input.
-        tokenizer: From captions to tokens.
-        caption_key: Key of the caption in a sample's `json`.
-        shuffle: Size of the buffer to draw samples from; shards are shuffled too. 0 keeps their order.
-        resample: Draws shards at random with replacement, which evens out the work of ranks and workers.
-        samples: Of an epoch, over all ranks and workers; passes are repeated as need be. None: one pass, in which ranks may
-            differ in length.
-        by_rank: Gives ranks different shards; False if something else divides the stream, such as Accelerate.
-        captions: Caption of an item, `random` or `first`.
-        max_skipped: Share of samples, and of shards, that may be unreadable.
-        seed: Of all draws.
-        allow_commands: Takes URLs that run a command: `pipe:`, `gs:`, and others that WebDataset knows.
-        follow_links: Reads shards that a folder or pattern finds by links that lead elsewhere.
-
-    Raises:
-        DataError: WebDataset is not installed, a pattern fits nothing, a URL is refused, or too many shards are missing.
-        ValueError: An option is out of range.
     """
 
     def __init__(
@@ -114,11 +93,7 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
             self.check_skipped()
 
     def one_pass(self) -> Iterator[Described | None]:
-        """Iterates once over all samples with all their captions, in order; each rank over all of them.
-
-        Yields:
-            The readable ones, and None at the end.
-        """
+        """Iterates once over all samples with all their captions, in order; each rank over all of them."""
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         for url in self.urls[worker::workers]:

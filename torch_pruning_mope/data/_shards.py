@@ -46,13 +46,8 @@ def tar_files(folder: Path) -> list[Path]:
 def expand_shards(
     source: str | Path | Sequence[str | Path], *, allow_commands: bool = False, follow_links: bool = False
 ) -> tuple[list[str], list[Problem]]:
-    """Returns shards, and those taken out because they are missing, empty or elsewhere.
-
-    URLs stay as they are, files become absolute paths: what was found on disk is never read as a URL again.
-
-    Raises:
-        DataError: No shard is left, a pattern is malformed, or a URL is refused.
-    """
+    """Returns shards, and those taken out because they are missing, empty or elsewhere."""
+    # URLs stay as they are, files become absolute paths: what was found on disk is never read as a URL again.
     webdataset()
     shards: list[str] = []
     problems: list[Problem] = []

@@ -144,11 +144,7 @@ class Counted:
         self.skipped = Skipped()
 
     def check_skipped(self) -> None:
-        """Warns of the samples skipped in a pass, at its end.
-
-        Raises:
-            DataError: More than `max_skipped` of the samples or shards were, or none could be read.
-        """
+        """Warns of the samples skipped in a pass, at its end."""
         found = self.skipped
         found.judge(self.name, self.max_skipped)
         if found.read == 0 and (found or found.shards):

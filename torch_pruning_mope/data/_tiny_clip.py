@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from typing import Any
 
@@ -10,16 +9,13 @@ import open_clip
 import torch
 from safetensors.torch import load
 
+from .._io import parse_json
 from ._tokenizer import EmojiTokenizer
 
 
 def tiny_clip_config() -> dict[str, Any]:
-    """Returns the architecture, in the form of open_clip's model configs: `embed_dim`, `vision_cfg`, `text_cfg`.
-
-    Raises:
-        ValueError: The vocabulary of the scenes is not the one that the weights were trained with.
-    """
-    config: dict[str, Any] = json.loads((resources.files(__package__) / "assets" / "tiny_clip.json").read_text("utf-8"))
+    """Returns the architecture, in the form of open_clip's model configs: `embed_dim`, `vision_cfg`, `text_cfg`."""
+    config: dict[str, Any] = parse_json((resources.files(__package__) / "assets" / "tiny_clip.json").read_text("utf-8"))
     trained, found = config["text_cfg"]["vocab_size"], EmojiTokenizer().vocab_size
     if trained != found:
         raise ValueError(

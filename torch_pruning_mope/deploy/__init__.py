@@ -1,4 +1,4 @@
-"""What becomes of a pruned model in use: its deployment form, and files for other runtimes."""
+"""Deployment: a faster form of a pruned model, and files for other runtimes."""
 
 from ._export import export
 from ._fold import fold

@@ -13,7 +13,7 @@ from ..surgery._attention import HeadProjection
 
 
 class _OneProjection(PrunableAttention):
-    """What deployment changes of a :class:`PrunableAttention`; mixed into the subclass at hand.
+    """Deployment form of a :class:`PrunableAttention`; mixed into the attention's own class.
 
     Its weight stacks the rows of queries, keys and values, as ``nn.MultiheadAttention`` does: where their inputs differ, each
     takes its own rows.
@@ -30,7 +30,7 @@ class _OneProjection(PrunableAttention):
         return f"heads={self.num_heads}, head_dim={self.head_dim}"
 
     def own(self, per_head: Tensor) -> Tensor:
-        """Of numbers per original head, those of the heads that are left."""
+        """Selects the heads that are left from numbers per original head."""
         return per_head if self.kept_heads is None else per_head[self.kept_heads]
 
     def projected(

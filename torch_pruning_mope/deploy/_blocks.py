@@ -1,7 +1,7 @@
 """Plain pre-norm Transformer blocks in deployment form: a row of residual sub-layers.
 
-What a sub-layer without heads or neurons still adds, the bias of its last layer, is moved into the layer before it; its norm
-is gone. Where the readout takes one token alone, the last attention asks for that token alone, and everything after it runs
+A sub-layer without heads or neurons still adds the bias of its last layer, which moves into the layer before it; its norm
+goes. Where the readout takes one token alone, the last attention asks for that token alone, and everything after it runs
 on that token. Axes as in :mod:`torch_pruning_mope.towers`.
 """
 
@@ -35,7 +35,7 @@ class FoldedSublayer(nn.Module):
 
 
 class Shift(FoldedSublayer):
-    """Adds a constant: what is left of an empty sub-layer that has none before it."""
+    """Adds a constant, in place of an empty sub-layer that has none before it."""
 
     def __init__(self, constant: Tensor) -> None:
         super().__init__(constant.dtype)
@@ -148,7 +148,7 @@ def _after(output: nn.Linear, scale: nn.Module) -> nn.Module | None:
 
 
 def _constant(sublayer: Any) -> Tensor | None:
-    """What an empty sub-layer adds to every token, ``[D]``."""
+    """The constant that an empty sub-layer adds to every token, ``[D]``."""
     bias = sublayer.output.bias
     if bias is None:
         bias = torch.zeros_like(sublayer.output.weight[:, :0].sum(1))

@@ -1,4 +1,4 @@
-"""What stands in for layers that have no channels left, or nothing to do once training is over."""
+"""Replacements of layers without channels, and of layers that do nothing once training is over."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class Constant(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """That of the layer, without a number in it; some models ask for its dtype."""
+        """An empty weight; some models ask for its dtype."""
         return self.bias.new_empty(self.out_features, 0)
 
 
@@ -38,7 +38,7 @@ class Nothing(nn.Module):
 
 
 def replace_empty(model: nn.Module) -> None:
-    """Mutates a model: linear layers without channels become what they put out."""
+    """Mutates a model: replaces linear layers without channels by their constant output."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and not child.in_features:
@@ -52,7 +52,7 @@ _TRAINING_ONLY = ("Dropout", "Dropout1d", "Dropout2d", "DropPath", "PatchDropout
 
 
 def replace_dropout(model: nn.Module) -> None:
-    """Mutates a model in evaluation mode: layers that then pass on what they get become identities."""
+    """Mutates a model in evaluation mode: replaces dropout and its like by identities."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child).__name__ in _TRAINING_ONLY:

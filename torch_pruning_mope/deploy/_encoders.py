@@ -1,4 +1,4 @@
-"""One encoder at a time, as exporters want it, and inputs to check what they wrote."""
+"""Encoders as modules of their own for exporters, and random inputs to check the written files."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def some_inputs(encoder: EncoderCore, tower: TowerName, count: int, seed: int = 
 
 
 def vocabulary(encoder: EncoderCore) -> int:
-    """How many ids the text encoder knows."""
+    """Number of token ids of the text encoder."""
     inputs = encoder.example_inputs["tokens"]
     used = reached_leaves(encoder.model, lambda: [encoder.embed("text", inputs)])
     tables = [
@@ -64,7 +64,7 @@ def vocabulary(encoder: EncoderCore) -> int:
 
 
 class _Recorder(TorchFunctionMode):
-    """Records which parameters any function is called with."""
+    """Records the parameters that functions are called with."""
 
     def __init__(self) -> None:
         super().__init__()

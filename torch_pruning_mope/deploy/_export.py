@@ -32,21 +32,21 @@ _PROGRAMS = {
     "executorch": (write_executorch, "pte"),
 }
 _COUNTS = {"executorch": (1,)}
-"""How many inputs a program is tried on, where it does not take any number."""
+"""Numbers of inputs to check programs with that do not take any number."""
 _STOCK: dict[str, Callable[[EncoderCore, Path], dict[TowerName, Runner]]] = {
     "open_clip": write_open_clip,
     "transformers": write_transformers,
 }
 
 _TOLERANCE, _COARSE = 1e-4, 5e-2
-"""Of the largest number in an embedding; the second for models in half precision."""
+"""Largest differences, relative to the largest number of an embedding; the second for models in half precision."""
 
 
 def export(
     model: nn.Module | EncoderCore | LoadedModel,
     folder: str | Path,
     *,
-    format: Format = "onnx",  # noqa: A002 (what it is)
+    format: Format = "onnx",  # noqa: A002
     opset: int | None = None,
     quantize: Quantization | None = None,
     pairs: Pairs | Iterable[object] | None = None,
@@ -199,13 +199,13 @@ def _check(encoder: EncoderCore, tower: TowerName, embed: Runner, run: Runner, c
         except Exception as error:
             reason = textwrap.shorten(str(error), 300, placeholder=" …")
             raise ExportError(
-                f"what was written must take any number of inputs; found that the {tower} encoder refuses {count}: {reason}. "
+                f"files must take any number of inputs; found that the {tower} encoder refuses {count}: {reason}. "
                 "The model's own code makes their number a constant; use torch.compile on the model that mope.fold returns."
             ) from error
         exact = expected.dtype in {torch.float32, torch.float64}
         deviation = float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
         if not deviation <= (_TOLERANCE if exact else _COARSE):
             raise ExportError(
-                f"what was written must embed as the model does; found embeddings of the {tower} encoder that differ by "
+                f"files must embed as the model does; found embeddings of the {tower} encoder that differ by "
                 f"{deviation:.1e} of the largest for {count} inputs. Nothing was put in place; please report it."
             )

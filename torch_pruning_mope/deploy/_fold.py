@@ -9,8 +9,9 @@ from open_clip.transformer import TextTransformer
 from torch import nn
 
 from ..encoder import EncoderCore
+from ..errors import UnsupportedModelError
 from ..surgery import PrunableAttention
-from ..towers import Tower
+from ..towers import Tower, Towers, register_towers
 from ..towers._open_clip import OpenClipText, OpenClipVision
 from ..towers._timm import TimmVit
 from ._attention import fold_attention
@@ -83,3 +84,11 @@ def _change_type(module: nn.Module) -> None:
     kind = _NARROWING.get(type(module))
     if kind is not None:
         module.__class__ = kind
+
+
+@register_towers(FoldedClip)
+def _refused(model: FoldedClip) -> Towers:
+    raise UnsupportedModelError(
+        f"model must be one that can be pruned; found {type(model).__name__}, the deployment form of another. Prune first, "
+        "then fold."
+    )

@@ -15,7 +15,7 @@ from ..runtime import Preprocess, Tokenizer
 
 _TEXTS = ("", "an owl", "A red CAR's 12 wheels, isn't it?", "größer &amp; ²½ 猫!! <end_of_text>", "word " * 200)
 _CLOSE = 0.1
-"""Of inputs after normalisation. Processors that resize tensors round other pixels than Pillow does by 1 or 2 levels of 255."""
+"""Largest difference of prepared pictures. Processors that resize tensors differ from Pillow by 1 or 2 levels of 255."""
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """Names of Pillow's numbers."""
 
@@ -120,7 +120,7 @@ def _tokenizer(tokenizer: Any, folder: Path) -> dict[str, Any] | None:
 
 
 _CLEANED = {"lower": "a, b", "canonicalize": "a b", "whitespace": "A, b"}
-"""What open_clip's cleaning functions make of "A, b"."""
+"""Results of open_clip's cleaning functions on "A, b"."""
 
 
 def _fast(words: Any, length: int, clean: str, folder: Path) -> dict[str, Any]:

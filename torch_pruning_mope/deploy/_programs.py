@@ -95,7 +95,7 @@ def _exported(encoder: Encoder, inputs: Tensor) -> torch.export.ExportedProgram:
 
 
 def without_checks(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Mutates a program: what its code asserted of values goes, which other runtimes have no operators for."""
+    """Mutates a program: removes assertions on values, for which other runtimes have no operators."""
     graph = program.graph
     for node in reversed(graph.nodes):
         if not node.users and node.target in _CHECKS:
@@ -107,7 +107,7 @@ def without_checks(program: torch.export.ExportedProgram) -> torch.export.Export
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' remarks on their own internals."""
+    """Silences the libraries' remarks on their own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

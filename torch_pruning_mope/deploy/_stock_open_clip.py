@@ -104,7 +104,7 @@ def _ratio(neurons: int, width: int) -> float:
 
 
 def _of_blocks(block: Any) -> dict[str, Any]:
-    """What all blocks have or have not."""
+    """Options that all blocks share."""
     found: dict[str, Any] = {}
     if isinstance(block.ls_1, LayerScale):
         found["ls_init_value"] = 1.0  # the weights are loaded

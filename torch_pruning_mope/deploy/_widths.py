@@ -1,4 +1,4 @@
-"""What the stock models of open_clip and transformers can express: layers of one width each."""
+"""Checks and state dicts for the stock models of open_clip and transformers, whose layers all have one width."""
 
 from typing import Any
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .._fingerprint import fingerprint
+from .._io import parse_json
 from .._io._tensors import save_tensors
 from .._state import evaluation_mode
 from ..data import Pairs
@@ -175,7 +176,7 @@ def _check(file: Path, about: Mapping[str, Any]) -> None:
     if not file.exists():
         return
     with safe_open(file, "pt") as shard:
-        found = json.loads((shard.metadata() or {}).get("of", "{}"))
+        found = parse_json((shard.metadata() or {}).get("of", "{}"))
     differing = sorted(name for name, value in about.items() if found.get(name) != value)
     if differing:
         raise WrongModelError(

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .._io import sync
+from .._io import read_json, sync
 from .._io._tensors import save_tensors
 from ..scoring import Ranks
 from ._shard import placed, whole
@@ -75,16 +75,8 @@ def load_training(
     average: nn.Module | None,
     ranks: Ranks,
 ) -> tuple[Path | None, list[Any]]:
-    """Mutates model, optimizer, average and random states to the first rank's latest checkpoint.
-
-    The other ranks need not see the folder.
-
-    Returns:
-        The checkpoint's folder and the history, or None and no history.
-
-    Raises:
-        ValueError: On every rank, if the checkpoint is of another run, or damaged.
-    """
+    """Mutates model, optimizer, average and random states to the first rank's latest checkpoint."""
+    # The other ranks need not see the folder.
     read: dict[str, Tensor] = {}
 
     def header() -> tuple[Path, list[Any], dict[str, Any]] | None:
@@ -109,7 +101,7 @@ def load_training(
 def _read(path: Path, key: dict[str, Any]) -> tuple[list[Any], dict[str, Tensor]]:
     """History and tensors of a checkpoint of the run that ``key`` describes."""
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        state = read_json(path / _STATE)
         about, history = state["about"], list(state["history"])
         tensors: dict[str, Tensor] = load_file(path / _TENSORS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

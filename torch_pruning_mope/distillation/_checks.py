@@ -1,4 +1,4 @@
-"""What all losses ask of their inputs."""
+"""Checks of the losses' inputs."""
 
 import math
 
@@ -8,16 +8,7 @@ from torch import Tensor
 
 
 def check_embeddings(images: Tensor, texts: Tensor, whose: str = "") -> None:
-    """Raises unless both are rows of one embedding space.
-
-    Args:
-        images: What should be ``[I, J]``.
-        texts: What should be ``[N, J]``.
-        whose: Prefix of their names, for the message.
-
-    Raises:
-        ValueError: Otherwise.
-    """
+    """Raises ValueError unless both are rows of one embedding space; ``whose`` is a prefix of their names."""
     for name, rows in ((f"{whose}images", images), (f"{whose}texts", texts)):
         if rows.ndim != 2 or not rows.is_floating_point():
             raise ValueError(
@@ -32,17 +23,7 @@ def check_embeddings(images: Tensor, texts: Tensor, whose: str = "") -> None:
 
 
 def check_counterparts(images: Tensor, texts: Tensor, teacher_images: Tensor, teacher_texts: Tensor) -> None:
-    """Raises unless the teacher saw as many images and captions as the student.
-
-    Args:
-        images: The student's.
-        texts: The student's.
-        teacher_images: The teacher's.
-        teacher_texts: The teacher's.
-
-    Raises:
-        ValueError: Otherwise.
-    """
+    """Raises ValueError unless the teacher has as many images and captions as the student."""
     check_embeddings(images, texts)
     check_embeddings(teacher_images, teacher_texts, "teacher_")
     for name, student, teacher in (("images", images, teacher_images), ("texts", texts, teacher_texts)):
@@ -54,19 +35,7 @@ def check_counterparts(images: Tensor, texts: Tensor, teacher_images: Tensor, te
 
 
 def owners(image_index: Tensor | None, images: Tensor, texts: Tensor) -> Int[Tensor, "N"]:
-    """The image that each caption describes.
-
-    Args:
-        image_index: Given, or None where caption j describes image j.
-        images: This rank's image embeddings.
-        texts: This rank's text embeddings.
-
-    Returns:
-        Positions among this rank's images, on the embeddings' device.
-
-    Raises:
-        ValueError: If it is missing and there are not as many captions as images, or if it does not fit.
-    """
+    """Position of each caption's image among this rank's, on the embeddings' device; ValueError if it does not fit."""
     if image_index is None:
         if len(images) != len(texts):
             raise ValueError(
@@ -89,20 +58,7 @@ def owners(image_index: Tensor | None, images: Tensor, texts: Tensor) -> Int[Ten
 
 
 def scalar(value: float | Tensor, name: str, like: Tensor, *, positive: bool = True) -> Tensor:
-    """A temperature or bias as a tensor, differentiable if it was.
-
-    Args:
-        value: A number, or a tensor of one element.
-        name: For the message.
-        like: Where it is needed.
-        positive: Whether numbers must be above zero; tensors are not looked at, which would wait for the device.
-
-    Returns:
-        A tensor without dimensions; of a number, in float32 at least.
-
-    Raises:
-        ValueError: If it is not one number, or not a finite or positive one.
-    """
+    """A temperature or bias as a tensor without dimensions; values of tensors are not checked, as that waits for the device."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(

@@ -19,31 +19,14 @@ def chunked_backward(
     *,
     no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> Tensor:
-    """Adds the gradients of a loss of many chunks together to ``.grad``, holding the graph of only one chunk at a time.
-
-    All chunks are encoded without a graph; the loss of the whole is differentiated with respect to what they were encoded to;
-    then each chunk is encoded again, with a graph, and that gradient goes on into the weights. Random numbers (dropout) are
-    the same both times. The gradients are those of ``loss`` on all chunks at once; encoding costs one more forward pass.
-
-    What ``encode`` returns is put together by kind: tensors ``[rows, ...]`` are concatenated; tensors without dimensions are
-    averaged, weighted by the chunks' rows. So a model may return its temperature (under DDP it must, or DDP does not see
-    that parameter used), and a chunk its own mean loss, such as L_hidn, whose hidden states would fill the memory.
-
-    Layers that remember their inputs (BatchNorm's running statistics) see each chunk twice.
-
-    Args:
-        encode: Embeds one chunk, and nothing but that chunk: it is called twice and must return the same both times. Its
-            first output has one row per example.
-        chunks: What it takes, one after the other.
-        loss: Takes the outputs of all chunks together, as many as ``encode`` returns, and returns what is backpropagated.
-        no_sync: Entered for all but the last chunk: DDP's ``model.no_sync``, so that gradients are averaged once.
-
-    Returns:
-        What the loss returned, without its graph.
-
-    Raises:
-        ValueError: If there are no chunks, ``encode`` returns other shapes the second time, or nothing depends on a weight.
-    """
+    """Adds the gradients of a loss over all chunks to ``.grad``, with the graph of one chunk in memory at a time."""
+    # All chunks are encoded without a graph; the loss is differentiated with respect to their outputs; then each chunk
+    # is encoded again, with a graph, and backpropagates its part. Random numbers (dropout) are the same both times. The
+    # gradients are those of ``loss`` on all chunks at once; encoding costs one more forward pass, and BatchNorm sees
+    # each chunk twice.
+    # Outputs ``[rows, ...]`` are concatenated; those without dimensions are averaged, weighted by the chunks' rows. So
+    # a model may return its temperature (under DDP it must, or DDP does not see that parameter used), and a chunk its
+    # own mean loss.
     chunks = list(chunks)
     if not chunks:
         raise ValueError("chunks must hold at least one; found none. Pass the parts that the batch was cut into.")
@@ -96,7 +79,7 @@ def _shares(cached: Sequence[Sequence[Tensor]]) -> list[float]:
 
 
 def _joined(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """One kind of output of all chunks, cut off from what made it."""
+    """One kind of output of all chunks, detached."""
     if parts[0].ndim:
         whole = torch.cat(list(parts))
     else:
@@ -107,7 +90,7 @@ def _joined(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 def _gradients(
     whole: Sequence[Tensor], cached: Sequence[Sequence[Tensor]], shares: Sequence[float], k: int
 ) -> list[Tensor | None]:
-    """What the loss's gradient is for each output of the k-th chunk; None where it does not depend on it."""
+    """Gradient of the loss for each output of the k-th chunk; None where it does not depend on it."""
     gradients: list[Tensor | None] = []
     for kind, tensor in enumerate(whole):
         if tensor.grad is None or tensor.ndim == 0:
@@ -140,7 +123,7 @@ def _continue(first: Sequence[Tensor], outputs: Sequence[Tensor], gradients: Seq
 
 
 def _random_state() -> _RandomState:
-    """Of the CPU's generator and the current GPU's, if any is in use."""
+    """States of the CPU's generator and of the current GPU's, if one is in use."""
     return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
 
 

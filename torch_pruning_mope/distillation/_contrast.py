@@ -1,4 +1,4 @@
-"""Losses that need no teacher: L_itc, in CLIP's form and in SigLIP's."""
+"""L_itc, the losses that need no teacher: CLIP's and SigLIP's."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ class InfoNCELoss(BatchLoss):
     """L_itc: the symmetric contrastive loss of CLIP (arXiv 2103.00020), over the batches of all ranks.
 
     Where an image has several captions, each is contrasted with the captions of *other* images, and the loss is the mean
-    over captions: the loss of :class:`torch_pruning_mope.ContrastiveLoss`. An image without a caption is only contrasted
+    over captions: the loss of :class:`torch_pruning_mope.metrics.ContrastiveLoss`. An image without a caption is contrasted
     with.
     """
 
@@ -24,17 +24,7 @@ class InfoNCELoss(BatchLoss):
         logit_scale: float | Float[Tensor, "..."],
         image_index: Int[Tensor, "N"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of the whole batch, on every rank.
-
-        Args:
-            images: This rank's image embeddings, normalised or not.
-            texts: This rank's text embeddings, normalised or not.
-            logit_scale: What similarities are multiplied with: CLIP's learnt ``logit_scale.exp()``.
-            image_index: The image, of this rank's, that each caption describes; by default caption j describes image j.
-
-        Returns:
-            The loss, in nats. Average its gradients over ranks, as DDP does.
-        """
+        """Returns the loss of the whole batch, in nats."""
         check_embeddings(images, texts)
         owner, scale = owners(image_index, images, texts), scalar(logit_scale, "logit_scale", images)
         share = info_nce(gathered(images, "images", self.group), gathered(texts, "texts", self.group), owner, scale)
@@ -42,10 +32,9 @@ class InfoNCELoss(BatchLoss):
 
 
 class SigmoidLoss(BatchLoss):
-    """L_itc as SigLIP has it (arXiv 2303.15343): every image and caption, of all ranks, is a pair or not.
+    """L_itc of SigLIP (arXiv 2303.15343): logistic loss of every image with every caption, of all ranks.
 
-    An image and each of its captions are a pair. The sum is divided by the number of captions, so that each caption has one
-    pair and its negatives, however many captions its image has.
+    An image and each of its captions are a pair. The sum is divided by the number of captions.
     """
 
     def forward(
@@ -56,18 +45,7 @@ class SigmoidLoss(BatchLoss):
         logit_bias: float | Float[Tensor, "..."],
         image_index: Int[Tensor, "N"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of the whole batch, on every rank.
-
-        Args:
-            images: This rank's image embeddings, normalised or not.
-            texts: This rank's text embeddings, normalised or not.
-            logit_scale: What similarities are multiplied with.
-            logit_bias: What is added to them then.
-            image_index: The image, of this rank's, that each caption describes; by default caption j describes image j.
-
-        Returns:
-            The loss, in nats. Average its gradients over ranks, as DDP does.
-        """
+        """Returns the loss of the whole batch, in nats."""
         check_embeddings(images, texts)
         owner, scale = owners(image_index, images, texts), scalar(logit_scale, "logit_scale", images)
         bias = scalar(logit_bias, "logit_bias", images, positive=False)
@@ -76,22 +54,12 @@ class SigmoidLoss(BatchLoss):
 
 
 def _captions(texts: Rows) -> Tensor:
-    """Where this rank's captions are among all."""
+    """Positions of this rank's captions among all."""
     return torch.arange(texts.start, texts.start + len(texts.own), device=texts.own.device)
 
 
 def info_nce(images: Rows, texts: Rows, owner: Tensor, scale: Tensor) -> Tensor:
-    """This rank's share of L_itc: its captions' terms, over the number of all captions.
-
-    Args:
-        images: Images.
-        texts: Captions.
-        owner: The image, of this rank's, that each of its captions describes.
-        scale: What similarities are multiplied with.
-
-    Returns:
-        The share; those of all ranks sum to the loss.
-    """
+    """This rank's share of L_itc: its captions' terms, over the number of all captions."""
     right = images.start + owner
     text_to_image = F.cross_entropy(logits(texts.own, images.all, scale), right, reduction="sum")
     similarities = logits(images.own, texts.all, scale)
@@ -104,18 +72,7 @@ def info_nce(images: Rows, texts: Rows, owner: Tensor, scale: Tensor) -> Tensor:
 
 
 def sigmoid(images: Rows, texts: Rows, owner: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """This rank's share of SigLIP's loss: its images' terms, over the number of all captions.
-
-    Args:
-        images: Images.
-        texts: Captions.
-        owner: The image, of this rank's, that each of its captions describes.
-        scale: What similarities are multiplied with.
-        bias: What is added then.
-
-    Returns:
-        The share; those of all ranks sum to the loss.
-    """
+    """This rank's share of SigLIP's loss: its images' terms, over the number of all captions."""
     similarities = logits(images.own, texts.all, scale) + bias
     sign = -torch.ones_like(similarities)
     sign[owner, _captions(texts)] = 1

@@ -1,4 +1,4 @@
-"""L_feat: the student embeds as the teacher does."""
+"""L_feat: distance of the student's embeddings from the teacher's."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,7 @@ from ._gather import BatchLoss, row_counts, summed, unit
 class FeatureLoss(BatchLoss):
     """L_feat of MoPE-CLIP (arXiv 2403.07839): mean squared error of normalised embeddings, averaged over the towers.
 
-    The mean is over embedding dimensions too, so that it is at most 4 / J, and the paper's weight of 1000 makes it matter. The
-    teacher gets no gradient.
+    The mean is over embedding dimensions too, so that it is at most 4 / J: hence the paper's weight of 1000.
     """
 
     def forward(
@@ -24,17 +23,7 @@ class FeatureLoss(BatchLoss):
         teacher_images: Float[Tensor, "I K"],
         teacher_texts: Float[Tensor, "N K"],
     ) -> Float[Tensor, ""]:
-        """The loss of the whole batch, on every rank.
-
-        Args:
-            images: The student's embeddings of this rank's images, normalised or not.
-            texts: The student's, of this rank's captions.
-            teacher_images: The teacher's embeddings of the same images.
-            teacher_texts: The teacher's, of the same captions.
-
-        Returns:
-            The loss. Average its gradients over ranks, as DDP does.
-        """
+        """Returns the loss of the whole batch."""
         check_counterparts(images, texts, teacher_images, teacher_texts)
         check_sizes(images, teacher_images)
         counts = [sum(row_counts(rows, name, self.group)) for name, rows in (("images", images), ("texts", texts))]
@@ -42,15 +31,7 @@ class FeatureLoss(BatchLoss):
 
 
 def check_sizes(student: Tensor, teacher: Tensor) -> None:
-    """Raises unless both embed into as many dimensions.
-
-    Args:
-        student: Embeddings.
-        teacher: Embeddings.
-
-    Raises:
-        ValueError: Otherwise.
-    """
+    """Raises ValueError unless both embed into as many dimensions."""
     if student.shape[1] != teacher.shape[1]:
         raise ValueError(
             f"L_feat must have embeddings of the same size; found {student.shape[1]} of the student and {teacher.shape[1]} of "
@@ -61,18 +42,7 @@ def check_sizes(student: Tensor, teacher: Tensor) -> None:
 def features(
     images: Tensor, texts: Tensor, teacher_images: Tensor, teacher_texts: Tensor, counts: Sequence[int]
 ) -> Tensor:
-    """This rank's share of L_feat.
-
-    Args:
-        images: The student's embeddings of this rank's images.
-        texts: The student's, of its captions.
-        teacher_images: The teacher's of the same images.
-        teacher_texts: The teacher's of the same captions.
-        counts: How many images and captions all ranks have.
-
-    Returns:
-        The share; those of all ranks sum to the loss.
-    """
+    """This rank's share of L_feat; ``counts`` are the images and captions of all ranks."""
     pairs = ((images, teacher_images), (texts, teacher_texts))
     errors = [
         F.mse_loss(unit(student), unit(teacher.detach().to(student.device, student.dtype)), reduction="sum")

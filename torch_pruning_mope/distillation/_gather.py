@@ -23,13 +23,7 @@ Group = Any
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Normalised embeddings.
-
-    Attributes:
-        own: This rank's.
-        all: All ranks', in the order of the ranks.
-        start: Where this rank's begin.
-    """
+    """Normalised embeddings: this rank's, all ranks' in order, and the position of this rank's first among all."""
 
     own: Float[Tensor, "n J"]
     all: Float[Tensor, "N J"]
@@ -37,11 +31,7 @@ class Rows:
 
 
 class BatchLoss(nn.Module):
-    """A loss of a batch that ranks share; without parameters.
-
-    Args:
-        group: The process group whose ranks share the batch; by default all there are.
-    """
+    """A loss of a batch that ranks share, without parameters."""
 
     def __init__(self, *, group: Group = None) -> None:
         super().__init__()
@@ -49,24 +39,12 @@ class BatchLoss(nn.Module):
 
 
 def is_alone(group: Group) -> bool:
-    """Whether no other rank takes part."""
+    """True if no other rank takes part."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
 
 
 def row_counts(tensor: Float[Tensor, "n J"], name: str, group: Group) -> list[int]:
-    """Every rank's number of rows.
-
-    Args:
-        tensor: This rank's rows, on the device that the group communicates from.
-        name: What they are, for the message.
-        group: Who takes part.
-
-    Returns:
-        One number per rank.
-
-    Raises:
-        ValueError: On all ranks alike, if there are no rows on any, or of different widths.
-    """
+    """Every rank's number of rows; ValueError on all ranks alike if none has any, or widths differ."""
     shapes = torch.tensor([tensor.shape], device=tensor.device)
     if not is_alone(group):
         everyone = [torch.empty_like(shapes) for _ in range(dist.get_world_size(group))]
@@ -85,28 +63,17 @@ def row_counts(tensor: Float[Tensor, "n J"], name: str, group: Group) -> list[in
 
 
 def wide(tensor: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """In float32 at least."""
+    """The tensor in float32 at least."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def unit(embeddings: Float[Tensor, "n J"]) -> Float[Tensor, "n J"]:
-    """Normalised, in float32 at least."""
+    """Normalised embeddings, in float32 at least."""
     return F.normalize(wide(embeddings), dim=-1)
 
 
 def gathered(embeddings: Float[Tensor, "n J"], name: str, group: Group) -> Rows:
-    """Normalises embeddings, in float32 at least, and gathers all ranks'.
-
-    Ranks may hold different numbers of rows, as in a last batch, and some none. Rows of NaN stay NaN.
-
-    Args:
-        embeddings: This rank's.
-        name: What they are, for messages.
-        group: Who takes part.
-
-    Returns:
-        This rank's and everybody's.
-    """
+    """Normalises embeddings and gathers those of all ranks, which may hold different numbers of rows, and none."""
     own = unit(embeddings)
     counts = row_counts(own, name, group)
     if is_alone(group):
@@ -116,12 +83,12 @@ def gathered(embeddings: Float[Tensor, "n J"], name: str, group: Group) -> Rows:
 
 
 def summed(shares: Float[Tensor, "*T"], group: Group) -> Float[Tensor, "*T"]:
-    """The sum of all ranks' shares of some losses, on every rank."""
+    """Sum of all ranks' shares of some losses, on every rank."""
     return shares if is_alone(group) else _Sum.apply(shares, group)
 
 
 def total(numbers: Int[Tensor, "T"], group: Group) -> Int[Tensor, "T"]:
-    """The sum of all ranks' numbers, on every rank; of no gradient, and without waiting for the device."""
+    """Sum of all ranks' numbers, on every rank, without gradient or waiting for the device."""
     if not is_alone(group):
         numbers = numbers.clone()
         dist.all_reduce(numbers, group=group)

@@ -1,4 +1,4 @@
-"""L_hidn: what is left of the student's layers does what the teacher's same layers do."""
+"""L_hidn: distance of hidden states from the teacher's."""
 
 from collections.abc import Mapping
 
@@ -15,44 +15,21 @@ Hidden = Mapping[str, Mapping[int, Tensor]]
 class HiddenLoss(BatchLoss):
     """L_hidn of MoPE-CLIP (arXiv 2403.07839): mean squared error of the hidden states that leave the kept blocks.
 
-    A block of the student is compared with the teacher's block that it was: the key is the index *before* any block was
-    removed. Errors are means over batch, tokens and width, sums over blocks, and averaged over the two towers (which is
-    how we read the paper's ½; a tower that is not given counts as zero). There is no projection, as in the paper: pruning
-    heads, neurons and blocks leaves the residual width alone. The teacher gets no gradient.
+    A block of the student is compared with the teacher's block of the same key, its index *before* any block was removed.
+    Errors are means over batch, tokens and width, sums over blocks, and averaged over the two towers (our reading of the
+    paper's ½; a tower that is not given counts as zero). There is no projection, as in the paper: pruning keeps the residual
+    width.
     """
 
     def forward(
         self, hidden: Hidden, teacher_hidden: Hidden, lengths: Mapping[str, Int[Tensor, "_"]] | None = None
     ) -> Tensor:
-        """The loss of the whole batch, on every rank.
-
-        Args:
-            hidden: The student's hidden states, of this rank's batch; the same blocks on every rank.
-            teacher_hidden: The teacher's, of the same inputs; blocks that the student lacks are not looked at.
-            lengths: By tower, how many leading tokens of each input count: what follows a caption's end cannot reach the
-                embedding of a causal text tower. By default, all tokens count, as in the paper.
-
-        Returns:
-            The loss. Average its gradients over ranks, as DDP does.
-        """
+        """Returns the loss of the whole batch."""
         return summed(hidden_states(hidden, teacher_hidden, lengths, self.group), self.group)
 
 
 def hidden_states(hidden: Hidden, teacher_hidden: Hidden, lengths: Mapping[str, Tensor] | None, group: Group) -> Tensor:
-    """This rank's share of L_hidn.
-
-    Args:
-        hidden: The student's hidden states.
-        teacher_hidden: The teacher's.
-        lengths: By tower, how many leading tokens count; by default all.
-        group: Who takes part.
-
-    Returns:
-        The share; those of all ranks sum to the loss.
-
-    Raises:
-        ValueError: If there is no block to compare.
-    """
+    """This rank's share of L_hidn."""
     if not any(hidden.values()):
         raise ValueError(
             "hidden must hold at least one block; found none. Give the student's blocks, or L_hidn weight 0."
@@ -96,7 +73,7 @@ def _counterpart(teacher_hidden: Hidden, tower: str, index: int, student: Tensor
 
 
 def _mask(lengths: Tensor, student: Tensor, tower: str) -> Tensor:
-    """Which elements count."""
+    """True for the tokens that count."""
     if student.ndim != 3 or lengths.shape != student.shape[:1]:
         raise ValueError(
             f"lengths must hold one number per row of hidden states [batch, tokens, width]; found {list(lengths.shape)} for "

@@ -1,7 +1,8 @@
-"""Training of which every rank holds a part: weights, gradients, optimizer and average (FSDP2).
+"""Sharded training (FSDP2): every rank holds a part of weights, gradients, optimizer and average.
 
-Each block is gathered as it is run and let go again. What PyTorch's ``fully_shard`` does not take, numbers without dimensions
-such as the temperature, is whole on every rank, and its gradients are averaged here.
+Each block is gathered as it runs and freed again. ``fully_shard`` takes no parameters without dimensions, such as the
+temperature; they are whole on every rank, and their gradients are averaged here. Accelerate's own FSDP2 plugin (1.15) does not
+serve: on CPU ranks (gloo) it is ignored and DDP used, and it can leave out modules, but not CLIP's bare ``logit_scale``.
 """
 
 import copy
@@ -20,17 +21,7 @@ from ._student import Student
 
 
 class Shards(nn.Module):
-    """Encodes a batch with a copy of the student that is spread over all ranks; the copy begins as the first rank's student.
-
-    Args:
-        student: The student; left as it is.
-        device: What this rank computes on.
-        hidden: Whether hidden states are kept.
-        ema: Decay of the average of the weights; None for no average.
-
-    Raises:
-        NotImplementedError: If PyTorch is too old.
-    """
+    """Encodes a batch with a copy of the first rank's student that is spread over all ranks; averages it with decay ``ema``."""
 
     def __init__(self, student: EncoderCore, device: torch.device, *, hidden: bool, ema: float | None) -> None:
         super().__init__()
@@ -75,19 +66,11 @@ class Shards(nn.Module):
         return average
 
     def forward(self, images: Tensor, tokens: Tensor) -> Encoded:
-        """Encodes a batch.
-
-        Args:
-            images: ``[I, C, R, R]``.
-            tokens: ``[N, T]``.
-
-        Returns:
-            What the losses take.
-        """
+        """Encodes images ``[I, C, R, R]`` and captions ``[N, T]``."""
         return Encoded(*self._root(images, tokens))
 
     def average_gradients(self) -> None:
-        """Mutates gradients of what is whole on every rank: their mean, as the parts have it already."""
+        """Mutates gradients of what is whole on every rank: averages them, as those of the parts are already."""
         found = [parameter.grad for parameter in self._whole if parameter.numel() and parameter.grad is not None]
         if found:
             mean = torch.stack(found)
@@ -96,11 +79,7 @@ class Shards(nn.Module):
                 gradient.copy_(value)
 
     def clip_gradients(self, max_norm: float) -> None:
-        """Mutates gradients: scales them down to a norm, that of all parts together.
-
-        Args:
-            max_norm: The norm.
-        """
+        """Mutates gradients: scales them down so that the norm of all parts together is at most ``max_norm``."""
         gradients: list[Any] = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         parts = [each.to_local() for each in gradients if hasattr(each, "to_local")]
         rest = [each for each in gradients if not hasattr(each, "to_local")]
@@ -112,17 +91,13 @@ class Shards(nn.Module):
                 gradient.mul_(factor)
 
     def _squares(self, gradients: list[Tensor]) -> Tensor:
-        """The sum of their squares."""
+        """Sum of squares."""
         norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
         return torch.stack(norms).square().sum() if norms else torch.zeros((), device=self._device)
 
     @torch.no_grad()
     def put_back(self, student: EncoderCore) -> None:
-        """Mutates the student, on every rank: its weights become the copy's, its buffers the first rank's; in eval mode.
-
-        Args:
-            student: The student.
-        """
+        """Mutates the student, on every rank: its weights become the copy's, its buffers the first rank's; in eval mode."""
         for own, part in zip(student.model.parameters(), self.model.parameters(), strict=True):
             own.copy_(whole(part))
         for own, buffer in zip(student.model.buffers(), self.model.buffers(), strict=True):
@@ -132,7 +107,7 @@ class Shards(nn.Module):
 
 
 class _Root(nn.Module):
-    """What is gathered around the blocks. Returns a tuple, in which every version of ``fully_shard`` finds tensors."""
+    """The rest around the blocks. Returns a tuple, in which every version of ``fully_shard`` finds tensors."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()
@@ -146,21 +121,13 @@ class _Root(nn.Module):
 
 
 def whole(tensor: Any) -> Tensor:
-    """A tensor as it is, or all its parts together; of a part, call it on every rank."""
+    """A tensor, or all its parts together; of a part, every rank must call it."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
 def placed(tensor: Tensor, like: Any) -> Tensor:
-    """This rank's part of a tensor, if another is a part; call it on every rank.
-
-    Args:
-        tensor: The whole.
-        like: What it is to be like.
-
-    Returns:
-        The part, or the whole.
-    """
+    """This rank's part of a tensor if ``like`` is a part, else the tensor; every rank must call it."""
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -169,7 +136,7 @@ def placed(tensor: Tensor, like: Any) -> Tensor:
 
 
 def _twin(student: EncoderCore) -> EncoderCore:
-    """A copy, whose blocks have the student's numbers."""
+    """A copy whose blocks have the student's numbers."""
     twin = EncoderCore(copy.deepcopy(student.model))
     for name, tower in twin.towers.items():
         numbered = list(student.numbered[name])
@@ -180,7 +147,7 @@ def _twin(student: EncoderCore) -> EncoderCore:
 
 
 def _fully_shard() -> Any:
-    """PyTorch's, if it can leave parameters alone."""
+    """PyTorch's ``fully_shard``, if it can leave parameters out."""
     try:
         from torch.distributed.fsdp import fully_shard
     except ImportError:

@@ -1,4 +1,4 @@
-"""L_sim: the student ranks as the teacher does."""
+"""L_sim: soft cross-entropy from the teacher's similarities."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,10 +13,7 @@ class SimilarityLoss(BatchLoss):
 
     The teacher's distribution over captions for each image, and over images for each caption, are the student's targets;
     the two directions are averaged. Lowest, at the teacher's mean entropy, where the distributions agree. TinyCLIP's affinity
-    mimicking (arXiv 2309.12314) is this very loss, so there is no other class for it.
-
-    Embedding sizes may differ. There are no positives, so nothing depends on which caption describes which image. A bias of
-    the logits (SigLIP's) changes neither distribution. The teacher gets no gradient.
+    mimicking (arXiv 2309.12314) is the same loss. Embedding sizes may differ, and no captions need to match.
     """
 
     def forward(
@@ -28,19 +25,7 @@ class SimilarityLoss(BatchLoss):
         teacher_texts: Float[Tensor, "N K"],
         teacher_logit_scale: float | Float[Tensor, "..."],
     ) -> Float[Tensor, ""]:
-        """The loss of the whole batch, on every rank.
-
-        Args:
-            images: The student's embeddings of this rank's images, normalised or not.
-            texts: The student's, of this rank's captions.
-            logit_scale: What the student's similarities are multiplied with.
-            teacher_images: The teacher's embeddings of the same images.
-            teacher_texts: The teacher's, of the same captions.
-            teacher_logit_scale: What the teacher's similarities are multiplied with.
-
-        Returns:
-            The loss, in nats. Average its gradients over ranks, as DDP does.
-        """
+        """Returns the loss of the whole batch, in nats."""
         check_counterparts(images, texts, teacher_images, teacher_texts)
         scale = scalar(logit_scale, "logit_scale", images)
         teacher_scale = scalar(teacher_logit_scale, "teacher_logit_scale", images).detach()
@@ -50,7 +35,7 @@ class SimilarityLoss(BatchLoss):
 
 
 def teacher_rows(images: Tensor, texts: Tensor, like: Tensor, group: Group) -> tuple[Rows, Rows]:
-    """The teacher's embeddings of all ranks, without gradients, where the student's are."""
+    """The teacher's embeddings of all ranks, on the student's device."""
     return (
         gathered(images.detach().to(like.device), "teacher_images", group),
         gathered(texts.detach().to(like.device), "teacher_texts", group),
@@ -60,19 +45,7 @@ def teacher_rows(images: Tensor, texts: Tensor, like: Tensor, group: Group) -> t
 def similarity(
     images: Rows, texts: Rows, scale: Tensor, teacher_images: Rows, teacher_texts: Rows, teacher_scale: Tensor
 ) -> Tensor:
-    """This rank's share of L_sim: its images' and its captions' terms, each over the number of all.
-
-    Args:
-        images: The student's images.
-        texts: The student's captions.
-        scale: What the student's similarities are multiplied with.
-        teacher_images: The teacher's images.
-        teacher_texts: The teacher's captions.
-        teacher_scale: What the teacher's similarities are multiplied with.
-
-    Returns:
-        The share; those of all ranks sum to the loss.
-    """
+    """This rank's share of L_sim: its images' and its captions' terms, each over the number of all."""
     image_to_text = _soft_cross_entropy(
         logits(images.own, texts.all, scale), logits(teacher_images.own, teacher_texts.all, teacher_scale)
     )

@@ -166,15 +166,7 @@ def distill(
 
 
 def check_training(pairs: Batches, **arguments: Any) -> None:
-    """Raises unless training could begin; called before a long run that ends with it.
-
-    Args:
-        pairs: Training pairs, or batches of them.
-        **arguments: Those of :func:`distill` but for the student, the teacher, ``path`` and ``progress``.
-
-    Raises:
-        TypeError: If ``steps`` is missing, or there is no such argument.
-    """
+    """Raises unless training could begin; called before a long run that ends with it."""
     known = inspect.signature(distill).parameters
     unknown = sorted(arguments.keys() - known.keys() | arguments.keys() & {"student", "pairs", "teacher"})
     if unknown or "steps" not in arguments:

@@ -1,4 +1,4 @@
-"""How well a dual encoder does at retrieval and zero-shot classification, and what it costs."""
+"""Quality of a dual encoder, at retrieval and zero-shot classification, and its cost."""
 
 from ._cost import latency, multiply_adds, parameters
 from ._embedder import Embedder

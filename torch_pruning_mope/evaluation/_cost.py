@@ -1,15 +1,10 @@
-"""What a model costs: parameters, multiply-adds, time."""
-
-import statistics
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Cost of any model that can be evaluated: parameters, multiply-adds, seconds."""
 
 import torch
 from torch import Tensor, nn
 
-from .._flops import count_multiply_adds
-from .._state import evaluation_mode, synchronise
+from .._state import evaluation_mode
+from ..cost import count_multiply_adds, median_seconds
 from ..dual_encoder import DualEncoder
 from ._embedder import Embedder
 
@@ -22,25 +17,10 @@ def parameters(model: DualEncoder | nn.Module) -> int:
 
 @torch.no_grad()
 def multiply_adds(model: DualEncoder | nn.Module, inputs: tuple[Tensor, Tensor] | None = None) -> int:
-    """Multiply-adds of every convolution and matrix product for one image and one caption of full length.
-
-    Torch-Pruning's ``count_ops_and_params`` (1.6.1) looks modules up by their exact class, and so misses both products
-    inside attention, projections that are bare parameters, and out-projections, which PyTorch's attention makes of a
-    subclass of ``nn.Linear``: a tenth of the tiny CLIP. Norms, activations and the softmax are not counted here.
-
-    Args:
-        model: A wrapped model, or any that :func:`evaluate_retrieval` takes; left as it is.
-        inputs: One image and one caption ``[1, T]``; needed unless the model is wrapped.
-
-    Returns:
-        The count.
-
-    Raises:
-        ValueError: If inputs are missing.
-    """
+    """Multiply-adds of every convolution and matrix product for one image and one caption of full length."""
     images, tokens = _inputs(model, inputs)
     embedder = Embedder(model)
-    with evaluation_mode(embedder.model), _plain_attention():
+    with evaluation_mode(embedder.model):
         of_image = count_multiply_adds(lambda: embedder.raw("image", images))
         return of_image + count_multiply_adds(lambda: embedder.raw("text", tokens))
 
@@ -53,36 +33,20 @@ def latency(
     batch_size: int = 1,
     repeats: int = 15,
 ) -> float:
-    """Median seconds for images and as many captions of full length, on the model's own device.
-
-    Args:
-        model: A wrapped model, or any that :func:`evaluate_retrieval` takes; left as it is.
-        inputs: One image and one caption ``[1, T]``; needed unless the model is wrapped.
-        batch_size: Pairs at once.
-        repeats: How often both towers are timed, after two runs that are not.
-
-    Returns:
-        Seconds for the whole batch.
-
-    Raises:
-        ValueError: If inputs are missing, or a number is below 1.
-    """
+    """Median seconds for images and as many captions of full length, on the model's own device."""
     if batch_size < 1 or repeats < 1:
         raise ValueError(f"batch_size and repeats must be at least 1; found {batch_size} and {repeats}.")
     embedder = Embedder(model)
     images, tokens = (
         found.to(embedder.device).expand(batch_size, *found.shape[1:]).contiguous() for found in _inputs(model, inputs)
     )
-    times = []
+
+    def both() -> None:
+        embedder.raw("image", images)
+        embedder.raw("text", tokens)
+
     with evaluation_mode(embedder.model):
-        for _ in range(repeats + 2):
-            synchronise(embedder.device)
-            began = time.perf_counter()
-            embedder.raw("image", images)
-            embedder.raw("text", tokens)
-            synchronise(embedder.device)
-            times.append(time.perf_counter() - began)
-    return statistics.median(times[2:])
+        return median_seconds(both, embedder.device, repeats=repeats)
 
 
 def _inputs(model: DualEncoder | nn.Module, inputs: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -95,14 +59,3 @@ def _inputs(model: DualEncoder | nn.Module, inputs: tuple[Tensor, Tensor] | None
         )
     examples = model.example_inputs
     return examples["images"], examples["tokens"]
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """PyTorch's attention as single operations: its one fused operation of inference has no formula to count it by."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

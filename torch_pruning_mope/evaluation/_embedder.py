@@ -15,14 +15,7 @@ from ..towers import is_known, towers_of
 
 
 class Embedder:
-    """Runs both towers of a model in evaluation mode, without gradients; the model is left as it is.
-
-    Args:
-        model: A wrapped model; one with `encode_image` and `encode_text`, as open_clip's; or one of a registered type.
-
-    Raises:
-        UnsupportedModelError: If it is none of these.
-    """
+    """Runs both towers of a model in evaluation mode, without gradients; the model is left as it is."""
 
     def __init__(self, model: DualEncoder | nn.Module) -> None:
         self.model: nn.Module = model.model if isinstance(model, DualEncoder) else model
@@ -37,16 +30,7 @@ class Embedder:
 
     @torch.inference_mode()
     def __call__(self, tower: TowerName, inputs: Tensor, batch_size: int) -> Float[Tensor, "N J"]:
-        """Computes normalised embeddings, in float32 at least.
-
-        Args:
-            tower: ``image`` or ``text``.
-            inputs: Images or token ids, on any device.
-            batch_size: Inputs run at once.
-
-        Returns:
-            The embeddings, on the model's device.
-        """
+        """Computes normalised embeddings, in float32 at least."""
         with evaluation_mode(self.model):
             return torch.cat([normalised(self.raw(tower, part), tower) for part in inputs.split(batch_size)])
 

@@ -98,15 +98,7 @@ def evaluate(
 
 
 def costs(loaded: LoadedModel, *, time_it: bool = False) -> dict[str, float | int]:
-    """Measures parameters and multiply-adds of a model for one pair, and milliseconds if asked.
-
-    Args:
-        loaded: The model with its parts.
-        time_it: Measures the latency, at batch 1, in deployment form if the model has one.
-
-    Returns:
-        ``parameters``, ``multiply_adds`` and, if asked, ``latency_ms``.
-    """
+    """Measures parameters and multiply-adds of a model for one pair, and milliseconds if asked."""
     inputs = loaded.preprocess(Image.new("RGB", (64, 64)))[None], loaded.tokenizer([""])
     found: dict[str, float | int] = {}
     if isinstance(loaded.model, ExportedEncoder):

@@ -1,7 +1,6 @@
 """Check of models without weights: every configuration of open_clip."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from open_clip.model import CLIPTextCfg, CustomTextCLIP
 from rich.table import Table
 from torch import nn
 
+from .._io import parse_json
 from ..dual_encoder import DualEncoder
 from ..encoder import TowerName
 from ..errors import MopeError
@@ -23,7 +23,7 @@ from ..errors import MopeError
 _DEPTH = 2
 """Layers of each list that are traced: others are of the same types."""
 _VOCABULARY = 1000
-"""Of text encoders that cannot be built without weights."""
+"""Vocabulary of text encoders that cannot be built without weights."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ModelCheck:
 def load_families() -> list[dict[str, Any]]:
     """Returns the measurements of the tests on one small model of every family, a row each; see README for the columns."""
     text = resources.files("torch_pruning_mope.data").joinpath("assets/families.json").read_text(encoding="utf-8")
-    rows: list[dict[str, Any]] = json.loads(text)
+    rows: list[dict[str, Any]] = parse_json(text)
     return rows
 
 
@@ -78,18 +78,10 @@ def format_cell(value: object) -> str:
 
 
 def check_models(names: Iterable[str] | None = None) -> Iterator[ModelCheck]:
-    """Wraps configurations of open_clip, one after another.
-
-    Weights are neither loaded nor made: models are built on the ``meta`` device. Text encoders of Hugging Face, which refuse
-    to run there, are built with two layers, and where their configuration cannot be fetched, with the default one of their
-    type.
-
-    Args:
-        names: Names in open_clip; all by default.
-
-    Yields:
-        The result of each.
-    """
+    """Wraps configurations of open_clip, one after another."""
+    # Weights are neither loaded nor made: models are built on the ``meta`` device. Text encoders of Hugging Face, which
+    # refuse to run there, are built with two layers, and where their configuration cannot be fetched, with the default
+    # one of their type.
     for name in open_clip.list_models() if names is None else names:
         yield check_model(name)
 

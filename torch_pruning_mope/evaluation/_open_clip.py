@@ -15,12 +15,6 @@ class OpenClipModel(nn.Module):
     """A model with the methods of open_clip's: ``encode_image``, ``encode_text``, and both at once. It shares the weights.
 
     A pruned model of open_clip has them anyway; one of transformers, or of your own, needs this.
-
-    Args:
-        model: A wrapped model, or any that :func:`evaluate_retrieval` takes.
-
-    Raises:
-        UnsupportedModelError: If the model is of no known kind.
     """
 
     def __init__(self, model: DualEncoder | nn.Module) -> None:
@@ -38,15 +32,7 @@ class OpenClipModel(nn.Module):
         return self._encode("text", text, normalize)
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Any]:
-        """Computes normalised embeddings of the inputs given, and the scale of the logits, by open_clip's names.
-
-        Args:
-            image: Images, or None.
-            text: Token ids, or None.
-
-        Returns:
-            ``image_features``, ``text_features`` (None without an input) and ``logit_scale``.
-        """
+        """Computes normalised embeddings of the inputs given, and the scale of the logits, by open_clip's names."""
         scale = getattr(self.model, "logit_scale", None)
         return {
             "image_features": None if image is None else self.encode_image(image, normalize=True),

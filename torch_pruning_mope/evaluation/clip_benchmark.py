@@ -23,20 +23,7 @@ MODEL_TYPE = "mope"
 def load_mope(
     model_name: str, pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[OpenClipModel, Any, Any]:
-    """Loads a model as CLIP_benchmark's loaders do.
-
-    Args:
-        model_name: A folder of a checkpoint, or a name that `load_model` takes.
-        pretrained: Not used: the name says it all.
-        cache_dir: Where downloads are kept.
-        device: Where the model goes.
-
-    Returns:
-        Model, preprocessing and tokenizer.
-
-    Raises:
-        ValueError: If ``pretrained`` names something.
-    """
+    """Loads a model as CLIP_benchmark's loaders do."""
     from ..checkpoint import load_model
 
     if pretrained not in {"", MODEL_TYPE}:
@@ -46,11 +33,7 @@ def load_mope(
 
 
 def register() -> None:
-    """Adds the model type ``mope`` to CLIP_benchmark; doing so again is harmless.
-
-    Raises:
-        ModuleNotFoundError: If CLIP_benchmark is not installed.
-    """
+    """Adds the model type ``mope`` to CLIP_benchmark; doing so again is harmless."""
     try:
         models = importlib.import_module("clip_benchmark.models")
     except ModuleNotFoundError as error:

@@ -11,14 +11,7 @@ GRADIENT_CRITERIA = (tp.importance.GroupTaylorImportance, tp.importance.GroupHes
 
 
 def call_criterion(criterion: Any, group: Any) -> Tensor | None:
-    """Calls a Torch-Pruning criterion, which reads ``.grad`` without looking (trap W).
-
-    Returns:
-        What it returns.
-
-    Raises:
-        MissingGradientsError: If a gradient that it reads is missing.
-    """
+    """Calls a Torch-Pruning criterion, which reads ``.grad`` without looking (trap W)."""
     if isinstance(criterion, GRADIENT_CRITERIA) and not getattr(criterion, "_accu_grad", None):
         layers = [dep.target.module for dep, _ in group if isinstance(dep.target.module, nn.Linear | nn.Conv2d)]
         if any(parameter.grad is None for layer in layers for parameter in layer.parameters()):

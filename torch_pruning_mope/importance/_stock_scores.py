@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from .._fingerprint import fingerprint
 from .._state import own_gradients
+from ..cost import freed_parameters
 from ..data import Pairs
 from ..encoder import EncoderCore
-from ..scoring import Score, ScoreTable, Unit, accumulate_gradients, freed_parameters
+from ..scoring import Score, ScoreTable, accumulate_gradients
 from ..surgery import removal_group
-from ..towers import Prunable
+from ..towers import Prunable, Unit
 from ._unit import Key, check_finite, unit_sublayers
 
 Stock = Literal["l1", "taylor", "hessian", "random"]

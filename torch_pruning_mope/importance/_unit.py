@@ -22,19 +22,7 @@ Key = tuple[str, str, int]
 
 
 class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
-    """An importance that knows a dual encoder's heads and neurons; subclasses give each a number.
-
-    Args:
-        encoder: The dual encoder that the pruner prunes.
-        fallback: A Torch-Pruning importance for all other groups (residual width, convolutions); None leaves them alone.
-        min_heads: Heads that every layer keeps.
-        min_neurons: Neurons that every layer keeps; rounded up to a multiple of the pruner's ``round_to``. Not 1 by default,
-            because Torch-Pruning does not count a layer of one channel, and the next iterative step then removes too few.
-
-    Raises:
-        TypeError: If ``encoder`` is not a :class:`DualEncoder`, or ``fallback`` is not callable.
-        ValueError: If a minimum is below 1.
-    """
+    """An importance that knows a dual encoder's heads and neurons; subclasses give each a number."""
 
     def __init__(self, encoder: EncoderCore, *, fallback: Any = None, min_heads: int = 1, min_neurons: int = 2) -> None:
         if not isinstance(encoder, EncoderCore):
@@ -58,17 +46,7 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
         """A number per head or neuron of the layers that are scored, of the model as it is now."""
 
     def __call__(self, group: Any) -> Float[Tensor, "C"] | None:
-        """Called by Torch-Pruning on every group.
-
-        Args:
-            group: A pruning group of the encoder's model.
-
-        Returns:
-            A number per channel of ``group[0]``, or None for a group to leave alone.
-
-        Raises:
-            WrongModelError: If the group belongs to another model.
-        """
+        """Called by Torch-Pruning on every group."""
         graph = group._DG
         if graph.model is not self.encoder.model:
             raise WrongModelError(

@@ -20,7 +20,7 @@ def failure(name: str, error: Exception, mend: str) -> ModelLoadError:
 
 
 def holds(repository: str, file: str, cache: str | None, error: BaseException) -> bool:
-    """Whether a repository of the Hub holds a file; after a failed connection, whether the cache has it."""
+    """True if a repository of the Hub holds a file, or after a failed connection the cache."""
     offline = any(isinstance(cause, LocalEntryNotFoundError) for cause in _causes(error))
     try:
         hf_hub_download(repository, file, cache_dir=cache, local_files_only=offline)

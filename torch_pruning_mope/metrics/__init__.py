@@ -28,19 +28,7 @@ __all__ = [
 
 
 def resolve_metric(metric: object, logit_scale: float = 100.0) -> Metric:
-    """The metric that a name, a callable or a metric stands for.
-
-    Args:
-        metric: ``recall_mean``, ``recall@K``, ``recall@K:i2t``, ``recall@K:t2i``, ``contrastive_loss``, a
-            :class:`Metric`, or a callable on (image embeddings, text embeddings).
-        logit_scale: For the contrastive loss.
-
-    Returns:
-        The metric.
-
-    Raises:
-        MetricError: If it is none of these.
-    """
+    """The metric of a name or callable; a metric itself."""
     if isinstance(metric, Metric):
         return metric
     if metric == "recall_mean":

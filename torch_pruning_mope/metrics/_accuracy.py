@@ -14,19 +14,9 @@ from ._metric import PerImageMetric, tiles
 def class_ranks(
     images: Float[Tensor, "#K I J"], classes: Float[Tensor, "#K C J"], labels: Int[Tensor, "I"]
 ) -> Int[Tensor, "K I"]:
-    """For each image, how many wrong classes come before its own.
-
-    A tie goes to the class that comes first, as `argmax` has it. A model that has collapsed then has the accuracy of chance,
-    and classes of one name, of which ImageNet has two pairs, count as they do elsewhere.
-
-    Args:
-        images: Normalised image embeddings.
-        classes: Normalised embeddings of the classes.
-        labels: The class of each image.
-
-    Returns:
-        Ranks, 0 is best.
-    """
+    """For each image, the number of wrong classes that come before its own; 0 is best."""
+    # A tie goes to the class that comes first, as `argmax` has it. A model that has collapsed then has the accuracy of
+    # chance, and classes of one name, of which ImageNet has two pairs, count as they do elsewhere.
     ranks = []
     earlier = torch.arange(classes.shape[1], device=labels.device)
     for rows in tiles(images.shape[1], classes.shape[1], max(len(images), len(classes))):
@@ -42,13 +32,6 @@ class ZeroShotAccuracy(PerImageMetric):
 
     The captions of the pairs are prompts of the class of their image, such as "a photo of a dog". A class is the normalised
     mean of its prompts' normalised embeddings (CLIP, arXiv 2103.00020), so an image may have one prompt or one per template.
-
-    Args:
-        labels: The class of each image, in the order of the images; any integers.
-        top: An image counts if its class is among so many.
-
-    Raises:
-        ValueError: If there are fewer than two classes, or ``top`` is below 1.
     """
 
     def __init__(self, labels: Sequence[int] | Int[Tensor, "I"], *, top: int = 1) -> None:
@@ -64,19 +47,12 @@ class ZeroShotAccuracy(PerImageMetric):
         self.top = top
         self.name = "accuracy" if top == 1 else f"accuracy@{top}"
         self.labels = hashlib.sha256(str(found.tolist()).encode()).hexdigest()
-        """What tells metrics of other labels apart: their SHA-256."""
+        """SHA-256 of the labels."""
 
     def per_image(
         self, images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
     ) -> Float[Tensor, "K I"]:
-        """Each image's hit, on the CPU: MPS has no double precision.
-
-        Returns:
-            0 or 1 per image.
-
-        Raises:
-            ValueError: If there is not one label for each image.
-        """
+        """Each image's hit, 0 or 1, on the CPU: MPS has no double precision."""
         if len(self._labels) != images.shape[1]:
             raise ValueError(
                 f"labels must be one integer per image; found {len(self._labels)} for {images.shape[1]} images. Give those of "

@@ -13,20 +13,9 @@ def contrastive_losses(
     image_index: Int[Tensor, "N"],
     logit_scale: float | Tensor,
 ) -> Float[Tensor, "K I"]:
-    """Symmetric InfoNCE of each image with all the others (CLIP, arXiv 2103.00020).
-
-    Where an image has several captions, each is contrasted with the captions of *other* images, and the image's loss is
-    scaled so that the mean over images weighs captions equally.
-
-    Args:
-        images: Normalised image embeddings.
-        texts: Normalised text embeddings.
-        image_index: The image that each caption describes.
-        logit_scale: What similarities are multiplied with.
-
-    Returns:
-        Losses in nats; their mean over images is the loss.
-    """
+    """Symmetric InfoNCE of each image with all the others (CLIP, arXiv 2103.00020)."""
+    # Where an image has several captions, each is contrasted with the captions of *other* images, and the image's loss
+    # is scaled so that the mean over images weighs captions equally.
     logits = logit_scale * (images @ texts.mT)
     own = image_index.view(1, 1, -1).expand(len(logits), 1, -1)
     right = logits.gather(1, own)[:, 0]
@@ -39,11 +28,7 @@ def contrastive_losses(
 
 
 class ContrastiveLoss(PerImageMetric):
-    """Minus the symmetric contrastive loss over all pairs, so that higher is better.
-
-    Args:
-        logit_scale: What similarities are multiplied with; CLIP's learnt ``logit_scale.exp()``.
-    """
+    """Minus the symmetric contrastive loss over all pairs, so that higher is better."""
 
     name = "contrastive_loss"
 

@@ -1,4 +1,4 @@
-"""What a metric Z is: embeddings in, one number out, higher is better.
+"""Metrics Z: embeddings in, one number out, higher is better.
 
 Axes: ``K`` ablations run together, ``I`` images, ``N`` captions, ``J`` joint embedding.
 """
@@ -22,7 +22,10 @@ MetricFunction = Callable[[Tensor, Tensor], float]
 
 
 class Metric(ABC):
-    """A zero-shot metric on the embeddings of images and captions."""
+    """A zero-shot metric on the embeddings of images and captions.
+
+    Kept results are known again by its type and attributes, or by a ``key`` attribute if it has one.
+    """
 
     name: str
 
@@ -87,11 +90,7 @@ class PerImageMetric(Metric):
 
 
 class FunctionMetric(Metric):
-    """Any callable on (image embeddings ``[I, J]``, text embeddings ``[N, J]``), both normalised, that returns a float.
-
-    Args:
-        function: The callable; higher must be better.
-    """
+    """Any callable on (image embeddings ``[I, J]``, text embeddings ``[N, J]``), both normalised, that returns a float."""
 
     def __init__(self, function: MetricFunction) -> None:
         self.function = function
@@ -105,7 +104,7 @@ class FunctionMetric(Metric):
         return key
 
     def per_image(self, images: Tensor, texts: Tensor, image_index: Tensor) -> None:
-        """Unknown, so scores of such a metric have no standard error."""
+        """None: shares are unknown, so that scores have no standard error."""
 
     def values(
         self,
@@ -113,14 +112,7 @@ class FunctionMetric(Metric):
         texts: Float[Tensor, "#K N J"],
         image_index: Int[Tensor, "N"],  # noqa: ARG002
     ) -> list[float]:
-        """The callable's results, one ablation at a time.
-
-        Returns:
-            One number per ablation.
-
-        Raises:
-            MetricError: If a result is not one finite number.
-        """
+        """The callable's results, one ablation at a time."""
         count = max(len(images), len(texts))
         return [
             self._checked(self.function(image, text))
@@ -143,18 +135,7 @@ class FunctionMetric(Metric):
 
 
 def normalised(embeddings: Float[Tensor, "*K N J"], which: str) -> Float[Tensor, "*K N J"]:
-    """Unit length, in float32 at least.
-
-    Args:
-        embeddings: Embeddings.
-        which: ``image`` or ``text``, for the message.
-
-    Returns:
-        The normalised embeddings.
-
-    Raises:
-        NonFiniteError: If one is NaN or infinite.
-    """
+    """Embeddings of unit length, in float32 at least; ``which`` of ``image`` and ``text`` is for the message."""
     if not torch.isfinite(embeddings).all():
         rows = (~torch.isfinite(embeddings)).any(-1).sum()
         raise NonFiniteError(
@@ -166,16 +147,7 @@ def normalised(embeddings: Float[Tensor, "*K N J"], which: str) -> Float[Tensor,
 
 
 def tiles(rows: int, columns: int, count: int) -> Iterator[slice]:
-    """Slices over ``rows``, so that ``count`` blocks of similarities fit in memory together.
-
-    Args:
-        rows: Queries.
-        columns: Gallery.
-        count: Ablations.
-
-    Yields:
-        The slices.
-    """
+    """Slices over ``rows`` such that ``count`` blocks of similarities to ``columns`` fit in memory together."""
     step = max(1, _TILE // max(1, columns * count))
     for start in range(0, rows, step):
         yield slice(start, min(rows, start + step))

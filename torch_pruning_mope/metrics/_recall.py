@@ -20,17 +20,7 @@ def image_to_text_ranks(
     *,
     ties_help: bool = False,
 ) -> Int[Tensor, "K I"]:
-    """For each image, how many wrong captions come no later than its best caption.
-
-    Args:
-        images: Normalised image embeddings.
-        texts: Normalised text embeddings.
-        image_index: The image that each caption describes.
-        ties_help: Count only wrong captions that come strictly before it.
-
-    Returns:
-        Ranks, 0 is best.
-    """
+    """For each image, the number of wrong captions that come no later than its best caption; 0 is best."""
     ranks = []
     for rows in tiles(images.shape[1], texts.shape[1], max(len(images), len(texts))):
         similarity = images[:, rows] @ texts.mT
@@ -48,17 +38,7 @@ def text_to_image_ranks(
     *,
     ties_help: bool = False,
 ) -> Int[Tensor, "K N"]:
-    """For each caption, how many wrong images come no later than its own.
-
-    Args:
-        images: Normalised image embeddings.
-        texts: Normalised text embeddings.
-        image_index: The image that each caption describes.
-        ties_help: Count only wrong images that come strictly before it.
-
-    Returns:
-        Ranks, 0 is best.
-    """
+    """For each caption, the number of wrong images that come no later than its own; see :func:`image_to_text_ranks`."""
     ranks = []
     for rows in tiles(texts.shape[1], images.shape[1], max(len(images), len(texts))):
         similarity = texts[:, rows] @ images.mT
@@ -71,13 +51,6 @@ class Recall(PerImageMetric):
     """Retrieval recall, averaged over cut-offs and directions, as a share in [0, 1].
 
     ``Recall()`` is Recall Mean, the metric Z of MoPE-CLIP (arXiv 2403.07839): R@1, R@5 and R@10 of both directions.
-
-    Args:
-        ks: Cut-offs.
-        directions: ``i2t`` (image to text), ``t2i``, or both.
-
-    Raises:
-        ValueError: If a cut-off is below 1 or a direction unknown.
     """
 
     def __init__(self, ks: Sequence[int] = (1, 5, 10), directions: Sequence[str] = ("i2t", "t2i")) -> None:

@@ -4,18 +4,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from ..cost import TOWERS
 from ..encoder import TowerName
-from ._footprint import TOWERS
+from ._sizes import Measure, Sizes
 
 Amount = str | float | int
 """``"50%"``, a share below 1, or an absolute number, as ``8e9`` or ``"8G"``."""
 Budget = Amount | Mapping[str, Amount]
 """For both towers together, or for each."""
-Measure = Literal["parameters", "multiply_adds", "latency"]
-Sizes = Mapping[Measure, Mapping[TowerName, int | float]]
-"""Sizes of a model, by measure and tower."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +77,7 @@ _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(%|ms|s|[KMGT])?(?:FLOPs|MA
 
 
 def parse_amount(name: str, amount: Amount, total: int | float) -> int | float:
-    """An amount as a number.
-
-    Args:
-        name: The argument that it is, for the message.
-        amount: A share of ``total`` (``"50%"``, ``0.5``), or a number (``86e6``, ``"86M"``, ``"20ms"``).
-        total: What there is.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If it is not understood.
-    """
+    """An amount as a number."""
     if isinstance(amount, str):
         found = _AMOUNT.fullmatch(amount)
         if found is None:

@@ -1,30 +1,21 @@
-"""Which steps of an order are taken for some limits."""
+"""Choice of the steps of an order that are taken for some limits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from ..cost import TOWERS
 from ..encoder import EncoderCore
-from ..scoring import Unit
-from ._budget import Limit, Measure, Sizes, unreachable
-from ._cost import cumulative
-from ._order import Cost, Step
+from ..towers import Unit
+from ._budget import Limit, unreachable
+from ._order import Freed, Step
+from ._sizes import Measure, Sizes
 
-Measured = Callable[[Sequence[Unit]], Sizes]
-"""What a model takes once some units have gone."""
+SizesWithout = Callable[[Sequence[Unit]], Sizes]
+"""Sizes of the model without some units."""
 
 
 def allowed(encoder: EncoderCore, order: Sequence[Step], min_heads: int, min_neurons: int) -> list[Step]:
-    """The order without what would leave too little.
-
-    Args:
-        encoder: The dual encoder.
-        order: The steps.
-        min_heads: Heads that every attention keeps.
-        min_neurons: Neurons that every MLP keeps.
-
-    Returns:
-        The steps that remain, all units of each.
-    """
+    """The order without what would leave too little."""
     left: dict[tuple[str, int, str], int] = {}
     least: dict[tuple[str, int, str], int] = {}
     for layer in encoder.layers:
@@ -55,22 +46,9 @@ def allowed(encoder: EncoderCore, order: Sequence[Step], min_heads: int, min_neu
 
 
 def shortest(
-    order: Sequence[Step], limits: Sequence[Limit], measured: Measured, costs: Mapping[Measure, Cost]
+    order: Sequence[Step], limits: Sequence[Limit], measured: SizesWithout, freed: Mapping[Measure, Freed]
 ) -> list[Step]:
-    """The shortest beginning of the order, tower by tower where limits are, that meets all limits.
-
-    Args:
-        order: The steps.
-        limits: The limits.
-        measured: What is left once some units have gone.
-        costs: What one unit frees, for a first guess.
-
-    Returns:
-        The steps.
-
-    Raises:
-        ValueError: If there is no such beginning; the message says the least that can be left.
-    """
+    """The shortest beginning of the order, tower by tower where limits are, that meets all limits."""
     least = measured(units_of(order))
     if failing := excess(least, limits):
         raise ValueError(unreachable(failing, "with the units of this table"))
@@ -80,7 +58,7 @@ def shortest(
         taken = {id(step) for step in chosen}
         rest = [step for step in order if step[0].unit.tower in towers and id(step) not in taken]
         now = measured(units_of(chosen))
-        guess = max(_guess(rest, limit, costs, limit.of(now), limit.of(least)) for limit in own)
+        guess = max(_guess(rest, limit, freed, limit.of(now), limit.of(least)) for limit in own)
         fails = partial(_fails, chosen, rest, own, measured)
         chosen = [*chosen, *rest[: _first(fails, len(rest), guess)]]
     taken = {id(step) for step in chosen}
@@ -88,20 +66,44 @@ def shortest(
 
 
 def _fails(
-    chosen: Sequence[Step], rest: Sequence[Step], limits: Sequence[Limit], measured: Measured, count: int
+    chosen: Sequence[Step], rest: Sequence[Step], limits: Sequence[Limit], measured: SizesWithout, count: int
 ) -> bool:
-    """Whether it takes more than what is chosen and so many of the rest."""
+    """Whether more must go than what is chosen and so many of the rest."""
     return bool(excess(measured(units_of([*chosen, *rest[:count]])), limits))
 
 
 def _guess(
-    rest: Sequence[Step], limit: Limit, costs: Mapping[Measure, Cost], now: int | float, least: int | float
+    rest: Sequence[Step], limit: Limit, freed: Mapping[Measure, Freed], now: int | float, least: int | float
 ) -> int:
-    """How many steps it should take, if what they free adds up."""
-    cost = costs["parameters" if limit.measure == "parameters" else "multiply_adds"]
-    running = [0.0, *cumulative(rest, cost, limit.towers)]
+    """Number of steps, if what they free adds up."""
+    by = freed["parameters" if limit.measure == "parameters" else "multiply_adds"]
+    running = [0.0, *_cumulative(rest, by, limit.towers)]
     wanted = (now - limit.most) / max(now - least, 1e-12) * running[-1]
     return next((count for count, freed in enumerate(running) if freed >= wanted), len(rest))
+
+
+def _cumulative(order: Sequence[Step], freed_by: Freed, towers: Sequence[str] = TOWERS) -> list[float]:
+    """What the first, the first two, … steps free together, as nearly as single units say; nothing of a block twice."""
+    freed: dict[tuple[str, int, str], float] = {}
+    whole: dict[tuple[str, int], float] = {}
+    running, total = [], 0.0
+    for step in order:
+        for score in step:
+            unit = score.unit
+            layer = (unit.tower, unit.layer)
+            if unit.tower not in towers or layer in whole:
+                continue
+            own = float(freed_by(unit))
+            if unit.kind == "block":
+                total += own - sum(amount for key, amount in freed.items() if key[:2] == layer)
+                whole[layer] = own
+                continue
+            part = (*layer, unit.part)
+            before = freed.get(part, 0.0)
+            freed[part] = own if unit.kind in {"attention", "mlp"} else before + own
+            total += freed[part] - before
+        running.append(total)
+    return running
 
 
 def _first(fails: Callable[[int], bool], most: int, guess: int) -> int:
@@ -120,27 +122,17 @@ def _first(fails: Callable[[int], bool], most: int, guess: int) -> int:
 
 
 def put_back(
-    chosen: Sequence[Step], limits: Sequence[Limit], measured: Measured, costs: Mapping[Measure, Cost]
+    chosen: Sequence[Step], limits: Sequence[Limit], measured: SizesWithout, freed: Mapping[Measure, Freed]
 ) -> list[Step]:
-    """What of a choice must go: steps come back, the last that went first, where all limits hold without them.
-
-    An MLP's neuron groups come back in reverse, and nothing of a block that has gone.
-
-    Args:
-        chosen: The steps, in their order; the last is needed.
-        limits: The limits; of time there is none, which is never twice the same.
-        measured: What is left once some units have gone.
-        costs: What one unit frees, at least.
-
-    Returns:
-        The steps that stay removed, in their order.
-    """
+    """Steps that must stay removed: the others come back, the last that went first, where all limits hold without them."""
+    # An MLP's neuron groups come back in reverse, and nothing of a block that has gone. The last step is needed. Not for limits
+    # of time, which is never twice the same.
     kept = list(chosen)
     sizes = measured(units_of(kept))
     tries = _TRIES
     for step in reversed(chosen[:-1]):
         room = all(
-            sum(costs[limit.measure](s.unit) for s in step if s.unit.tower in limit.towers) * (1 - 1e-6)
+            sum(freed[limit.measure](s.unit) for s in step if s.unit.tower in limit.towers) * (1 - 1e-6)
             <= limit.most - limit.of(sizes)
             for limit in limits
         )
@@ -158,11 +150,11 @@ def put_back(
 
 
 _TRIES = 8
-"""How often something may not fit after all, before no more is put back: each try counts a copy of the model."""
+"""Tries that may fail before no more is put back: each measures a copy of the model."""
 
 
 def _may_return(step: Step, kept: Sequence[Step]) -> bool:
-    """Whether nothing that stays removed was measured with this gone."""
+    """Whether no step that stays removed was scored with this one gone."""
     later = [other.unit for others in kept if others is not step for other in others]
     return not any(_stands_on(other, score.unit) for score in step for other in later)
 

@@ -1,36 +1,15 @@
-"""What a plan leaves of each layer, and why each unit goes."""
+"""Layers of a plan: what is kept of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..encoder import EncoderCore, TowerName
-from ..scoring import Unit
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why a unit goes.
-
-    Attributes:
-        value: What the metric loses with it, as the order had it.
-        stderr: Standard error of that over calibration images; None where it is not known.
-        cost: What it frees when it is cut out of the whole model: parameters, or multiply-adds; the plan's settings say which.
-        rank: Its place in the order in which units go, from 1; units that go together share it.
-    """
-
-    value: float
-    stderr: float | None
-    cost: float
-    rank: int
-
-    def __str__(self) -> str:
-        error = "" if self.stderr is None else f" ± {self.stderr:.2g}"
-        return f"place {self.rank}: loses {self.value:.3g}{error}, frees {self.cost:,.0f}"
+from ..scoring import Score
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What becomes of one layer.
+    """One layer before and after.
 
     Attributes:
         tower: Its tower.
@@ -40,7 +19,7 @@ class LayerPlan:
         neurons: Neurons before.
         neurons_kept: Neurons after.
         removed: Whether the layer goes whole.
-        loss: What the metric should lose with what goes, if losses added up.
+        loss: Sum of the scores of what goes.
     """
 
     tower: TowerName
@@ -53,22 +32,14 @@ class LayerPlan:
     loss: float
 
 
-def layer_plans(encoder: EncoderCore, units: Sequence[Unit], reasons: Sequence[Reason]) -> tuple[LayerPlan, ...]:
-    """What becomes of each layer.
-
-    Args:
-        encoder: The dual encoder before.
-        units: What goes.
-        reasons: Why, unit by unit.
-
-    Returns:
-        A row per layer of both towers, the image tower's first.
-    """
+def layer_plans(encoder: EncoderCore, scores: Sequence[Score]) -> tuple[LayerPlan, ...]:
+    """A row per layer of both towers once the scored units have gone, the image tower's first."""
     gone: dict[tuple[str, int, str], set[int]] = {}
     lost: dict[tuple[str, int], float] = {}
-    for unit, reason in zip(units, reasons, strict=True):
+    for score in scores:
+        unit = score.unit
         gone.setdefault((unit.tower, unit.layer, unit.part), set()).update(unit.channels)
-        lost[unit.tower, unit.layer] = lost.get((unit.tower, unit.layer), 0.0) + reason.value
+        lost[unit.tower, unit.layer] = lost.get((unit.tower, unit.layer), 0.0) + score.value
     rows = []
     for layer in encoder.layers:
         key = layer.tower, layer.index
@@ -89,14 +60,7 @@ def layer_plans(encoder: EncoderCore, units: Sequence[Unit], reasons: Sequence[R
 
 
 def layers_table(layers: Sequence[LayerPlan]) -> str:
-    """A line per layer: what is kept, what goes, and what that should lose.
-
-    Args:
-        layers: The layers.
-
-    Returns:
-        The table as text.
-    """
+    """A line per layer: what is kept, what goes, and the sum of its scores."""
     rows = [("layer", "heads kept", "neurons kept", "removed", "loss")]
     for row in layers:
         parts = ((row.heads, row.heads_kept, "heads", "attention"), (row.neurons, row.neurons_kept, "neurons", "mlp"))
@@ -108,13 +72,6 @@ def layers_table(layers: Sequence[LayerPlan]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns.
-
-    Args:
-        rows: The cells, the head first.
-
-    Returns:
-        A line per row.
-    """
+    """Rows of text in columns, the head first."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,7 +1,7 @@
-"""The order in which units go for a budget: what loses least per what it frees, first.
+"""Order in which units go for a budget: the least loss per parameter, or multiply-add, that it frees, first.
 
 Scores are not additive; on a joint path each was measured without those before it, and the path is kept as it is. For other
-tables the order is by score per cost, an MLP's neuron groups lowest first, and a block competes with what is left of its parts.
+tables an MLP's neuron groups go lowest first, and a block competes with what is left of its parts.
 
 An order is of *steps*, units that go together: one, or, where widths stay uniform, one of every layer of a tower.
 """
@@ -11,31 +11,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ..scoring import Score, ScoreTable, Unit
+from ..scoring import Score, ScoreTable
+from ..towers import Unit
 
 Layer = tuple[str, int]
 Step = tuple[Score, ...]
 """Units that go together."""
-Cost = Callable[[Unit], int | float]
+Freed = Callable[[Unit], int | float]
+"""Parameters or multiply-adds that go with a unit cut out of the whole model."""
 
 
-def removal_order(table: ScoreTable, cost: Cost, chunk: int = 1, *, uniform: bool = False) -> list[Step]:
-    """All units of a table, in the order in which they go.
-
-    Args:
-        table: Scores.
-        cost: What removing a unit from the whole model frees.
-        chunk: Neurons that go together, so that a multiple of it is left of every MLP: groups are cut and joined, and
-            share their scores out evenly over their neurons.
-        uniform: Whether the lowest head, or neuron group, of every layer of a tower goes together, then the next of each. A
-            joint path is then an order within layers only.
-
-    Returns:
-        The units with the loss that each adds. A block that has gone is not followed by its parts.
-
-    Raises:
-        ValueError: If ``uniform`` is asked for and the table holds whole attentions or MLPs.
-    """
+def removal_order(table: ScoreTable, freed: Freed, chunk: int = 1, *, uniform: bool = False) -> list[Step]:
+    """All units of a table, in the order in which they go, with the loss that each adds; nothing of a block that has gone."""
     joint = table.settings.get("interaction") == "joint"
     if joint and not uniform:
         path = table.scores if chunk == 1 else _path_in_chunks(table.scores, chunk)
@@ -65,7 +52,7 @@ def removal_order(table: ScoreTable, cost: Cost, chunk: int = 1, *, uniform: boo
                 steps[key] = [(score,) for score in scores]
             else:
                 steps |= {score.unit: [(score,)] for score in scores}
-    return _merged(steps, cost)
+    return _merged(steps, freed)
 
 
 def _levels(layers: Sequence[Sequence[Score]]) -> list[Step]:
@@ -128,11 +115,11 @@ def _path_in_chunks(scores: Sequence[Score], size: int) -> Iterator[Score]:
             yield chunks[layer].pop(0)
 
 
-def _merged(queues: Mapping[object, list[Step]], cost: Cost) -> list[Step]:
-    """All queues in one order by value per cost; what covers others has the value and cost of what is left of it."""
+def _merged(queues: Mapping[object, list[Step]], freed: Freed) -> list[Step]:
+    """All queues in one order by value per what is freed; a unit that covers others counts as what is left of it."""
     left = {key: list(steps) for key, steps in queues.items()}
     value = {key: _value(steps[0]) for key, steps in left.items()}
-    size = {key: _size(steps[0], cost) for key, steps in left.items()}
+    size = {key: _size(steps[0], freed) for key, steps in left.items()}
     order = []
     while left:
         key = min(left, key=lambda key: value[key] / max(size[key], 1e-12))
@@ -141,7 +128,7 @@ def _merged(queues: Mapping[object, list[Step]], cost: Cost) -> list[Step]:
             step = (replace(step[0], value=value[key]),)
         order.append(step)
         if left[key]:
-            value[key], size[key] = _value(left[key][0]), _size(left[key][0], cost)
+            value[key], size[key] = _value(left[key][0]), _size(left[key][0], freed)
         else:
             del left[key]
         for score in step:
@@ -149,14 +136,14 @@ def _merged(queues: Mapping[object, list[Step]], cost: Cost) -> list[Step]:
                 if score.unit.kind in _COVERED:
                     if uncovered := [rest for old in left[other] if (rest := _without(old, score.unit))]:
                         if uncovered[0] != left[other][0]:
-                            value[other], size[other] = _value(uncovered[0]), _size(uncovered[0], cost)
+                            value[other], size[other] = _value(uncovered[0]), _size(uncovered[0], freed)
                         left[other] = uncovered
                     else:
                         del left[other]
                         continue
                 if _covers(left[other][0][0].unit, score.unit):  # frees less now, and has lost some already
                     value[other] = max(0.0, value[other] - score.value) if value[other] > 0 else value[other]
-                    size[other] -= cost(score.unit)
+                    size[other] -= freed(score.unit)
     return order
 
 
@@ -164,8 +151,8 @@ def _value(step: Step) -> float:
     return sum(score.value for score in step)
 
 
-def _size(step: Step, cost: Cost) -> float:
-    return float(sum(cost(score.unit) for score in step))
+def _size(step: Step, freed: Freed) -> float:
+    return float(sum(freed(score.unit) for score in step))
 
 
 def _without(step: Step, whole: Unit) -> Step:

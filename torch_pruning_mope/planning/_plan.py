@@ -1,49 +1,55 @@
-"""A plan: which units go, what is left, and why."""
+"""A plan: the units that go, what they leave, and why."""
 
-import copy
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .._fingerprint import fingerprint
-from .._io import write_whole
+from .._io import read_json, write_whole
+from ..cost import Footprint, footprints
 from ..encoder import EncoderCore, TowerName
 from ..errors import PruningMismatchError, WrongModelError
-from ..pruning import cut, remove_units
-from ..scoring import Unit
-from ._footprint import Footprint, footprints
-from ._layers import LayerPlan, Reason, layers_table
+from ..pruning import remove_units
+from ..scoring import Score
+from ..towers import Unit
+from ._layers import LayerPlan, layers_table
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Units to remove from a model, and what comes of it.
+    """Units to remove from a model, and what that leaves.
 
     Attributes:
-        units: What goes. Channels are as in the model that the plan is for.
+        scores: Scores of the units that go, in the order in which they go. Channels are as in the model that the plan is for.
         before: Footprint of each tower before.
         after: Footprint of each tower after; counted on a model from which the units were removed.
-        loss: What the metric should lose, if losses added up.
         weights: SHA-256 of the weights of the model that the plan is for; None on the ``meta`` device.
-        settings: What was asked for, and what was measured: ``unused`` is how much less is left than budgets allow, ``cost``
-            what units were weighed by.
-        reasons: Why each unit goes, in the order of the units.
-        layers: What becomes of each layer.
+        settings: What was asked for, and what was measured: ``unused`` is how much less is left than budgets allow.
+        layers: Each layer before and after.
     """
 
-    units: tuple[Unit, ...]
+    scores: tuple[Score, ...]
     before: Mapping[TowerName, Footprint]
     after: Mapping[TowerName, Footprint]
-    loss: float
     weights: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    reasons: tuple[Reason, ...] = ()
     layers: tuple[LayerPlan, ...] = ()
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The units that go."""
+        return tuple(score.unit for score in self.scores)
+
+    @property
+    def loss(self) -> float:
+        """Sum of the scores of what goes."""
+        return math.fsum(score.value for score in self.scores)
 
     def apply(self, encoder: EncoderCore) -> None:
         """Mutates the encoder's model: removes exactly these units, whole layers last.
@@ -74,7 +80,10 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as :meth:`save` writes it."""
-        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n"
+        content = asdict(self)
+        for score in content["scores"]:
+            score["stderr"] = score["stderr"] if math.isfinite(score["stderr"]) else None
+        return json.dumps({"format": _FORMAT, **content}, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -90,14 +99,13 @@ class Plan:
             ValueError: If the file holds none, or one of another format.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(Path(path))
             if content.pop("format") != _FORMAT:
                 raise ValueError("of another format")
-            units = tuple(Unit(**{**unit, "channels": tuple(unit["channels"])}) for unit in content.pop("units"))
+            scores = tuple(_score(entry) for entry in content.pop("scores"))
             before, after = ({t: Footprint(**f) for t, f in content.pop(side).items()} for side in ("before", "after"))
-            reasons = tuple(Reason(**reason) for reason in content.pop("reasons"))
             layers = tuple(LayerPlan(**layer) for layer in content.pop("layers"))
-            return cls(units=units, before=before, after=after, reasons=reasons, layers=layers, **content)
+            return cls(scores=scores, before=before, after=after, layers=layers, **content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"path must be of a plan written by Plan.save; {path} is not: {error!r}.") from error
 
@@ -117,30 +125,24 @@ class Plan:
         return "\n".join(lines)
 
     def table(self) -> str:
-        """A line per layer: heads and neurons kept, what goes, and what that should lose."""
+        """A line per layer: heads and neurons kept, what goes, and the sum of its scores."""
         return layers_table(self.layers)
 
     def why(self) -> str:
-        """A line per unit, in the order in which they go: its loss, what it frees, its place."""
-        return "\n".join(f"{unit}: {reason}" for unit, reason in zip(self.units, self.reasons, strict=True))
+        """A line per unit, in the order in which they go: its place, its score, what it frees."""
+        lines = []
+        for place, score in enumerate(self.scores, 1):
+            error = f" ± {score.stderr:.2g}" if math.isfinite(score.stderr) else ""
+            lines.append(
+                f"{place}. {score.unit}: loses {score.value:.3g}{error}, frees {score.parameters or 0:,} parameters"
+            )
+        return "\n".join(lines)
 
 
-def outcome(
-    encoder: EncoderCore, units: Sequence[Unit], *, checked: bool = True
-) -> tuple[EncoderCore, dict[TowerName, Footprint]]:
-    """A copy without some units, and its footprints.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-        units: What goes.
-        checked: Whether to check that the dependency graph covers every parameter.
-
-    Returns:
-        Both. In the copy all parameters that the whole model trains ask for gradients, needed or not.
-    """
-    smaller = EncoderCore(copy.deepcopy(encoder.model))
-    cut(smaller, units, checked=checked)
-    return smaller, footprints(smaller)
+def _score(entry: dict[str, Any]) -> Score:
+    unit, stderr = entry.pop("unit"), entry.pop("stderr")
+    unit["channels"] = tuple(unit["channels"])
+    return Score(unit=Unit(**unit), stderr=math.nan if stderr is None else stderr, **entry)
 
 
 def weights_of(encoder: EncoderCore) -> str | None:

@@ -4,15 +4,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ..cost import TOWERS, Footprint, footprints, freed_parameters, latencies
 from ..encoder import EncoderCore, TowerName
-from ..scoring import Score, ScoreTable, enumerate_units, freed_parameters
-from ._budget import Budget, Measure, Sizes, limits_of, unreachable
+from ..scoring import Score, ScoreTable, enumerate_units
+from ._budget import Budget, limits_of, unreachable
 from ._choose import allowed, excess, units_of
-from ._footprint import TOWERS, Footprint, footprints, latencies
 from ._layers import aligned
 from ._order import Step, removal_order
-from ._plan import outcome
 from ._rounding import Multiple, multiple_of
+from ._sizes import Measure, Sizes, sizes_of, without
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,7 @@ class PlanRange:
     def check(
         self, *, parameters: Budget | None = None, multiply_adds: Budget | None = None, latency: Budget | None = None
     ) -> None:
-        """Raises unless budgets can be met.
-
-        Args:
-            parameters: As for :func:`make_plan`, like the others.
-            multiply_adds: Of one input.
-            latency: Seconds; needs a range that was measured.
-
-        Raises:
-            ValueError: If one cannot; the message says the least that can be left.
-        """
+        """Raises unless budgets can be met."""
         if latency is not None and self.latency is None:
             raise ValueError("latency must have been measured; found none. Call plan_range with latency=True.")
         asked: dict[Measure, Budget | None] = {
@@ -74,15 +65,6 @@ class PlanRange:
                 cells.append(f"{low / scale:.3f} to {high / scale:.3f} ({low / high:.1%} to 100%)")
             rows.append([label, *cells])
         return aligned(rows)
-
-
-def sizes_of(found: Mapping[TowerName, Footprint], seconds: Mapping[TowerName, float]) -> Sizes:
-    """Footprints by measure; with latencies, if there are any."""
-    sizes: dict[Measure, Mapping[TowerName, int | float]] = {
-        "parameters": {tower: footprint.parameters for tower, footprint in found.items()},
-        "multiply_adds": {tower: footprint.multiply_adds for tower, footprint in found.items()},
-    }
-    return sizes | ({"latency": seconds} if seconds else {})
 
 
 def plan_range(
@@ -125,10 +107,10 @@ def plan_range(
     order += removal_order(
         parts, lambda unit: freed_parameters(encoder, unit), multiple_of(encoder, round_to), uniform=uniform
     )
-    smaller, least = outcome(encoder, units_of(allowed(encoder, order, min_heads, min_neurons)))
+    smaller = without(encoder, units_of(allowed(encoder, order, min_heads, min_neurons)))
     seconds = None
     if latency:
         seconds = {
             side: latencies(of, batch_size=batch_size) for side, of in (("largest", encoder), ("smallest", smaller))
         }
-    return PlanRange(footprints(encoder), least, seconds)
+    return PlanRange(footprints(encoder), footprints(smaller), seconds)

@@ -14,18 +14,7 @@ _STEPS = 8
 
 
 def multiple_of(encoder: EncoderCore, round_to: Multiple) -> int:
-    """The multiple that the neurons left in every MLP are of.
-
-    Args:
-        encoder: The dual encoder.
-        round_to: The number; or ``"auto"`` for what suits the device that the model is on, less for small MLPs.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If it is less than 1.
-    """
+    """The multiple that the neurons left in every MLP are of."""
     if isinstance(round_to, int):
         if round_to < 1:
             raise ValueError(f"round_to must be at least 1, or 'auto'; found {round_to!r}.")

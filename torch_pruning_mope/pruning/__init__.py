@@ -3,7 +3,7 @@
 from ..towers import Counts
 from ._arguments import PrunerMixin
 from ._prune import prune
-from ._remove import Removable, cut, remove_units
+from ._remove import cut, remove_units
 from ._request import PruningRequest, Ratios, note_round_to, round_to_of
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "PrunerMixin",
     "PruningRequest",
     "Ratios",
-    "Removable",
     "cut",
     "note_round_to",
     "prune",

@@ -119,11 +119,7 @@ class PrunerMixin(EncoderCore):
         }
 
     def _check_widths(self, graph: tp.DependencyGraph, firm: Sequence[nn.Module], request: PruningRequest) -> None:
-        """Raises if a residual width is to be cut that cannot.
-
-        Raises:
-            ValueError: Then.
-        """
+        """Raises if a residual width is to be cut that cannot."""
         names = {module: name for name, module in self.model.named_modules()}
         bad = (
             [output for output, _ in request.widths if _group_of(graph, output) & set(firm)]

@@ -1,41 +1,17 @@
 """Removal of given heads, neurons and blocks through Torch-Pruning's dependency graph."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import nn
 
 from .._state import kept_flags
 from ..encoder import EncoderCore, TowerName
 from ..surgery import reached_leaves, removal_group
+from ..towers import Unit
 
 
-@runtime_checkable
-class Removable(Protocol):
-    """Channels of one sub-layer, or a whole block; :class:`torch_pruning_mope.scoring.Unit` is one."""
-
-    @property
-    def kind(self) -> str:
-        """``block``, or something smaller."""
-
-    @property
-    def tower(self) -> TowerName:
-        """``image``, ``text`` or ``decoder``."""
-
-    @property
-    def layer(self) -> int:
-        """Position of its block in the tower."""
-
-    @property
-    def part(self) -> str:
-        """The sub-layer that loses channels: ``head`` for the attention, ``neurons`` for the MLP."""
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Input channels of the sub-layer's output layer."""
-
-
-def remove_units(encoder: EncoderCore, units: Sequence[Removable], *, checked: bool = True) -> None:
+def remove_units(encoder: EncoderCore, units: Sequence[Unit], *, checked: bool = True) -> None:
     """Mutates the encoder's model: removes some units through Torch-Pruning's dependency graph; whole layers last.
 
     A sub-layer that loses all its units keeps layers of no width, which put out the bias of its last; what is left is what
@@ -55,7 +31,7 @@ def remove_units(encoder: EncoderCore, units: Sequence[Removable], *, checked: b
         _freeze_unused(encoder)
 
 
-def cut(encoder: EncoderCore, units: Sequence[Removable], *, checked: bool = True) -> None:
+def cut(encoder: EncoderCore, units: Sequence[Unit], *, checked: bool = True) -> None:
     """Mutates the encoder's model as :func:`remove_units` does, but for gradients that are no longer needed."""
     whole: dict[TowerName, list[int]] = {}
     for tower, layer in sorted({(unit.tower, unit.layer) for unit in units if unit.kind == "block"}):
@@ -74,7 +50,7 @@ def cut(encoder: EncoderCore, units: Sequence[Removable], *, checked: bool = Tru
         encoder.remove_blocks(tower, layers)
 
 
-def _output_of(encoder: EncoderCore, unit: Removable) -> nn.Module:
+def _output_of(encoder: EncoderCore, unit: Unit) -> nn.Module:
     """The layer that takes a unit's channels; raises if there is none with such channels."""
     tower = encoder.towers.get(unit.tower)
     if tower is not None and 0 <= unit.layer < len(tower.blocks):

@@ -16,11 +16,7 @@ Ratios = Mapping[nn.Module | tuple[nn.Module, ...], float]
 
 @dataclass(frozen=True)
 class PruningRequest:
-    """Ratios over some layers; see :meth:`torch_pruning_mope.DualEncoder.pruner_arguments` for the fields.
-
-    Raises:
-        ValueError: If a ratio is outside [0, 1) or would empty a layer.
-    """
+    """Ratios over some layers; see :meth:`torch_pruning_mope.DualEncoder.pruner_arguments` for the fields."""
 
     layers: Sequence[Layer]
     streams: Mapping[str, Sequence[nn.Module]]
@@ -34,11 +30,7 @@ class PruningRequest:
     pruning_ratio_dict: Ratios = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks everything before anything is built.
-
-        Raises:
-            ValueError: If a field is out of range.
-        """
+        """Checks everything before anything is built."""
         for name in ("head_ratio", "ffn_ratio", "width_ratio"):
             _check_ratio(name, getattr(self, name))
         for key, ratio in self.pruning_ratio_dict.items():
@@ -166,12 +158,7 @@ class PruningRequest:
 
 
 def _check_ratio(name: str, ratio: object) -> None:
-    """Raises unless ``ratio`` is a number in [0, 1).
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is outside.
-    """
+    """Raises unless ``ratio`` is a number in [0, 1)."""
     if isinstance(ratio, bool) or not isinstance(ratio, int | float):
         raise TypeError(f"{name} must be a number in [0, 1); found {type(ratio).__name__}.")
     if not 0 <= ratio < 1:

@@ -20,14 +20,7 @@ _NO_EFFECT = 1e-4
 
 
 class Sums:
-    """Sums of one layer: of the tokens that are fitted, in halves, of those held out, and the size of the held-out target.
-
-    Args:
-        width: Number of inputs of the layer, biases not counted.
-        outputs: Number of its outputs.
-        device: Where they are.
-        scale: By what the outputs are multiplied before they join the stream.
-    """
+    """Sums of one layer: of the tokens that are fitted, in halves, of those held out, and the size of the held-out target."""
 
     def __init__(self, width: int, outputs: int, device: torch.device, scale: Tensor | None = None) -> None:
         self.halves, self.held_out = (

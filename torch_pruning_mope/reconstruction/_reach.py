@@ -18,10 +18,6 @@ class Reach:
     """Rows of each layer's output, ``[R]``, that can reach the embedding, chunk by chunk.
 
     Towers that are taken apart say so; of others, the embedding's gradient tells.
-
-    Args:
-        steps: The student's tower.
-        refits: All its layers that are refitted.
     """
 
     def __init__(self, steps: Steps, refits: Sequence[Refit]) -> None:

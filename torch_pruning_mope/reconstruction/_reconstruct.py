@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .._fingerprint import fingerprint
 from .._state import evaluation_mode
+from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..scoring import Ranks
 from ..scoring._memory import resolve_memory
@@ -85,7 +86,7 @@ def reconstruct(
         WrongModelError: If ``encoder`` cannot have been pruned from ``dense``.
         NonFiniteError: If a hidden state is NaN or infinite.
     """
-    _check(ridge, towers, held_out, batch_size)
+    _check(pairs, ridge, towers, held_out, batch_size)
     encoder.check_has_weights()
     dense.check_has_weights()
     check_models(encoder, dense)
@@ -100,7 +101,7 @@ def reconstruct(
         counts: dict[str, int] = {}
         with _running(encoder, dense), _unless_refused(encoder):
             for name in (name for name in ("image", "text") if name in towers):
-                work = _Tower(encoder, dense, name, source, ranks, batch_size, budget, alone, inputs=inputs)
+                work = _TowerFit(encoder, dense, name, source, ranks, batch_size, budget, alone, inputs=inputs)
                 layers += work.refit(ridge, show=progress and ranks.rank == 0)
                 if projection:
                     layers += work.refit_projection(ridge, alone)
@@ -113,7 +114,7 @@ def reconstruct(
         ranks.close()
 
 
-class _Tower:
+class _TowerFit:
     """One tower's reconstruction."""
 
     def __init__(
@@ -218,7 +219,11 @@ def _unless_refused(encoder: EncoderCore) -> Iterator[None]:
         raise
 
 
-def _check(ridge: float | None, towers: Any, held_out: float, batch_size: int | None) -> None:
+def _check(pairs: Any, ridge: float | None, towers: Any, held_out: float, batch_size: int | None) -> None:
+    if not isinstance(pairs, Pairs | Iterable):
+        raise TypeError(
+            f"pairs must be Pairs or batches of (images, tokens); found {type(pairs).__name__}. Pass a list."
+        )
     if ridge is not None and not 0 < ridge < float("inf"):
         raise ValueError(f"ridge must be a positive number, or None; found {ridge}. 1e-4 is usual.")
     if isinstance(towers, str) or not towers or set(towers) - {"image", "text"}:

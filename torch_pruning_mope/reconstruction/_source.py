@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,24 +31,12 @@ class Chunk:
 
 
 class Source:
-    """Where inputs come from, as often as they are asked for.
+    """Where inputs come from, as often as they are asked for."""
 
-    Args:
-        pairs: Pairs; batches ``(images, tokens)`` that can be iterated again, in the same order; or an iterator, which is
-            held in memory.
-        held_out: Share of the inputs that are held out.
-        memory: Bytes that an iterator's batches may take.
-        encoder: The model whose inputs they must be.
-    """
-
-    def __init__(self, pairs: PairsLike, held_out: float, memory: int, encoder: EncoderCore) -> None:
+    def __init__(self, pairs: Any, held_out: float, memory: int, encoder: EncoderCore) -> None:
         self._period = max(2, round(1 / held_out))
         self._digests: dict[TowerName, list[str]] = {}
         self._encoder = encoder
-        if not isinstance(pairs, Iterable | Pairs):
-            raise TypeError(
-                f"pairs must be Pairs or batches of (images, tokens); found {type(pairs).__name__}. Pass a list."
-            )
         if not isinstance(pairs, Pairs) and iter(pairs) is pairs:
             pairs = _held(pairs, memory)
         self._pairs = pairs

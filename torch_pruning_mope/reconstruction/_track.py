@@ -16,14 +16,7 @@ from ._steps import Seen, Steps, kept_tensors, stream_of, watched
 
 
 class Track:
-    """Both models' states on one chunk; the student's is brought up to a step once all before it are refitted.
-
-    Args:
-        chunk: The inputs.
-        student: The student's tower.
-        dense: The dense model's.
-        mates: All refits by their step of the dense model.
-    """
+    """Both models' states on one chunk; the student's is brought up to a step once all before it are refitted."""
 
     def __init__(self, chunk: Chunk, student: Steps, dense: Steps, mates: dict[int, list[Refit]]) -> None:
         self.chunk = Chunk(chunk.number, chunk.held_out, chunk.inputs[:0])  # the states hold what they need
@@ -104,17 +97,7 @@ def _after(refit: Refit, layer: nn.Module, owner: nn.Module, seen: Seen, after: 
 
 
 class Tracks:
-    """The tracks of a tower, as many of them held as fit in memory; the others begin anew each time.
-
-    Args:
-        source: Where inputs come from.
-        tower: Which tower.
-        size: Inputs in a chunk.
-        start: Begins a track.
-        memory: Bytes that tracks may hold.
-        mine: Tells of a chunk's number whether this process takes it.
-        reach: Which rows count.
-    """
+    """The tracks of a tower, as many of them held as fit in memory; the others begin anew each time."""
 
     def __init__(
         self, source: Source, steps: Steps, size: int, start: Callable[[Chunk], Track], memory: int,

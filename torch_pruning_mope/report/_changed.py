@@ -37,30 +37,9 @@ def changed_examples(
     thumbnail_size: int = 112,
     batch_size: int = 64,
 ) -> ChangedExamples:
-    """Finds queries to which two models give different answers of which one at most is right, and counts them.
-
-    Picks, of each outcome (worse, better, both wrong) and direction in turn, the query whose margin changed most. The same
-    models and pairs give the same examples.
-
-    Args:
-        before: The model as it was; left as it is.
-        after: The pruned or distilled model; left as it is.
-        pairs: Test pairs, as both models take them.
-        count: Most examples to pick.
-        captions: Words of every caption.
-        tokenizer: Without ``captions``: its ``decode`` makes words of ids. Without both, ids are shown.
-        mean: Mean of each channel that images were normalised by; by default their lowest and highest values are black and
-            white.
-        std: Standard deviation of each channel.
-        thumbnail_size: Pixels of the longer side of a picture.
-        batch_size: Inputs run at once.
-
-    Returns:
-        The examples.
-
-    Raises:
-        ValueError: If a number is below 1, or there is not one caption per caption of ``pairs``.
-    """
+    """Finds queries to which two models give different answers of which one at most is right, and counts them."""
+    # Picks, of each outcome (worse, better, both wrong) and direction in turn, the query whose margin changed most. The
+    # same models and pairs give the same examples.
     if count < 1 or thumbnail_size < 1 or batch_size < 1:
         raise ValueError(
             f"count, thumbnail_size and batch_size must be at least 1; found {count}, {thumbnail_size}, {batch_size}."

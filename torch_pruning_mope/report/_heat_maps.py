@@ -32,20 +32,8 @@ _WIDEST = 64
 
 
 def heat_maps(table: ScoreTable, path: str | Path | None = None) -> Figure:
-    """Draws all scores, in hundredths of the metric; cells within two standard errors of 0 are hatched.
-
-    Colours are linear up to the typical standard error of a score and logarithmic beyond, and alike for both towers.
-
-    Args:
-        table: The score table.
-        path: File for the picture; its suffix is the format.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If the table holds no scores.
-    """
+    """Draws all scores, in hundredths of the metric; cells within two standard errors of 0 are hatched."""
+    # Colours are linear up to the typical standard error of a score and logarithmic beyond, and alike for both towers.
     with drawing():
         figure = draw_heat_maps(table)
         dense = signed(f"{table.dense:.3f}")

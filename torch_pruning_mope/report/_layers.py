@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..planning import Plan
-from ..scoring import ScoreTable, Unit
+from ..scoring import ScoreTable
+from ..towers import Unit
 
 Removed = dict[tuple[str, int, str], set[int]]
 

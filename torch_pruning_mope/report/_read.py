@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from .._io import open_regular, parse_json, read_json
 from ..distillation import TrainingStep
 from ..planning import Plan
-from ..scoring import ScoreTable, Unit
-from ..scoring._units import KINDS
+from ..scoring import ScoreTable
+from ..towers import KINDS, Unit
 from ._examples import ChangedExamples
 from ._text import clean, without_paths
 

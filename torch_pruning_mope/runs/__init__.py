@@ -7,7 +7,8 @@ holds, as far as the run has come:
     config.yaml         settings of each command that was accepted; paths near the folder are relative to it
     scores.json         the score table
     plan.json           what goes
-    pruned/             checkpoint of the pruned model
+    reconstruction.json errors of each layer before and after it was refitted
+    pruned/             checkpoint of the pruned model, refitted unless told not to
     training/           checkpoints of the distillation
     training.jsonl      a line per training step
     distilled/          checkpoint of the distilled model

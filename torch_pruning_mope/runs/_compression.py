@@ -9,10 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..cost import footprints
 from ..data import Pairs
 from ..dual_encoder import DualEncoder
 from ..errors import PruningMismatchError
-from ..planning import Limit, Plan, Sizes, footprints, make_plan, sizes_of
+from ..planning import Limit, Plan, Sizes, make_plan, sizes_of
 from ..pruning import remove_units
 from ..reconstruction import reconstruct
 from ..scoring import Ranks, estimate_cost, score

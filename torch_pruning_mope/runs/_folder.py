@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .._io import hold, write_whole
+from .._io import hold, read_json, write_whole
 from ..errors import WrongModelError
 from ._settings import read_settings, settings_text
 
@@ -22,14 +22,7 @@ _WORDS = {"data": "data or division of them", "pairs": "calibration pairs", "cal
 
 
 class RunFolder:
-    """The folder of a run; the package's docstring says what is in it. Under ``torchrun``, the first rank alone writes.
-
-    Args:
-        path: The folder.
-        command: The command that works in it, and
-        settings: its settings, to be written down once :meth:`claim` has accepted the run.
-        about: What :meth:`claim` compares besides what it is given.
-    """
+    """The folder of a run; the package's docstring says what is in it. Under ``torchrun``, the first rank alone writes."""
 
     def __init__(
         self,
@@ -47,14 +40,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator["RunFolder"]:
-        """Keeps others out of the folder, which is made; see :func:`hold`.
-
-        Yields:
-            The same.
-
-        Raises:
-            FolderInUseError: If another process or thread works in it.
-        """
+        """Keeps others out of the folder, which is made; see :func:`hold`."""
         if not self.writes:
             yield self
             return
@@ -65,31 +51,17 @@ class RunFolder:
             yield self
 
     def identity(self) -> dict[str, Any] | None:
-        """Reads what the run is of.
-
-        Returns:
-            The content of its file; None if nothing has begun here.
-
-        Raises:
-            ValueError: If the file is damaged.
-        """
+        """Reads what the run is of."""
         file = self.path / IDENTITY
         if not file.is_file():
             return None
         try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
-        except (TypeError, ValueError, RecursionError) as error:
+            return dict(read_json(file))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"path must hold a run; {file} is damaged: {error}. Choose another path.") from error
 
     def check(self, about: Mapping[str, Any]) -> None:
-        """Raises unless the folder is free, or of this run.
-
-        Args:
-            about: Facts about the run, in JSON's types; of those that the folder knows too, all must be the same.
-
-        Raises:
-            WrongModelError: If the folder is of another run.
-        """
+        """Raises unless the folder is free, or of this run."""
         found = self.identity()
         if found is None:
             return
@@ -102,11 +74,7 @@ class RunFolder:
             )
 
     def claim(self, about: Mapping[str, Any]) -> None:
-        """Begins the run, or goes on with it: writes what it is, and the command's settings.
-
-        Args:
-            about: As for :meth:`check`.
-        """
+        """Begins the run, or goes on with it: writes what it is, and the command's settings."""
         self.check(about)
         if not self.writes:
             return

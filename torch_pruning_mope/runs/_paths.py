@@ -11,15 +11,7 @@ _PATTERN = re.compile(r"[*?\[{]")
 
 
 def beside(value: str, folder: Path) -> str:
-    """A name or a path as the files of a run hold it: ``./`` or ``../`` begins what is relative to the folder.
-
-    Args:
-        value: A model or data as a command takes it; what is no path stays as it is.
-        folder: The run's folder.
-
-    Returns:
-        The value, its path relative to the folder unless that is far away.
-    """
+    """A name or a path as the files of a run hold it: ``./`` or ``../`` begins what is relative to the folder."""
     before, path = _split(value)
     if not path:
         return value

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
+from ..cost import Footprint
 from ..dual_encoder import DualEncoder
 from ..encoder import TowerName
-from ..planning import Budget, Footprint, parse_amount, parts_of, plan_range
+from ..planning import Budget, parse_amount, parts_of, plan_range
 
 Spacing = Literal["geometric", "linear"]
 
@@ -21,21 +22,7 @@ def round_budget(
     *,
     alone: bool,
 ) -> Budget | None:
-    """Parameters that may be left after one round, in numbers.
-
-    Args:
-        budget: What may be left after all rounds.
-        whole: Footprints of the model before the first.
-        now: Footprints of the model as it is.
-        place: Which round, from 1.
-        rounds: How many there are.
-        spacing: Whether every round leaves the same share, or removes the same number.
-        alone: Whether nothing else makes the model smaller, so that the budget is met in the end; otherwise each round leaves
-            the same share, or removes the same number, of what it finds.
-
-    Returns:
-        The budget; None if there is no more left than that.
-    """
+    """Parameters that may be left after one round, in numbers."""
     found: dict[tuple[TowerName, ...], float] = {}
     for towers, amount in parts_of("budget", budget):
         total, left = (sum(sizes[tower].parameters for tower in towers) for sizes in (whole, now))
@@ -64,19 +51,7 @@ def check_budgets(
     round_to: int,
     uniform: bool,
 ) -> None:
-    """Raises unless budgets can be met, as far as is known before anything is scored.
-
-    Args:
-        encoder: The whole model's; left as it is.
-        width: Parameters left once heads and neurons have gone.
-        parameters: Parameters left once layers have gone too.
-        groups: Neuron groups per MLP.
-        round_to: Multiple that the neurons left in every MLP are of.
-        uniform: Whether all layers of a tower keep as many heads and neurons.
-
-    Raises:
-        ValueError: If one cannot, or none is given.
-    """
+    """Raises unless budgets can be met, as far as is known before anything is scored."""
     if width is None and parameters is None:
         raise ValueError("width or parameters must be given; found neither. Say how many parameters may be left.")
     reachable = partial(plan_range, encoder, groups=groups, round_to=round_to, uniform=uniform)

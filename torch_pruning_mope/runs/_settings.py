@@ -21,14 +21,7 @@ _LONGEST = 1 << 20
 
 
 def read_settings(file: Path) -> dict[str, dict[str, Any]]:
-    """Reads settings by command. Values that begin with ``./`` or ``../`` are paths relative to the file.
-
-    Returns:
-        Settings by command.
-
-    Raises:
-        ValueError: If the file holds something else.
-    """
+    """Reads settings by command. Values that begin with ``./`` or ``../`` are paths relative to the file."""
     try:
         with file.open("rb") as opened:
             text = opened.read(_LONGEST + 1)

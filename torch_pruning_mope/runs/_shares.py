@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from ..planning import TOWERS, Limit, Sizes
+from ..cost import TOWERS
+from ..planning import Limit, Sizes
 
 Stages = Literal["auto"] | int | Sequence[float]
 

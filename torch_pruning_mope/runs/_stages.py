@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from .._fingerprint import fingerprint
+from ..cost import footprints
 from ..data import Pairs
 from ..distillation import DistillationLoss, check_training
 from ..dual_encoder import DualEncoder
 from ..metrics import MetricLike, resolve_metric
-from ..planning import Budget, footprints
+from ..planning import Budget
 from ._folder import RunFolder
 from ._rounds import Spacing, check_budgets, round_budget
 from ._steps import Batches, StageRun

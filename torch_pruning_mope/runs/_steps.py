@@ -47,11 +47,7 @@ class StageRun:
     teacher: DualEncoder | TeacherCache | None = None
 
     def teach_by(self, teacher: DualEncoder) -> None:
-        """Takes the whole model as the teacher of what follows, run once for all if that is asked for.
-
-        Args:
-            teacher: The whole model.
-        """
+        """Takes the whole model as the teacher of what follows, run once for all if that is asked for."""
         self.teacher = teacher
         if not self.cache_teacher or not isinstance(self.train_on, Pairs):
             return
@@ -69,13 +65,7 @@ class StageRun:
         self.folder.note("teacher", f"kept what it makes of {self.train_on.num_images} images, {size / 1e6:.1f} MB")
 
     def prune(self, step: str, budget: Budget | None, **settings: Any) -> None:
-        """Mutates the model: applies a plan, the one that is there if the run got so far before.
-
-        Args:
-            step: Its name, which ends with ``width`` or ``depth``.
-            budget: Parameters that may be left; None for no step.
-            **settings: Arguments of :func:`torch_pruning_mope.make_plan`.
-        """
+        """Mutates the model: applies a plan, the one that is there if the run got so far before."""
         file = self.folder.path / f"{step}-plan.json"
         if file.exists():
             plan = Plan.load(file)
@@ -104,12 +94,7 @@ class StageRun:
         plan.apply(self.encoder)
 
     def train(self, step: str, **other: Any) -> None:
-        """Mutates the model: trains it, from its last checkpoint if there is one.
-
-        Args:
-            step: Its name.
-            **other: Arguments of :func:`torch_pruning_mope.distill`, before those of the run.
-        """
+        """Mutates the model: trains it, from its last checkpoint if there is one."""
         log = TrainingLog(self.folder, step)
         arguments = {**self.training, **other}
         told: Callable[[Any], object] = arguments.pop("on_step", lambda _: None)

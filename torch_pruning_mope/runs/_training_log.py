@@ -4,17 +4,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from .._io import parse_json
 from ..distillation import TrainingStep
 from ._folder import TRAINING, RunFolder
 
 
 class TrainingLog:
-    """The lines of one training. An interrupted run may have left more than its last checkpoint knows of, or a torn line.
-
-    Args:
-        folder: The run's folder.
-        training: Its name.
-    """
+    """The lines of one training. An interrupted run may have left more than its last checkpoint knows of, or a torn line."""
 
     def __init__(self, folder: RunFolder, training: str = "training") -> None:
         self._folder, self._training = folder, training
@@ -46,7 +42,7 @@ class TrainingLog:
         found = []
         for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if entry["training"] != self._training or kept(entry["step"]):
                     found.append(line)
             except (KeyError, TypeError, ValueError):

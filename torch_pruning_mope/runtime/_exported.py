@@ -22,20 +22,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 
 
 class ExportedModel:
-    """Both encoders of an exported model, with its preprocessing and its tokenizer.
-
-    Args:
-        folder: The folder.
-        threads: Threads of each encoder; 0 for the runtime's own choice.
-
-    Attributes:
-        about: The content of ``deployment.json``.
-        logit_scale: Factor of similarities, or None.
-        logit_bias: Summand of similarities, or None.
-
-    Raises:
-        ModelLoadError: If a file is missing, damaged, or of another export.
-    """
+    """Both encoders of an exported model, with its preprocessing and its tokenizer."""
 
     def __init__(self, folder: str | Path, *, threads: int = 0) -> None:
         self.folder = Path(folder).expanduser()
@@ -83,33 +70,13 @@ class ExportedModel:
         return found
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
-        """Turns a picture into ``[C, H, W]``.
-
-        Args:
-            image: The picture.
-
-        Returns:
-            The prepared picture.
-
-        Raises:
-            ModelLoadError: If the model was exported without its preprocessing.
-        """
+        """Turns a picture into ``[C, H, W]``."""
         if self._preprocess is None:
             raise ModelLoadError("preprocessing must be in deployment.json; found none. Prepare images yourself.")
         return self._preprocess(image)
 
     def tokenizer(self, texts: str | Sequence[str]) -> NDArray[np.int64]:
-        """Turns captions into ids.
-
-        Args:
-            texts: Captions.
-
-        Returns:
-            Ids ``[N, T]``.
-
-        Raises:
-            ModelLoadError: If the model was exported without its tokenizer.
-        """
+        """Turns captions into ids."""
         if self._tokenizer is None:
             raise ModelLoadError("tokenizer must be in deployment.json; found none. Make ids yourself.")
         return self._tokenizer(texts)
@@ -132,17 +99,7 @@ def load_exported(folder: str | Path, *, threads: int = 0) -> ExportedModel:
 
 
 def read_deployment(folder: Path) -> dict[str, Any]:
-    """Reads ``deployment.json`` and checks the files that it lists.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ModelLoadError: If a file is missing, damaged, or of another export.
-    """
+    """Reads ``deployment.json`` and checks the files that it lists."""
     try:
         about = read_json(folder / DEPLOYMENT, _MOST_BYTES)
     except (OSError, ValueError) as error:

@@ -19,12 +19,6 @@ class Preprocess:
 
     ``fit`` cuts the middle of the picture to the target's aspect and resizes that; ``shortest`` resizes the short side to
     ``resize_to`` and cuts the middle; ``squash`` resizes both sides. Then ``(value / 255 - mean) / std`` per channel.
-
-    Args:
-        described: The object ``preprocessing``: ``resize``, ``resize_to``, ``size``, ``interpolation``, ``mean``, ``std``.
-
-    Raises:
-        ModelLoadError: If it is no such object.
     """
 
     def __init__(self, described: Any) -> None:
@@ -35,7 +29,7 @@ class Preprocess:
         self.described: Mapping[str, Any] = described
         self._height, self._width = described["size"]
         self._resample = RESAMPLING[described["interpolation"]]
-        self._mean, self._std = (np.float32(described[key])[:, None, None] for key in ("mean", "std"))
+        self._mean, self._std = (np.array(described[key], np.float32)[:, None, None] for key in ("mean", "std"))
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Returns the picture ``[3, H, W]``."""

@@ -26,13 +26,6 @@ class Tokenizer:
 
     ``words`` looks words up in a list; ``bpe`` is CLIP's byte-pair encoding; ``tokenizers`` needs the package of that name.
     CLIP's repair of broken Unicode (ftfy) is not done: pass clean text.
-
-    Args:
-        described: The object ``tokenizer``.
-        folder: The folder of its file, if it has one.
-
-    Raises:
-        ModelLoadError: If it is no such object, its file cannot be read, or a package is missing.
     """
 
     def __init__(self, described: Any, folder: Path) -> None:

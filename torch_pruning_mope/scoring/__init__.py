@@ -1,6 +1,7 @@
 """Scoring: units, rewiring, the exact ablation engine and the plain loop, the score table."""
 
 from .._fingerprint import fingerprint
+from ..towers import Part, Unit
 from ._ablate import Ablator
 from ._cost import ScoringCost, estimate_cost
 from ._engine import PrefixEngine
@@ -8,7 +9,7 @@ from ._families import Interaction
 from ._gradients import GradientsMixin, accumulate_gradients, batch_losses
 from ._greedy import greedy_path
 from ._guidance import Separation, calibration_guidance, separation
-from ._joint import freed_parameters, joint_path
+from ._joint import joint_path
 from ._journal import Journal
 from ._loss import Loss
 from ._meter import Meter, PairsLike
@@ -17,7 +18,7 @@ from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders
 from ._score import Autocast, score
 from ._table import Score, ScoreTable
-from ._units import Ablation, Part, Unit, enumerate_units, nested_ablations, single_ablation
+from ._units import Ablation, enumerate_units, nested_ablations, single_ablation
 
 __all__ = [
     "Ablation",
@@ -45,7 +46,6 @@ __all__ = [
     "enumerate_units",
     "estimate_cost",
     "fingerprint",
-    "freed_parameters",
     "greedy_path",
     "joint_path",
     "nested_ablations",

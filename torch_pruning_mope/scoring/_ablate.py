@@ -15,9 +15,9 @@ from .._ridge import unstacked
 from .._state import kept_modules
 from ..encoder import EncoderCore, TowerName
 from ..surgery import masking_is_removal, removal_group
-from ..towers import Prunable, first_tensor
+from ..towers import Part, Prunable, first_tensor
 from ._refit import Place, Refits
-from ._units import Ablation, Part
+from ._units import Ablation
 
 
 class Ablator:
@@ -26,10 +26,6 @@ class Ablator:
     A mask zeroes a unit's channels before the layer that takes them. Where a norm stands in between (EVA's inner norms) or
     others use the channels too, that is not what the model without the unit would compute: there the unit is cut out of a
     copy of the model. The dependency graph decides, group by group.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-        refits: Refitted output layers of what is left; None leaves them as they are.
     """
 
     def __init__(self, encoder: EncoderCore, refits: Refits | None = None) -> None:
@@ -40,23 +36,12 @@ class Ablator:
         self.physical: frozenset[Place] = self._find()
 
     def is_masked(self, tower: TowerName) -> bool:
-        """Whether masking is removal for all units of a tower."""
+        """True if masking is removal for all units of a tower."""
         return not any(place[0] == tower for place in self.physical)
 
     @contextmanager
     def without(self, tower: TowerName, ablations: Collection[Ablation]) -> Iterator[EncoderCore]:
-        """The encoder, or a copy of it, in which some units of a tower contribute nothing; restored afterwards.
-
-        Args:
-            tower: The tower.
-            ablations: What contributes nothing.
-
-        Yields:
-            What to run.
-
-        Raises:
-            ValueError: If the model has no such units.
-        """
+        """The encoder, or a copy of it, in which some units of a tower contribute nothing; restored afterwards."""
         gone: dict[tuple[int, Part], set[int]] = {}
         for ablation in ablations:
             gone.setdefault((ablation.layer, ablation.part), set()).update(ablation.channels)
@@ -169,7 +154,7 @@ def _skipped(module: nn.Module) -> Iterator[None]:
 
 
 def _skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """What a layer would put out if it did nothing: what went in, among whatever it puts out besides."""
+    """Replaces a layer's hidden states by those that went in, and keeps what else it returns."""
     before = first_tensor((args, kwargs))
     leaves, structure = tree_flatten(output)
     place = next(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))

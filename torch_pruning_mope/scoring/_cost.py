@@ -1,7 +1,5 @@
-"""How long scoring will take, before it starts."""
+"""Cost of scoring, estimated before it starts."""
 
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -12,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._flops import count_multiply_adds
-from .._state import evaluation_mode, synchronise
+from .._state import evaluation_mode
+from ..cost import count_multiply_adds, median_seconds
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..metrics import MetricLike, normalised, resolve_metric
+from ..towers import KINDS
 from ._engine import PrefixEngine, default_batch_size
 from ._families import Interaction
 from ._meter import PairsLike
 from ._rewire import Rewiring
-from ._units import KINDS, enumerate_units, single_ablation
+from ._units import enumerate_units, single_ablation
 from ._walk import StreamWalk, Walk
 
 
@@ -190,7 +189,7 @@ class _Timer:
         return _Tower(stem, after)
 
     def once(self, function: Callable[[], Any], measure: _Measure) -> float:
-        """What one call costs."""
+        """Cost of one call."""
         cost: float = self.embed(lambda: measure(self, function))
         return cost
 
@@ -203,16 +202,7 @@ class _Timer:
 
 def _seconds(timer: _Timer, function: Callable[[], Any]) -> float:
     """Median wall-clock time."""
-    device = timer.encoder.device
-    function()
-    times = []
-    for _ in range(timer.repeats):
-        synchronise(device)
-        began = time.perf_counter()
-        function()
-        synchronise(device)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return median_seconds(function, timer.encoder.device, repeats=timer.repeats, warm_up=1)
 
 
 def _macs(_timer: _Timer, function: Callable[[], Any]) -> float:

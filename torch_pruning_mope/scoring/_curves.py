@@ -1,4 +1,4 @@
-"""From the losses along a path to a score for each unit on it."""
+"""Scores of the units on a path, from the losses along it."""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,19 +6,9 @@ from torch import Tensor
 
 
 def isotonic_pools(increments: Float[Tensor, "G"], sizes: Float[Tensor, "G"] | None = None) -> Int[Tensor, "G"]:
-    """Pools of the isotonic (non-decreasing, weighted least-squares) fit of increments per size.
-
-    What the metric loses as units go one after another is noisy, and need not grow. Spread over its pool, it does: a
-    threshold on scores per size then always cuts a prefix of the path. (Not in the paper, which removes units one at a
-    time; see the README for why.) By pooling adjacent violators.
-
-    Args:
-        increments: What each unit's going adds to the loss.
-        sizes: How much goes with each, say parameters; all alike by default.
-
-    Returns:
-        The pool each unit falls into, counting from 0; within a pool the fit is the mean per size.
-    """
+    """Pools of the isotonic (non-decreasing, weighted least-squares) fit of increments per size, by adjacent violators."""
+    # Losses along a path are noisy, and need not grow. Spread over its pool, an increment does: a threshold on scores
+    # per size then always cuts a prefix of the path. (Not in the paper, which removes units one at a time.)
     pools: list[tuple[float, float, int]] = []
     for value, size in zip(increments.tolist(), _sizes(increments, sizes).tolist(), strict=True):
         total, weight, count = value, size, 1
@@ -32,16 +22,7 @@ def isotonic_pools(increments: Float[Tensor, "G"], sizes: Float[Tensor, "G"] | N
 def pooled(
     values: Float[Tensor, "G ..."], pools: Int[Tensor, "G"], sizes: Float[Tensor, "G"] | None = None
 ) -> Float[Tensor, "G ..."]:
-    """Each pool's total, spread over its units by their sizes.
-
-    Args:
-        values: One row per unit.
-        pools: The pool of each unit, counting from 0.
-        sizes: As for :func:`isotonic_pools`.
-
-    Returns:
-        Rows of the same total.
-    """
+    """Each pool's total, spread over its units by their sizes, which are equal by default."""
     weights = _sizes(values, sizes).to(values.dtype)
     count = int(pools.max()) + 1
     totals = values.new_zeros(count, *values.shape[1:]).index_add_(0, pools, values)

@@ -1,7 +1,7 @@
-"""The exact ablation engine: what the plain loop computes, without recomputing what an ablation cannot change.
+"""The exact ablation engine: the plain loop's results, without recomputing what an ablation cannot change.
 
 An ablation in one sub-layer leaves everything before it as it was, so the residual streams before it are recorded once and
-only what follows is run for each ablation. Inside the sub-layer the ablated channels' contribution is subtracted from the
+only what follows runs for each ablation. Inside the sub-layer the ablated channels' contribution is subtracted from the
 recorded output. Captions are cut where nothing can reach the pooled token any more, and once no later sub-layer mixes
 tokens only the pooled token is computed.
 
@@ -34,16 +34,7 @@ _TOKENS_ELSEWHERE = 32_768
 
 
 def default_batch_size(walk: Walk, inputs: Tensor, device: torch.device) -> int:
-    """Sequences to run at once.
-
-    Args:
-        walk: The tower.
-        inputs: Its inputs.
-        device: Where the model is.
-
-    Returns:
-        How many of average length have a suitable number of tokens.
-    """
+    """Sequences of average length that have a suitable number of tokens together."""
     lengths = walk.lengths(inputs)
     if lengths is None:
         with torch.inference_mode():
@@ -54,19 +45,7 @@ def default_batch_size(walk: Walk, inputs: Tensor, device: torch.device) -> int:
 
 
 class PrefixEngine:
-    """Evaluates ablations of a dual encoder, recording what they share.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-        batch_size: Sequences run at once; None for what suits the device, or fewer if memory is short.
-        memory: What may be used besides the model and the pairs: bytes, a text like ``"4GiB"``, or None for half of what is
-            free. With less of it more is computed again; the results are the same.
-        dtype: Compute under autocast in this type, or None.
-        keep: Whether to keep streams between calls, for calls whose ``removed`` grows (greedy scoring).
-
-    Raises:
-        ValueError: If ``memory`` is not understood.
-    """
+    """Evaluates ablations of a dual encoder, recording what they share."""
 
     def __init__(
         self,
@@ -91,12 +70,7 @@ class PrefixEngine:
         self._workspace = 0
 
     def reserve(self, held: int, needed: int) -> None:
-        """Leaves room for the caller.
-
-        Args:
-            held: Bytes that the caller holds from now on.
-            needed: Bytes that it needs besides, now and then, while nothing runs here.
-        """
+        """Leaves room for the caller: ``held`` bytes from now on, and ``needed`` while nothing runs here."""
         self._budget.left -= held
         self._set_aside(needed)
 
@@ -111,19 +85,7 @@ class PrefixEngine:
             self._kept.clear()
 
     def embeddings(self, tower: TowerName, inputs: Tensor, removed: Collection[Ablation] = ()) -> Float[Tensor, "N J"]:
-        """The embeddings without further ablation, by the same path as :meth:`ablations`.
-
-        Args:
-            tower: Which tower.
-            inputs: Its inputs.
-            removed: Ablations of that tower that hold.
-
-        Returns:
-            The embeddings, not normalised.
-
-        Raises:
-            ValueError: If the memory does not suffice for one batch.
-        """
+        """The embeddings, not normalised, without the units in ``removed``, by the same path as :meth:`ablations`."""
         with self._running():
             recording = self._recording(tower, inputs, removed)
             walk, parts = recording.walk, []
@@ -142,21 +104,8 @@ class PrefixEngine:
         removed: Collection[Ablation] = (),
         only: Callable[[Batch], bool] = lambda _: True,
     ) -> Iterator[tuple[Batch, Float[Tensor, "K N J"]]]:
-        """Embeddings under each ablation.
-
-        Args:
-            tower: Which tower.
-            inputs: Its inputs.
-            ablations: Ablations of that tower.
-            removed: Ablations of that tower that hold throughout, besides.
-            only: Asked once about every batch whether to run it. Batches depend on nothing but the other arguments.
-
-        Yields:
-            Positions in ``ablations``, and their embeddings, not normalised. Every position comes at most once.
-
-        Raises:
-            ValueError: If the memory does not suffice for one batch.
-        """
+        """Embeddings under each ablation of a tower, and under those in ``removed``, which hold throughout."""
+        # ``only`` is asked once about every batch whether to run it. Batches depend on nothing but the other arguments.
         with self._running():
             recording = self._recording(tower, inputs, removed)
             together = self._together(recording.walk, self._batch_sizes[tower], len(inputs))
@@ -215,7 +164,7 @@ class PrefixEngine:
         return recording
 
     def _fit(self, walk: Walk, inputs: Tensor) -> int:
-        """The batch size, once what a batch needs has been measured and set aside."""
+        """The batch size, once the memory that a batch needs has been measured and set aside."""
         size = self._asked or default_batch_size(walk, inputs, self._device)
         while True:
             recording = Recording(walk, inputs, size, self._device, MemoryBudget(0), keep=False)
@@ -233,7 +182,7 @@ class PrefixEngine:
             size //= 2
 
     def _needed(self, recording: Recording) -> int:
-        """What the longest chunk needs at its peak, where nothing is recorded."""
+        """Bytes that the longest chunk needs at its peak, where nothing is recorded."""
         walk, longest = recording.walk, len(recording) - 1
 
         def ablate() -> Tensor:
@@ -247,7 +196,7 @@ class PrefixEngine:
         return peak_bytes(ablate, self._device)
 
     def _set_aside(self, workspace: int) -> None:
-        """Keeps what the neediest step needs."""
+        """Keeps memory for the neediest step."""
         self._budget.left -= max(0, workspace - self._workspace)
         self._workspace = max(self._workspace, workspace)
 

@@ -1,4 +1,4 @@
-"""Units whose scores come from each other's removal, and what their losses make of them."""
+"""Units that are removed together or one after another, and scores from their losses."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,15 +6,17 @@ from typing import Literal
 
 import torch
 
+from ..cost import freed_parameters
 from ..encoder import EncoderCore
+from ..towers import Unit
 from ._curves import isotonic_pools, pooled
 from ._greedy import greedy_path
-from ._joint import freed_parameters, joint_path
+from ._joint import joint_path
 from ._loss import Loss, stacked_shares
 from ._meter import Meter
 from ._progress import Progress
 from ._table import Score
-from ._units import Ablation, Unit, nested_ablations
+from ._units import Ablation, nested_ablations
 
 Interaction = Literal["single", "nested", "greedy", "joint"]
 Family = list[tuple[Unit, Loss]]
@@ -24,19 +26,7 @@ Family = list[tuple[Unit, Loss]]
 def families(
     meter: Meter, encoder: EncoderCore, units: Sequence[Unit], interaction: Interaction, most: int | None, bar: Progress
 ) -> Iterator[Family]:
-    """Measures units by families: a path, an MLP's nested groups, or any unit by itself.
-
-    Args:
-        meter: What evaluates.
-        encoder: The dual encoder.
-        units: All of them.
-        interaction: How units are removed together; see :func:`torch_pruning_mope.score`.
-        most: Parameters that a joint path frees before it stops; None for all.
-        bar: What is told of each.
-
-    Yields:
-        The families.
-    """
+    """Measures units by families: a path, an MLP's nested groups, or any unit by itself."""
 
     def removed(unit: Unit, loss: Loss) -> None:
         bar.scored(unit, loss.value)
@@ -67,17 +57,7 @@ def families(
 
 
 def scores_of(family: Family, encoder: EncoderCore, images: int, per_parameter: bool) -> Iterator[Score]:
-    """Isotonic increments along a family, with the standard error of their paired differences per calibration image.
-
-    Args:
-        family: Units and losses.
-        encoder: Whose they are.
-        images: How many calibration images there are.
-        per_parameter: Whether increments are weighed by the parameters that the units free.
-
-    Yields:
-        A score per unit.
-    """
+    """Isotonic increments along a family, with the standard errors of their paired differences per calibration image."""
     values = torch.tensor([loss.value for _, loss in family], dtype=torch.double)
     increments = values.diff(prepend=values.new_zeros(1))
     freed = [freed_parameters(encoder, unit) for unit, _ in family]

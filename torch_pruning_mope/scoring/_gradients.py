@@ -21,16 +21,7 @@ _PARTS = 8
 
 
 def batch_losses(encoder: EncoderCore, images: Tensor, tokens: Tensor) -> Float[Tensor, "N"]:
-    """Contrastive loss of each of a batch of pairs, differentiable, at the model's own temperature.
-
-    Args:
-        encoder: The dual encoder.
-        images: One image per pair.
-        tokens: Its caption.
-
-    Returns:
-        The losses.
-    """
+    """Contrastive loss of each pair of a batch, one caption each, differentiable, at the model's own temperature."""
     return _losses(encoder, encoder.embed("image", images), encoder.embed("text", tokens))
 
 
@@ -129,14 +120,9 @@ def _batch_gradients(
 def _pair_gradients(
     encoder: EncoderCore, parameters: Sequence[nn.Parameter], images: Tensor, tokens: Tensor
 ) -> Iterator[Sequence[Tensor | None]]:
-    """Each pair's part of that gradient: what reaches the weights through its own image and its own caption.
-
-    The parts sum to the gradient (the temperature's excepted, which no embedding depends on), at the price of one forward
-    and backward of single pairs, where a backward per pair's loss would go through the whole batch each time.
-
-    Yields:
-        One gradient per parameter, None where the embeddings do not depend on it.
-    """
+    """Each pair's part of that gradient: what reaches the weights through its own image and its own caption."""
+    # The parts sum to the gradient (but for the temperature, which no embedding depends on), at the price of one
+    # forward and backward of single pairs, where a backward per pair's loss would go through the whole batch each time.
     with torch.no_grad():
         embeddings = [encoder.embed("image", images), encoder.embed("text", tokens)]
     leaves = [embedding.requires_grad_() for embedding in embeddings]

@@ -1,6 +1,6 @@
-"""Greedy scoring: the unit that the metric misses least goes first, then the next, each scored without those gone before.
+"""Greedy paths: the unit that the metric misses least goes first, then the next, each scored without those gone before.
 
-Single removals are not additive: two heads that stand in for each other both look useless. (Not in the paper.)
+Single removals are not additive: two heads that replace each other both look useless. (Not in the paper.)
 """
 
 import math
@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from ..towers import Unit
 from ._loss import Loss
 from ._meter import Meter
-from ._units import Unit, single_ablation
+from ._units import single_ablation
 
 
 def greedy_path(
@@ -21,19 +22,10 @@ def greedy_path(
     evaluated: Callable[[Unit], object] = lambda _: None,
     removed: Callable[[Unit, Loss], object] = lambda *_: None,
 ) -> list[tuple[Unit, Loss]]:
-    """All units in the order in which they go, each with the loss once it and those before it are gone.
-
-    Args:
-        meter: What measures them; reset before and after.
-        units: The candidates, all heads or all blocks, of both towers if need be.
-        lazy: Re-evaluate only the candidate whose last increment is lowest, until the lowest is fresh (Minoux 1978; exact
-            where increments only grow along the path). False evaluates all candidates at every step.
-        evaluated: Called after each evaluation.
-        removed: Called after each removal.
-
-    Returns:
-        The path; an order, so that one pass serves every ratio.
-    """
+    """All units in the order of removal, each with the loss once it and those before it are gone."""
+    # one order for every ratio.
+    # ``lazy`` re-evaluates only the candidate whose last increment is lowest, until the lowest is fresh (Minoux 1978;
+    # exact where increments only grow along the path). Without it, every step evaluates all candidates.
     return cheapest_first(meter, dict.fromkeys(units, 1), lazy=lazy, evaluated=evaluated, removed=removed)
 
 
@@ -46,21 +38,9 @@ def cheapest_first(
     evaluated: Callable[[Unit], object] = lambda _: None,
     removed: Callable[[Unit, Loss], object] = lambda *_: None,
 ) -> list[tuple[Unit, Loss]]:
-    """Units in the order in which they go, whatever adds least to the loss per size first.
-
-    An MLP's neuron groups go in their given order. With a block goes all that is left of it.
-
-    Args:
-        meter: What measures them; reset before and after.
-        sizes: The units, each with how much goes with it.
-        lazy: As for :func:`greedy_path`.
-        budget: Stop once so much is gone; None for all.
-        evaluated: Called after each evaluation.
-        removed: Called for each unit that goes.
-
-    Returns:
-        The path.
-    """
+    """Units in the order of removal, the least loss per size first, until ``budget`` is gone."""
+    # see :func:`greedy_path`.
+    # An MLP's neuron groups go in their given order. With a block goes all that is left of it.
     meter.reset()
     sizes = dict(sizes)
     queues: dict[object, _Queue] = {}
@@ -95,8 +75,8 @@ class _Queue:
 
     Attributes:
         units: Those that are left.
-        loss: The loss once the first of them is gone besides those before it; None before it is measured.
-        slope: What that adds to the loss, per parameter freed.
+        loss: Loss once the first of them is gone besides those before it; None before it is measured.
+        slope: Increment of the loss per parameter freed.
         fresh: Whether both are of the model as it is now.
     """
 
@@ -106,7 +86,7 @@ class _Queue:
     fresh: bool = False
 
     def forget(self) -> None:
-        """What was measured says nothing any more."""
+        """Discards the measurement."""
         self.loss, self.slope, self.fresh = None, -math.inf, False
 
 

@@ -1,4 +1,4 @@
-"""How many calibration pairs it takes to tell the units at a cut apart."""
+"""Number of calibration pairs that it takes to tell the units at a cut apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ _NAMES = {"head": "heads", "neurons": "neuron groups", "block": "layers", "atten
 
 @dataclass(frozen=True)
 class Separation:
-    """How many units are far enough from a cut to be sure of their side.
+    """Units that are far enough from a cut to be sure of their side.
 
     Attributes:
-        kind: Which units: ``head``, ``neurons`` or ``block``.
-        units: How many there are, over all layers of the towers that were scored.
-        remove: How many of them go.
-        confidence: Of each statement "this unit is on this side", one-sided.
-        images: How many calibration images were seen.
-        separated: Units separated with these.
-        predicted: Numbers of images, each with how many units so many are expected to separate.
+        kind: ``head``, ``neurons`` or ``block``.
+        units: Number of units, over all layers of the towers that were scored.
+        remove: Number of them that go.
+        confidence: Confidence of each statement "this unit is on this side", one-sided.
+        images: Number of calibration images seen.
+        separated: Number of units separated with these.
+        predicted: Numbers of images, each with the number of units that so many are expected to separate.
     """
 
     kind: str
@@ -50,21 +50,21 @@ class Separation:
 def separation(
     table: ScoreTable, kind: str, remove: int, *, images: Sequence[int] = (1000, 4000), confidence: float = 0.95
 ) -> Separation:
-    """How well a table tells units apart at a cut, and how well tables from more images would.
+    """Estimates how well a table tells units apart at a cut, and how well tables from more images would.
 
-    A unit is separated if its score is further from the cut (half-way between the last that goes and the first that stays)
-    than its standard error allows for. Standard errors fall with the root of the number of images. Scores are spread by their
-    errors too, so true distances are taken to be normal with what is left of the observed spread.
+    A unit is separated if its score is further from the cut (half-way between the last that goes and the first that stays) than
+    its standard error allows for. Standard errors fall with the root of the number of images. Scores are spread by their errors
+    too, so true distances are taken to be normal with what is left of the observed spread.
 
     Args:
         table: The table, of a metric with per-image shares.
-        kind: Which units.
-        remove: How many of them go, the lowest scores first.
+        kind: Kind of units.
+        remove: Number of them that go, the lowest scores first.
         images: Numbers of images to look ahead to.
         confidence: One-sided, of each unit alone.
 
     Returns:
-        What is and would be separated.
+        The units that are and would be separated.
 
     Raises:
         ValueError: If the table has no such units, no standard errors, no number of images, or the cut is not among its units.
@@ -119,24 +119,23 @@ def calibration_guidance(
     confidence: float = 0.95,
     **options: Any,
 ) -> Separation:
-    """Scores units on a few images, and tells how many images would separate how many units.
+    """Scores units on a few images, and estimates how many images would separate how many units.
 
     Args:
         encoder: The dual encoder; left as it is.
         pairs: Calibration pairs.
-        kind: Which units.
-        remove: How many of them go.
-        pilot: How many images to score on, the first of ``pairs``. A recall is easier among fewer; the contrastive loss is
-            less sensitive to it.
+        kind: Kind of units.
+        remove: Number of them that go.
+        pilot: Number of images to score on, the first of ``pairs``.
         images: Numbers of images to look ahead to.
         confidence: One-sided, of each unit alone.
-        options: Others of :func:`score`.
+        options: Further arguments of :func:`score`.
 
     Returns:
-        What the pilot separates and what more images would.
+        The units that the pilot separates and that more images would.
 
     Raises:
-        ValueError: If an argument cannot be.
+        ValueError: If an argument is out of range.
     """
     if pilot < 2:
         raise ValueError(f"pilot must be at least 2 images; found {pilot}.")

@@ -1,49 +1,18 @@
-"""Joint path: heads, neuron groups and blocks of both towers in one order, by what the metric loses per parameter freed.
+"""Joint paths: heads, neuron groups and blocks of both towers in one order, by the metric's loss per parameter freed.
 
-The paper ranks each kind of unit by itself, by what the metric loses when one unit of the whole model goes, and sets a ratio
-for each kind. Here all kinds compete, each unit scored without those gone before it (neither is in the paper), so that every
-budget of parameters is a prefix of one path.
+The paper ranks each kind of unit by itself, by the loss when one unit of the whole model goes, and sets a ratio for each kind.
+Here all kinds compete, each unit scored without those gone before it (neither is in the paper), so that every budget of
+parameters is a prefix of one path.
 """
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
-
+from ..cost import freed_parameters
 from ..encoder import EncoderCore
+from ..towers import Unit
 from ._greedy import cheapest_first
 from ._loss import Loss
 from ._meter import Meter
-from ._units import Unit
-
-
-def freed_parameters(encoder: EncoderCore, unit: Unit) -> int:
-    """Parameters that go with a unit when it is cut out of the whole model.
-
-    Biases of output linears go with no head and no neuron, and norms with their block alone.
-
-    Args:
-        encoder: The dual encoder.
-        unit: The unit.
-
-    Returns:
-        Their number.
-
-    Raises:
-        ValueError: If the model has no such unit.
-    """
-    block = encoder.towers[unit.tower].blocks[unit.layer]
-    if unit.kind == "block":
-        return _count(block.module)
-    units = block.attention if unit.part == "head" else block.feed_forward
-    if units is None:
-        raise ValueError(f"unit must be of the model as it is now; found {unit}, which it has not.")
-    # All parameters of the layers around belong to the units, to each as many as to any other of its kind.
-    inner = sum(_count(source) for source in units.sources)
-    return (inner + units.output.weight.numel()) * len(unit.channels) // units.channels
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def joint_path(
@@ -56,24 +25,9 @@ def joint_path(
     evaluated: Callable[[Unit], object] = lambda _: None,
     removed: Callable[[Unit, Loss], object] = lambda *_: None,
 ) -> list[tuple[Unit, Loss]]:
-    """Units in the order in which they go, each with the loss once it and those before it are gone.
-
-    Next goes whatever loses least per parameter it frees. An MLP's neuron groups go in their given order. With a block go its
-    heads and neurons that are left, right behind it in the path at the block's own loss; what went before it counts as freed
-    already.
-
-    Args:
-        meter: What measures them; reset before and after.
-        encoder: The dual encoder that it measures, for the sizes of the units.
-        units: The units, of both towers if need be.
-        lazy: Re-evaluate only what was cheapest when last evaluated, until the cheapest is fresh (exact where the loss per
-            parameter only grows along the path). False evaluates everything at every step.
-        budget: Stop once this many parameters are freed; the path is then the beginning of the whole one. None for all.
-        evaluated: Called after each evaluation.
-        removed: Called for each unit that goes.
-
-    Returns:
-        The path.
-    """
+    """Units in the order of removal, the least loss per freed parameter first, until ``budget`` parameters are freed."""
+    # An MLP's neuron groups go in their given order. With a block go its heads and neurons that are left, right behind
+    # it in the path at the block's own loss; what went before it counts as freed already. ``lazy`` as in
+    # :func:`greedy_path`.
     sizes = {unit: freed_parameters(encoder, unit) for unit in units}
     return cheapest_first(meter, sizes, lazy=lazy, budget=budget, evaluated=evaluated, removed=removed)

@@ -1,6 +1,6 @@
-"""What has been measured so far, on disk: a process that is killed loses the measurement under way and no other.
+"""Measurements so far, on disk: a process that is killed loses the measurement under way and no other.
 
-A folder's files ``NAME.rank0.jsonl``, ``NAME.rank1.jsonl``, … hold a line per measurement, after a line that says of what; each
+A folder's files ``NAME.rank0.jsonl``, ``NAME.rank1.jsonl``, … hold a line per measurement, after a line with their key; each
 line begins with the CRC-32 of its JSON.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._io import parse_json
 from ..errors import WrongModelError
 from ._loss import Loss
 from ._ranks import Ranks
@@ -23,30 +24,13 @@ from ._units import Ablation, Orders
 
 
 def measurement_keys(removed: Iterable[Ablation], ablations: Iterable[Ablation]) -> list[str]:
-    """Names the measurements of ablations on top of others.
-
-    Args:
-        removed: Those that hold already, in any order.
-        ablations: Those that are tried.
-
-    Returns:
-        A digest for each.
-    """
+    """Digests of the measurements of ablations on top of others that hold already, in any order."""
     held = "\n".join(sorted(map(repr, removed)))
     return [hashlib.sha256(f"{held}\n\n{ablation!r}".encode()).hexdigest()[:32] for ablation in ablations]
 
 
 class Journal:
-    """Measurements of one model on one calibration set, in memory, and on disk if there is a path.
-
-    Args:
-        path: Of the table that they are for; the journals stand next to it. None keeps them in memory.
-        of: What they are of: weights, calibration pairs, metric, precision.
-        ranks: Who writes; every rank has a file of its own and starts with what all files hold.
-
-    Raises:
-        WrongModelError: If a journal at this path is of something else.
-    """
+    """Measurements of one model on one calibration set, in memory, and on disk if there is a path."""
 
     def __init__(self, path: Path | None, of: dict[str, Any], ranks: Ranks) -> None:
         self._known: dict[str, Loss] = {}
@@ -72,13 +56,7 @@ class Journal:
         return self._known[key]
 
     def add(self, key: str, loss: Loss, ablation: Ablation | None) -> None:
-        """Keeps a measurement.
-
-        Args:
-            key: From :func:`measurement_keys`.
-            loss: What was measured.
-            ablation: What was tried, for people who read the file; None for the whole model.
-        """
+        """Keeps a measurement; the ablation is for people who read the file, None for the whole model."""
         self._known[key] = loss
         line: dict[str, Any] = {"key": key, "of unit": ablation and str(ablation), "value": loss.value}
         if loss.shares is not None:
@@ -99,11 +77,7 @@ class Journal:
         self._write({"rewire": rewire, "orders": [[*key, list(order)] for key, order in orders.items()]})
 
     def close(self, *, remove: bool) -> None:
-        """Closes this rank's file.
-
-        Args:
-            remove: Whether to delete the files of all ranks, once the table is written.
-        """
+        """Closes this rank's file; with ``remove``, deletes those of all ranks."""
         if self._file is None or self._path is None:
             return
         self._file.close()
@@ -126,7 +100,7 @@ class Journal:
             check, _, content = text.partition(" ")
             if check != _crc(content):
                 continue
-            line = json.loads(content)
+            line = parse_json(content)
             if "of" not in line and not known:
                 continue
             known = True

@@ -1,4 +1,4 @@
-"""What a metric loses."""
+"""Losses of a metric."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Loss:
-    """What a metric loses against the whole model.
+    """Drop of a metric against the whole model.
 
     Attributes:
         value: The loss, in the metric's units.

@@ -1,4 +1,4 @@
-"""How much memory scoring may use, and how much a step of it needs."""
+"""Memory that scoring may use, and memory that a step needs."""
 
 import re
 import weakref
@@ -15,18 +15,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def resolve_memory(memory: int | str | None, device: torch.device) -> int:
-    """The budget in bytes.
-
-    Args:
-        memory: Bytes, a text like ``"4GiB"``, or None for half of what is free.
-        device: Where the model runs.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        ValueError: If ``memory`` is neither.
-    """
+    """Bytes of a budget: a number, a text like ``"4GiB"``, or None for half of what is free. Raises ValueError."""
     if memory is None:
         return free_memory(device) // 2
     if isinstance(memory, str) and (
@@ -39,14 +28,7 @@ def resolve_memory(memory: int | str | None, device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device now, as far as the system tells; 4 GiB where it does not.
-
-    Args:
-        device: The device.
-
-    Returns:
-        Bytes.
-    """
+    """Bytes that are free on a device now; 4 GiB where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
@@ -60,30 +42,14 @@ def free_memory(device: torch.device) -> int:
 
 
 def nbytes(*tensors: Tensor | None) -> int:
-    """Bytes of some tensors.
-
-    Args:
-        tensors: Tensors; None counts nothing.
-
-    Returns:
-        Bytes.
-    """
+    """Bytes of some tensors; None counts nothing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
-    """What a call allocates at its peak, over what was there before.
-
-    On CUDA the allocator tells; elsewhere the tensors that operators return are counted, which leaves out what a kernel
-    holds while it runs.
-
-    Args:
-        function: What to call.
-        device: Where it runs.
-
-    Returns:
-        Bytes.
-    """
+    """Bytes that a call allocates at its peak, over what was there before."""
+    # The allocator tells on CUDA; elsewhere the tensors that operators return are counted, which leaves out what a
+    # kernel holds while it runs.
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""Measuring what a metric loses under an ablation, on top of ablations that hold already."""
+"""Measuring a metric's loss under an ablation, on top of ablations that hold already."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -27,14 +27,6 @@ class Meter:
     """Evaluates ablations of one model on one calibration set.
 
     While units of one tower are removed, the other tower's embeddings stay as they are.
-
-    Args:
-        engine: What runs the ablations.
-        pairs: Calibration pairs.
-        metric: Z.
-        device: Where the metric is computed.
-        journal: Measurements known already, which are not repeated, and where new ones go; by default in memory.
-        ranks: Who shares the work; by default this process alone.
     """
 
     def __init__(
@@ -66,14 +58,7 @@ class Meter:
         return self._baseline.value
 
     def losses(self, ablations: Sequence[Ablation]) -> Iterator[tuple[Ablation, Loss]]:
-        """What the metric loses under each ablation and those that hold already.
-
-        Args:
-            ablations: Ablations to try, one at a time.
-
-        Yields:
-            Each ablation once, in an order of the engine's choice, with its loss.
-        """
+        """The metric's loss under each ablation and those that hold already."""
         self.evaluations += len(ablations)
         for tower in self._inputs:
             mine = [ablation for ablation in ablations if ablation.tower == tower]
@@ -89,7 +74,7 @@ class Meter:
                 yield mine[position], self._journal[keys[position]]
 
     def _share_of(self, new: set[int]) -> Callable[[Sequence[int]], bool]:
-        """Whether this rank is to run a batch, batches that hold something new being dealt out in turn."""
+        """Tells of a batch whether this rank runs it: batches that hold something new are dealt out in turn."""
         batches = 0
 
         def mine(batch: Sequence[int]) -> bool:
@@ -127,11 +112,7 @@ class Meter:
                     yield position
 
     def remove(self, ablation: Ablation) -> None:
-        """Makes an ablation hold from now on.
-
-        Args:
-            ablation: The ablation.
-        """
+        """Makes an ablation hold from now on."""
         self._removed.append(ablation)
         self._current.pop(ablation.tower, None)
 

@@ -14,14 +14,7 @@ from ._units import Ablation
 
 
 class PlainEngine:
-    """Evaluates ablations of a dual encoder one after another, each on the whole tower, with the model's own code.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-        batch_size: Sequences run at once; None for 32 on a CPU and 512 elsewhere.
-        dtype: Compute under autocast in this type, or None.
-        ablator: What takes units away; by default one of its own.
-    """
+    """Evaluates ablations of a dual encoder one after another, each on the whole tower, with the model's own code."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a scoring run tells people while it runs."""
+"""Progress bar of a scoring run."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,11 @@ from types import TracebackType
 from tqdm import tqdm
 
 from ..encoder import TowerName
-from ._units import Unit
+from ..towers import Unit
 
 
 class Progress:
-    """A progress bar: units done, queries per second, time left, the units missed least and most so far.
-
-    Args:
-        units: What will be scored.
-        queries: Images or captions that one evaluation runs, by tower.
-        layers: Layers by tower; later layers take less time.
-        show: Whether to show it.
-    """
+    """A progress bar: units done, queries per second, time left, the units missed least and most so far."""
 
     def __init__(
         self, units: Sequence[Unit], queries: Mapping[TowerName, int], layers: Mapping[TowerName, int], *, show: bool
@@ -52,12 +45,7 @@ class Progress:
         self._run += self._queries[unit.tower]
 
     def scored(self, unit: Unit, loss: float) -> None:
-        """A unit is done.
-
-        Args:
-            unit: The unit.
-            loss: What the metric loses without it (and those that go before it).
-        """
+        """Counts a finished unit, with the metric's loss without it (and those that go before it)."""
         self._done += 1
         if self._least is None or loss < self._least[0]:
             self._least = (loss, unit)
@@ -71,7 +59,7 @@ class Progress:
         self._bar.update(self._work(unit))
 
     def _work(self, unit: Unit) -> int:
-        """Layers that its evaluation runs, times the inputs."""
+        """Layers that the unit's evaluation runs, times the inputs."""
         return (self._layers[unit.tower] - unit.layer) * self._queries[unit.tower]
 
 

@@ -20,7 +20,7 @@ from ..encoder import EncoderCore
 T = TypeVar("T")
 
 _PATIENCE = timedelta(minutes=15)
-"""How long ranks wait for others that give no sign of life; a process that dies is noticed at once."""
+"""Ranks wait so long for others that give no sign of life; a process that dies is noticed at once."""
 _POLL, _BEAT = 0.02, 5.0
 """Seconds between looks at whether all have come, and between signs of life."""
 
@@ -119,7 +119,10 @@ class Ranks:
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Overwrites tensors, on any device, with their sums over all ranks, to the same bits on each."""
-        for tensor in tensors if self.world > 1 else ():
+        if self.world == 1:
+            return
+        self._meet()
+        for tensor in tensors:
             own = tensor.detach().cpu().contiguous()
             dist.all_reduce(own, group=self._group)
             tensor.detach().copy_(own)
@@ -129,7 +132,7 @@ class Ranks:
         return self.gather(mine if self.rank == 0 else None)[0]
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns or raises on rank 0, which alone calls it, on every rank."""
+        """Calls ``make`` on rank 0 alone; every rank returns or raises its outcome."""
         if self.world == 1:
             return make()
         outcome: Any = None
@@ -144,7 +147,7 @@ class Ranks:
         return value  # type: ignore[no-any-return]
 
     def on_all(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns on this rank; raises on every rank if it raised on one."""
+        """Calls ``make`` on this rank; raises on every rank if it raised on one."""
         if self.world == 1:
             return make()
         value, failure = None, None

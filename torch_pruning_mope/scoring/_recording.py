@@ -24,22 +24,14 @@ class MemoryBudget:
         return True
 
     def give(self, size: int) -> None:
-        """Hands it back."""
+        """Returns memory."""
         self.left += size
 
 
 class Recording:
     """The residual streams of one tower's inputs, and points at the depth under work, as far as the budget goes.
 
-    What does not fit is computed again from the nearest stream before it, or from the inputs.
-
-    Args:
-        walk: The tower, with what is removed for now.
-        inputs: Its inputs.
-        batch_size: Inputs in a chunk.
-        device: Where the model is.
-        budget: Where memory is taken from.
-        keep: Whether to keep the streams of all depths, for walks that go back; else of one depth per chunk.
+    The rest is computed again from the nearest stream before it, or from the inputs.
     """
 
     def __init__(

@@ -35,8 +35,7 @@ from .._ridge import (
 )
 from .._state import evaluation_mode
 from ..encoder import EncoderCore, TowerName
-from ..towers import Reaching, patches, reaching_rows
-from ._units import Part
+from ..towers import Part, Reaching, patches, reaching_rows
 
 RIDGE = 1e-4
 Place = tuple[TowerName, int, Part]
@@ -76,19 +75,7 @@ class Refitted:
 
 
 class Refits:
-    """Refitted output layers of one model on one calibration set.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-        inputs: Calibration inputs of its towers.
-        places: Layers that lose units, in the order in which they will be asked for.
-        batch_size: Sequences run at once; None for 32 on a CPU and 512 elsewhere.
-        memory: Bytes for sums over tokens; None for as many as it takes.
-        whole: Whether layers will be asked for in any order, so that the sums of all are held at once.
-
-    Raises:
-        ValueError: If the memory does not suffice.
-    """
+    """Refitted output layers of one model on one calibration set."""
 
     def __init__(
         self,

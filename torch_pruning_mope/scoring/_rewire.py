@@ -21,23 +21,7 @@ Rewiring = Literal["taylor", "none", "obs"] | Callable[[Any], Tensor | None]
 
 
 def neuron_orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, ranks: Ranks | None = None) -> Orders:
-    """Neurons of each MLP, least important first.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-        pairs: What gradients are taken on, if the criterion needs them.
-        rewire: ``taylor``: first-order Taylor under the contrastive loss, the sum of ``|w * g|`` over a neuron's row of the
-            first layer, its bias and its column of the second; ``none``: contiguous groups; ``obs``: the squared error of the
-            MLP's output that is left when a neuron goes and the others are refitted; or a Torch-Pruning importance.
-        ranks: Who shares the work.
-
-    Returns:
-        An order per (tower, layer); none for ``none``.
-
-    Raises:
-        ValueError: If ``rewire`` is none of these, or the importance skips an MLP.
-        NonFiniteError: If it yields NaN or infinity.
-    """
+    """Neurons of each MLP, least important first, by (tower, layer); none for ``none``."""
     if rewire == "none":
         return {}
     if rewire == "obs":

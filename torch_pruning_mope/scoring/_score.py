@@ -18,6 +18,7 @@ from .._fingerprint import fingerprint, key_of
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
+from ..towers import KINDS, Unit
 from ._ablate import Ablator
 from ._engine import PrefixEngine
 from ._families import Interaction, families, scores_of
@@ -30,7 +31,7 @@ from ._ranks import Ranks
 from ._refit import Refits
 from ._rewire import Rewiring, neuron_orders
 from ._table import ScoreTable
-from ._units import KINDS, Orders, Unit, enumerate_units
+from ._units import Orders, enumerate_units
 
 Autocast = Literal["bfloat16", "float16"]
 
@@ -188,7 +189,7 @@ def _table(
 
 
 def _key(name: str, value: object, known: tuple[type, ...], path: Path | None) -> str:
-    """What tells a metric or rewiring from others; without a path it need not."""
+    """The key of a metric or rewiring; without a path, a callable need not have one."""
     try:
         return key_of(value, known=known)
     except ValueError as error:
@@ -244,7 +245,7 @@ def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> Score
 
 
 def _most(encoder: EncoderCore, towers: Collection[str], until: float | None) -> int | None:
-    """How many parameters a joint path frees before it stops."""
+    """Number of parameters that a joint path frees before it stops; None for all."""
     modules = [layer.block.module for layer in encoder.layers if layer.tower in towers]
     total = sum(parameter.numel() for module in modules for parameter in module.parameters())
     return None if until is None else math.ceil(until * total)

@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from .._fingerprint import fingerprint
-from .._io import write_whole
+from .._io import read_json, write_whole
 from ..errors import WrongModelError
-from ._units import Unit
+from ..towers import Unit
 
 _FORMAT = 3
 _COLUMNS = (
@@ -39,11 +39,11 @@ class Score:
 
     Attributes:
         unit: The unit.
-        value: What the metric loses without it; on a path its isotonic increment. May be negative.
+        value: Drop of the metric without it; on a path its isotonic increment. May be negative.
         stderr: Standard error of ``value`` over calibration images; NaN for a metric without per-image shares.
-        loss: What the metric loses without it, and, on a path, without the units that go before it.
-        parameters: How many it frees when it is cut out of the whole model.
-        images: Calibration images that it was evaluated on.
+        loss: Drop of the metric without it, and, on a path, without the units that go before it.
+        parameters: Number of parameters that it frees when it is cut out of the whole model.
+        images: Number of calibration images.
     """
 
     unit: Unit
@@ -61,10 +61,10 @@ class ScoreTable:
     Attributes:
         scores: One per unit.
         dense: The metric of the unablated model.
-        metric: Its name.
+        metric: Name of the metric.
         weights: SHA-256 of the model's weights.
         pairs: SHA-256 of the calibration pairs.
-        settings: What else the scores depend on: groups, interaction, rewiring.
+        settings: Everything else that the scores depend on.
     """
 
     scores: tuple[Score, ...]
@@ -83,10 +83,7 @@ class ScoreTable:
         ]
 
     def first(self, parameters: float | int) -> list[Score]:
-        """The beginning of a joint path that frees a number of parameters: what to remove for a budget.
-
-        Args:
-            parameters: How many to free, or, below 1, the share of all that the table's units free together.
+        """The beginning of a joint path that frees a number of parameters, or, below 1, a share of all that its units free.
 
         Returns:
             The scores of the units, as few as suffice. Of a layer that goes whole, units behind it in the path count nothing.
@@ -118,16 +115,13 @@ class ScoreTable:
 
     @classmethod
     def merge(cls, *tables: "ScoreTable") -> "ScoreTable":
-        """One table of what several hold, made in separate runs on the same weights, pairs and metric.
-
-        Args:
-            tables: The tables; no unit may be in two of them.
+        """One table of the scores of several, made in separate runs on the same weights, pairs and metric.
 
         Returns:
             Their scores one after another.
 
         Raises:
-            ValueError: If there are none, they are of different things, a unit is in two of them, or one is a joint path.
+            ValueError: If there are none, they differ in these, a unit is in two of them, or one is a joint path.
         """
         if not tables:
             raise ValueError("tables must be one table at least; found none.")
@@ -153,9 +147,6 @@ class ScoreTable:
 
         JSON, which :meth:`load` reads, and ``pandas.read_json(path, orient="table")`` too; or, if the name ends in ``.csv``,
         the scores alone as CSV for other programs.
-
-        Args:
-            path: The file.
         """
         target = Path(path)
         write_whole(target, self._csv() if target.suffix.lower() == ".csv" else self._json())
@@ -190,9 +181,6 @@ class ScoreTable:
     def load(cls, path: str | Path) -> "ScoreTable":
         """Reads a table that :meth:`save` wrote as JSON.
 
-        Args:
-            path: The file.
-
         Returns:
             The table.
 
@@ -200,7 +188,7 @@ class ScoreTable:
             ValueError: If the file is not such a table.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(Path(path))
             if content.pop("format") != _FORMAT:
                 raise ValueError(f"format must be {_FORMAT}")
             del content["schema"]
@@ -220,10 +208,7 @@ class ScoreTable:
             raise ValueError(f"path must be a score table saved by this version; {path} is not: {error!r}.") from error
 
     def check_weights(self, model: nn.Module) -> None:
-        """Raises unless the table is of these weights.
-
-        Args:
-            model: A wrapped model.
+        """Checks that the table is of a model's own weights.
 
         Raises:
             WrongModelError: If it is not.

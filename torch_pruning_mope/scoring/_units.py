@@ -1,55 +1,17 @@
-"""What MoPE removes: heads, groups of FFN neurons, and blocks.
+"""Units of MoPE: heads, groups of FFN neurons, and blocks.
 
-Channels are input channels of a sub-layer's output linear, as the model is now.
+Channels are input channels of a sub-layer's output layer, as the model is now.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 from ..encoder import EncoderCore, TowerName
+from ..towers import Part, Unit, UnitKind
 
-Part = Literal["head", "neurons", "block"]
-UnitKind = Literal["head", "neurons", "block", "attention", "mlp"]
-KINDS: tuple[UnitKind, ...] = ("head", "neurons", "block", "attention", "mlp")
-_PARTS: dict[UnitKind, Part] = {
-    "head": "head",
-    "attention": "head",
-    "neurons": "neurons",
-    "mlp": "neurons",
-    "block": "block",
-}
 Orders = Mapping[tuple[str, int], Sequence[int]]
 """Neurons of each (tower, layer), least important first."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One module that can be removed.
-
-    Attributes:
-        kind: ``head``, ``neurons`` (a group of FFN neurons), ``block``, or all heads or neurons of a block: ``attention``,
-            ``mlp``.
-        tower: ``image`` or ``text``.
-        layer: Position of its block in the tower.
-        index: Head number; or rank of the neuron group, 0 the least important by the rewiring; or 0.
-        channels: What it owns of the output linear's input; empty for a block.
-    """
-
-    kind: UnitKind
-    tower: TowerName
-    layer: int
-    index: int
-    channels: tuple[int, ...] = ()
-
-    @property
-    def part(self) -> Part:
-        """Which part of its block loses channels: ``head`` for the attention, ``neurons`` for the MLP, ``block`` for both."""
-        return _PARTS[self.kind]
-
-    def __str__(self) -> str:
-        return f"{self.tower} layer {self.layer} {self.kind} {self.index}"
 
 
 @dataclass(frozen=True)
@@ -75,18 +37,9 @@ class Ablation:
 def enumerate_units(
     encoder: EncoderCore, kinds: Collection[str], orders: Orders, groups: int, towers: Collection[str]
 ) -> list[Unit]:
-    """All units of a model.
-
-    Args:
-        encoder: The dual encoder.
-        kinds: Which kinds.
-        orders: Neurons of each MLP, least important first; empty for their own order.
-        groups: Neuron groups per MLP, of sizes that differ by one at most; no more than it has neurons.
-        towers: Which towers.
-
-    Returns:
-        The units, in the order of the towers, layers, kinds and indices.
-    """
+    """All units of a model, in the order of towers, layers, kinds and indices."""
+    # ``orders`` has the neurons of each MLP, least important first; those that it lacks keep their own order. An MLP
+    # has no more groups than neurons, of sizes that differ by one at most.
     units: list[Unit] = []
     for layer in encoder.layers:
         tower, block = layer.tower, layer.block
@@ -121,26 +74,12 @@ def _cuts(total: int, parts: int) -> list[tuple[int, int]]:
 
 
 def single_ablation(unit: Unit) -> Ablation:
-    """The removal of this unit alone.
-
-    Args:
-        unit: The unit.
-
-    Returns:
-        The ablation.
-    """
+    """The removal of this unit alone."""
     return Ablation(unit.tower, unit.layer, unit.part, unit.channels)
 
 
 def nested_ablations(groups: Sequence[Unit]) -> list[Ablation]:
-    """The removal of the first, the first two, … all neuron groups of one layer.
-
-    Args:
-        groups: The groups of one layer, least important first.
-
-    Returns:
-        One ablation per group.
-    """
+    """The removal of the first, the first two, … all neuron groups of one layer, least important first."""
     ablations, channels = [], tuple[int, ...]()
     for unit in groups:
         channels += unit.channels

@@ -45,11 +45,11 @@ class Walk(ABC):
 
     @abstractmethod
     def lengths(self, inputs: Tensor) -> Tensor | None:
-        """As :meth:`torch_pruning_mope.Tower.lengths`."""
+        """See :meth:`torch_pruning_mope.towers.Tower.lengths`."""
 
     @abstractmethod
     def stem(self, inputs: Tensor) -> Any:
-        """What enters the first step."""
+        """The stream that enters the first step."""
 
     @abstractmethod
     def tokens(self, stream: Any) -> int:
@@ -91,14 +91,7 @@ class Walk(ABC):
 
 
 class StreamWalk(Walk):
-    """A tower that is taken apart into stem, sub-layers and readout.
-
-    Args:
-        view: The tower, all of whose units masks take away.
-        tower: Which of the encoder's it is.
-        removed: What contributes nothing from the start.
-        ablator: What takes units away that run with the readout.
-    """
+    """A tower that is taken apart into stem, sub-layers and readout."""
 
     def __init__(self, view: Tower, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
         self.tower = view

@@ -32,14 +32,7 @@ def tracing(model: nn.Module) -> Iterator[None]:
 
 
 class HeadProjection(nn.Linear):
-    """A value projection that knows which of the original heads its rows are, for what is per head besides.
-
-    Args:
-        input_dim: Width of its input.
-        num_heads: Number of heads.
-        head_dim: Channels of each.
-        bias: Whether it has one.
-    """
+    """A value projection that knows which of the original heads its rows are, for what is per head besides."""
 
     heads: Tensor
 
@@ -50,11 +43,7 @@ class HeadProjection(nn.Linear):
         self.register_buffer("heads", torch.arange(num_heads, device="cpu"), persistent=False)
 
     def keep(self, channels: list[int]) -> None:
-        """Mutates it: records that only these channels of whole heads are left.
-
-        Raises:
-            ValueError: If a head is cut in two.
-        """
+        """Mutates it: records that only these channels of whole heads are left."""
         kept = torch.tensor(channels, dtype=torch.long)
         heads = (kept // self.head_dim).unique_consecutive()
         if len(heads) * self.head_dim != len(kept):
@@ -74,21 +63,6 @@ class PrunableAttention(nn.Module):
 
     What some models do besides hangs on attributes, all off by default: ``q_norm`` and ``k_norm`` over each head's channels,
     ``gate`` and ``norm`` on the heads' outputs, ``query_scale`` and ``head_scale``, one number per head.
-
-    Args:
-        query_dim: Width ``D`` of the queries' input.
-        key_dim: Width of the keys' and values' input.
-        inner_dim: Heads times head dimension, ``H * E``.
-        output_dim: Width of the output.
-        num_heads: Number of heads ``H`` to begin with; must divide ``inner_dim``.
-        bias: Whether the three input projections have biases.
-        out_bias: Whether the output projection has one.
-        dropout: Dropout of the attention weights in training.
-        batch_first: Whether inputs are ``[N, T, D]`` rather than ``[T, N, D]``.
-        tracks_heads: Whether it has to know which heads are left, because something outside the projections is per head.
-
-    Raises:
-        ValueError: If ``num_heads`` does not divide ``inner_dim``.
     """
 
     unlisted: tuple[str, ...] = ()
@@ -139,11 +113,7 @@ class PrunableAttention(nn.Module):
 
     @property
     def num_heads(self) -> int:
-        """Number of heads that are left, read off the value projection.
-
-        Raises:
-            RuntimeError: If head dimensions were cut instead of whole heads.
-        """
+        """Number of heads that are left, read off the value projection."""
         return self._count_heads()
 
     @num_heads.setter
@@ -199,19 +169,7 @@ class PrunableAttention(nn.Module):
         causal: bool = False,
         rope: Tensor | None = None,
     ) -> Float[Tensor, "N Tq HE"]:
-        """The heads' outputs side by side, as ``out_proj`` receives them.
-
-        Args:
-            query: Batch-first input of the query projection.
-            key: Batch-first input of the key projection.
-            value: Batch-first input of the value projection.
-            mask: Additive, or boolean with True where attention is *allowed*; broadcastable to ``[N, H, Tq, Tk]``.
-            causal: Mask what follows instead.
-            rope: Rotary positions, as the subclass takes them.
-
-        Returns:
-            Head ``h`` in channels ``h * E`` to ``(h + 1) * E``.
-        """
+        """The heads' outputs side by side, as ``out_proj`` receives them."""
         if not self.out_proj.in_features:
             return query.new_empty(*query.shape[:-1], 0)
         if self.is_traced:
@@ -253,14 +211,7 @@ class PrunableAttention(nn.Module):
         average_attn_weights: bool = True,  # noqa: ARG002 (part of nn.MultiheadAttention's call)
         is_causal: bool = False,  # noqa: ARG002 (a hint there; the mask itself decides)
     ) -> tuple[Tensor, None]:
-        """Stands in for ``nn.MultiheadAttention.forward``, which see for shapes and mask conventions.
-
-        Returns:
-            The output, and None in place of the attention weights.
-
-        Raises:
-            NotImplementedError: If attention weights are asked for.
-        """
+        """Stands in for ``nn.MultiheadAttention.forward``, which see for shapes and mask conventions."""
         if need_weights:
             raise NotImplementedError("need_weights must be False; PrunableAttention does not form attention weights.")
         if not self.batch_first:  # what is the same stays the same
@@ -284,14 +235,7 @@ class PrunableAttention(nn.Module):
         return merged
 
     def _per_sample(self, mask: Tensor, batch: int) -> Tensor:
-        """``[N * H0, Tq, Tk]`` as ``[N, H or 1, Tq, Tk]``, where ``H0`` was the head count before pruning (trap Q).
-
-        Returns:
-            The mask.
-
-        Raises:
-            ValueError: If heads differ in a mask whose head count is no longer this module's.
-        """
+        """``[N * H0, Tq, Tk]`` as ``[N, H or 1, Tq, Tk]``, where ``H0`` was the head count before pruning (trap Q)."""
         mask = mask.unflatten(0, (batch, -1))
         if mask.shape[1] == self.num_heads:
             return mask

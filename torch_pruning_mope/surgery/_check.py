@@ -17,19 +17,7 @@ def ungrouped(
     left_alone: Sequence[nn.Parameter],
     outputs: Callable[[], Sequence[Tensor]] = lambda: (),
 ) -> dict[nn.Parameter, str]:
-    """Parameters that the outputs depend on, in no pruning group and not knowingly left alone.
-
-    Args:
-        graph: The graph of ``model``.
-        groups: All its groups.
-        model: The model.
-        joint: Bare parameters that the graph was told of. Of others it has guessed which dimension goes with the groups.
-        left_alone: Parameters that no pruning touches (temperature, say).
-        outputs: Computes what the model puts out, with gradients; asked only if some parameters are in no group.
-
-    Returns:
-        Their names.
-    """
+    """Parameters that the outputs depend on, in no pruning group and not knowingly left alone."""
     known = set(left_alone)
     own = [  # a pool's learnt queries, say, which no layer makes
         graph.get_pruning_group(parameter, tp.prune_parameter_out_channels, [0])
@@ -49,15 +37,7 @@ def ungrouped(
 
 
 def reached_leaves(model: nn.Module, outputs: Callable[[], Sequence[Tensor]]) -> set[nn.Parameter]:
-    """The parameters that some outputs depend on.
-
-    Args:
-        model: The model; left as it is.
-        outputs: Computes them.
-
-    Returns:
-        The parameters.
-    """
+    """The parameters that some outputs depend on."""
     with trainable(model):
         return _reached(outputs())
 

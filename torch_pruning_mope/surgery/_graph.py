@@ -30,22 +30,11 @@ def tracing_forward(
     model: nn.Module,
     decode: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Callable[[nn.Module, dict[str, Tensor]], list[Tensor]]:
-    """A ``forward_fn`` that keeps the towers apart and the model as it was.
-
-    It returns the two features rather than logits, which would couple the towers (trap L); it turns gradients on for the
-    trace, because frozen parameters vanish from the graph (trap M); it gives back the training modes that the model has
-    *now*, because Torch-Pruning has already left it in eval mode when the function runs (trap V); and if the model fails, it
-    takes off the hooks that Torch-Pruning would leave behind.
-
-    Args:
-        encode_image: The model's image encoder.
-        encode_text: The model's text encoder.
-        model: The model.
-        decode: What makes use of both besides, such as CoCa's decoder, or None.
-
-    Returns:
-        The function.
-    """
+    """A ``forward_fn`` that keeps the towers apart and the model as it was."""
+    # It returns the two features rather than logits, which would couple the towers (trap L); it turns gradients on for
+    # the trace, because frozen parameters vanish from the graph (trap M); it gives back the training modes that the
+    # model has *now*, because Torch-Pruning has already left it in eval mode when the function runs (trap V); and if
+    # the model fails, it takes off the hooks that Torch-Pruning would leave behind.
     flags = {module: module.training for module in model.modules()}
 
     def forward(traced: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -96,18 +85,9 @@ def removal_group(graph: tp.DependencyGraph, output: nn.Module, channels: Sequen
 
 
 def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
-    """Whether zeroing input channels of a layer is what removing them from the model would do, for any of them.
-
-    It is, unless a norm over the channels stands before that layer, which would then be over fewer, or another layer or a
-    bare parameter has to do with them too. Batch normalisation and depthwise convolutions keep channels apart.
-
-    Args:
-        graph: The graph of the model.
-        output: The layer.
-
-    Returns:
-        Whether it is.
-    """
+    """Whether zeroing input channels of a layer is what removing them from the model would do, for any of them."""
+    # It is, unless a norm over the channels stands before that layer, which would then be over fewer, or another layer
+    # or a bare parameter has to do with them too. Batch normalisation and depthwise convolutions keep channels apart.
     for dep, _ in removal_group(graph, output):
         module = dep.target.module
         if module is output or isinstance(module, nn.modules.batchnorm._BatchNorm) or dep.target.type in _OPERATIONS:
@@ -119,23 +99,12 @@ def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
 
 
 def all_groups(graph: tp.DependencyGraph) -> list[Any]:
-    """Every group of channels that would have to be cut together, in full.
-
-    Args:
-        graph: The graph.
-
-    Returns:
-        The groups, found by the layers that make their channels.
-    """
+    """Every group of channels that would have to be cut together, in full."""
     return list(graph.get_all_groups(root_module_types=[tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, nn.Embedding]))
 
 
 def check_untied(graph: tp.DependencyGraph, model: nn.Module) -> None:
-    """Raises where layers of the graph share a parameter, which a cut of one of them would part.
-
-    Raises:
-        UnsupportedModelError: Then.
-    """
+    """Raises where layers of the graph share a parameter, which a cut of one of them would part."""
     owners: dict[nn.Parameter, list[str]] = {}
     for prefix, module in model.named_modules():
         if module in graph.module2node:
@@ -150,43 +119,21 @@ def check_untied(graph: tp.DependencyGraph, model: nn.Module) -> None:
 
 
 def kept_whole(groups: Sequence[Any], ignored: Iterable[nn.Module]) -> list[nn.Module]:
-    """Layers that make the channels of groups with an ignored member, one per group.
-
-    Torch-Pruning leaves a group alone only if an ignored layer *makes* its channels; one that takes them is cut.
-
-    Returns:
-        The layers; given to a pruner as ``ignored_layers``, the groups stay whole.
-    """
+    """Layers that make the channels of groups with an ignored member, one per group."""
+    # Torch-Pruning leaves a group alone only if an ignored layer *makes* its channels; one that takes them is cut.
     inside = {module for layer in ignored for module in layer.modules()}
     return [group[0].dep.target.module for group in groups if any(item.dep.target.module in inside for item in group)]
 
 
 def uncuttable(graph: tp.DependencyGraph, groups: Sequence[Any]) -> list[nn.Module]:
-    """Layers whose output channels cannot be cut, one per group of layers that would have to be cut together.
-
-    Args:
-        graph: The graph.
-        groups: All its groups.
-
-    Returns:
-        The layers; given to a pruner as ``ignored_layers``, they spare criteria groups that they cannot score either.
-    """
+    """Layers whose output channels cannot be cut, one per group of layers that would have to be cut together."""
     return [group[0].dep.target.module for group in groups if not _is_whole(graph, group)]
 
 
 def _is_whole(graph: tp.DependencyGraph, group: Any) -> bool:
-    """Whether a group of all output channels of a layer covers every layer in it in full, and no output of the model.
-
-    Torch-Pruning does not follow channels through a grouped convolution that changes their number, or through places that
-    are folded into channels (Swin's merging): it would cut layers on either side that then do not fit.
-
-    Args:
-        graph: The graph.
-        group: A group of all channels of its root.
-
-    Returns:
-        Whether it does.
-    """
+    """Whether a group of all output channels of a layer covers every layer in it in full, and no output of the model."""
+    # Torch-Pruning does not follow channels through a grouped convolution that changes their number, or through places
+    # that are folded into channels (Swin's merging): it would cut layers on either side that then do not fit.
     ends, projected = False, False
     for dep, idxs in group:
         node, module = dep.target, dep.target.module

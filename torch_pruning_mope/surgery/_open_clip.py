@@ -22,11 +22,7 @@ class _SelfAttention(PrunableAttention):
         value: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Attention over ``[N, T, D]``; masks as in :class:`PrunableAttention`.
-
-        Returns:
-            The output, ``[N, T, D]``.
-        """
+        """Attention over ``[N, T, D]``; masks as in :class:`PrunableAttention`."""
         key = query if key is None else key
         out = super().forward(query, key, key if value is None else value, attn_mask=attn_mask)[0]
         dropped: Tensor = self.out_drop(out)
@@ -75,14 +71,7 @@ class _MeanQueryPool(PrunableAttention):
     positional_embedding: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Pools a map.
-
-        Args:
-            x: ``[N, C, R, R]``.
-
-        Returns:
-            ``[N, J]``.
-        """
+        """Pools a map."""
         tokens = x.flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1) + self.positional_embedding.to(x.dtype)
         pooled: Tensor = self.out_proj(self.heads(tokens[:, :1], tokens, tokens))

@@ -42,11 +42,7 @@ def parts_of(module: nn.Module) -> list[Parts]:
 
 
 def attach(module: nn.Module, parts: Parts) -> Callable[[], None]:
-    """Mutates a module: notes that it has these units; its counts follow its layers from now on.
-
-    Returns:
-        A function that undoes it.
-    """
+    """Mutates a module: notes that it has these units; its counts follow its layers from now on."""
     setattr(module, _NAME, [*parts_of(module), parts])
     counted = parts.counted
     before = {} if counted is None else {name: getattr(counted, name) for name, _ in parts.counts}
@@ -112,12 +108,7 @@ def _show(parts: Parts) -> list[Any]:
 
 
 class FusedLinear(nn.Module):
-    """Stands in for a linear layer whose output is several of one size side by side, each a layer of its own here.
-
-    Args:
-        linear: The original.
-        names: Of the layers.
-    """
+    """Stands in for a linear layer whose output is several of one size side by side, each a layer of its own here."""
 
     def __init__(self, linear: nn.Linear, names: Sequence[str]) -> None:
         super().__init__()

@@ -19,15 +19,7 @@ class _SortedLayerNormPruner(function.LayernormPruner):  # type: ignore[misc]
     """
 
     def prune_out_channels(self, layer: nn.LayerNorm, idxs: Sequence[int]) -> nn.LayerNorm:
-        """Mutates ``layer``: removes the channels ``idxs``.
-
-        Args:
-            layer: A LayerNorm over its last dimension.
-            idxs: Channels to remove.
-
-        Returns:
-            The layer.
-        """
+        """Mutates ``layer``: removes the channels ``idxs``."""
         gone = set(idxs)
         keep = [index for index in range(layer.normalized_shape[-1]) if index not in gone]
         layer.normalized_shape = (*layer.normalized_shape[:-1], len(keep))
@@ -44,15 +36,7 @@ class _HeadProjectionPruner(function.LinearPruner):  # type: ignore[misc]
     """Surgery on a value projection that remembers which heads are left."""
 
     def prune_out_channels(self, layer: HeadProjection, idxs: Sequence[int]) -> HeadProjection:
-        """Mutates ``layer``: removes the channels ``idxs``, of whole heads.
-
-        Args:
-            layer: The projection.
-            idxs: Channels to remove.
-
-        Returns:
-            The layer.
-        """
+        """Mutates ``layer``: removes the channels ``idxs``, of whole heads."""
         gone = set(idxs)
         layer.keep([channel for channel in range(layer.out_features) if channel not in gone])
         super().prune_out_channels(layer, list(idxs))
@@ -67,15 +51,7 @@ class _UnboundedOutputPruner(tp.ops.OutputPruner):  # type: ignore[misc]
     """
 
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:  # noqa: ARG002
-        """Nothing to prune in an output.
-
-        Args:
-            layer: The output node.
-            idxs: Ignored.
-
-        Returns:
-            The node.
-        """
+        """Nothing to prune in an output."""
         return layer
 
     prune_in_channels = prune_out_channels
@@ -87,14 +63,7 @@ class _UnboundedOutputPruner(tp.ops.OutputPruner):  # type: ignore[misc]
 
 
 def customized_pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
-    """Fresh pruners for the layer types whose own pruner in Torch-Pruning is wrong here, or takes no notes.
-
-    Args:
-        model: The model, for the LayerNorm subclasses in it (Torch-Pruning looks up the exact class, trap N).
-
-    Returns:
-        What ``customized_pruners`` of a Torch-Pruning constructor takes.
-    """
+    """Fresh pruners for the layer types whose own pruner in Torch-Pruning is wrong here, or takes no notes."""
     norms = {type(module) for module in model.modules() if isinstance(module, nn.LayerNorm)}
     pruners: dict[type[nn.Module], Any] = recording_pruners(model)
     pruners |= dict.fromkeys(norms, _SortedLayerNormPruner())

@@ -53,38 +53,17 @@ class _RecordingPruner:
 
 
 def recording_pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
-    """Pruners that note what is left, by the exact types of a model's linear layers.
-
-    Args:
-        model: The model.
-
-    Returns:
-        What ``customized_pruners`` of a Torch-Pruning constructor takes.
-    """
+    """Pruners that note what is left, by the exact types of a model's linear layers."""
     kinds = {type(module) for module in model.modules() if isinstance(module, nn.Linear)} - {HeadProjection}
     return dict.fromkeys(kinds, _RecordingPruner())
 
 
 def noted_channels(layer: nn.Module, side: Side) -> list[int] | None:
-    """Which channels of a layer, as it was at first, are left.
-
-    Args:
-        layer: The layer.
-        side: Of its input or its output.
-
-    Returns:
-        Their numbers; None if none were removed, or not by pruners that take notes.
-    """
+    """Which channels of a layer, as it was at first, are left."""
     noted: list[int] | None = vars(layer).get(_NAME, {}).get(side)
     return noted
 
 
 def record(layer: nn.Module, side: Side, channels: Iterable[int]) -> None:
-    """Mutates a layer: notes which channels are left.
-
-    Args:
-        layer: The layer.
-        side: Of its input or its output.
-        channels: Their numbers.
-    """
+    """Mutates a layer: notes which channels are left."""
     vars(layer)[_NAME] = {**vars(layer).get(_NAME, {}), side: list(channels)}

@@ -32,16 +32,8 @@ def register_attention(*kinds: type[nn.Module] | str) -> Callable[..., Any]:
 
 
 def swap_attention(model: nn.Module) -> int:
-    """Mutates ``model``: every registered attention module becomes prunable, with the same weights and outputs.
-
-    Modules that cannot be converted are left as they are.
-
-    Args:
-        model: Any module; modules that are prunable already are left alone.
-
-    Returns:
-        How many modules were exchanged.
-    """
+    """Mutates ``model``: every registered attention module becomes prunable, with the same weights and outputs."""
+    # Modules that cannot be converted are left as they are.
     return len(exchange(model, prunable_attention(model)[0]))
 
 
@@ -64,15 +56,7 @@ def prunable_attention(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str
 
 
 def exchange(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Mutates ``model``: puts modules in the place of others.
-
-    Args:
-        model: Any module.
-        modules: What to put where, by name.
-
-    Returns:
-        What was there before; given to this function, they are there again.
-    """
+    """Mutates ``model``: puts modules in the place of others."""
     before = {name: model.get_submodule(name) for name in modules}
     for name, module in modules.items():
         parent, _, child = name.rpartition(".")
@@ -91,21 +75,7 @@ def build(
     batch_first: bool = True,
     tracks_heads: bool = False,
 ) -> _AttentionT:
-    """A prunable attention with the weights, dtype, device, training mode and requires_grad of the original.
-
-    Args:
-        kind: Its type.
-        original: What it stands in for.
-        projections: Weight and bias of ``q``, ``k`` and ``v``.
-        out: The output projection, which it takes over.
-        num_heads: Number of heads.
-        dropout: Of the attention weights.
-        batch_first: As in ``nn.MultiheadAttention``.
-        tracks_heads: As in :class:`PrunableAttention`.
-
-    Returns:
-        The attention.
-    """
+    """A prunable attention with the weights, dtype, device, training mode and requires_grad of the original."""
     inner_dim, query_dim = projections["q"][0].shape
     with torch.device("meta"):  # every weight is replaced below
         attention = kind(
@@ -130,16 +100,7 @@ def build(
 
 
 def fused(weight: Tensor, bias: Tensor | None, letters: str = "qkv") -> dict[str, _Projection]:
-    """The projections of a fused one.
-
-    Args:
-        weight: Rows of all of them, one after another.
-        bias: Likewise, or None.
-        letters: Which they are.
-
-    Returns:
-        Weight and bias of each.
-    """
+    """The projections of a fused one."""
     weights, biases = chunked(weight, len(letters)), [None] * len(letters)
     both = zip(weights, biases if bias is None else chunked(bias, len(letters)), strict=True)
     return dict(zip(letters, both, strict=True))

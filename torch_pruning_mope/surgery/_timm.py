@@ -26,17 +26,7 @@ class _SelfAttention(PrunableAttention):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """Self-attention.
-
-        Args:
-            x: ``[N, T, D]``.
-            rope: Sines and cosines of the positions, for all tokens but the prefix.
-            attn_mask: Additive, or boolean with True where attention is allowed.
-            is_causal: Mask what follows instead.
-
-        Returns:
-            ``[N, T, D]``.
-        """
+        """Self-attention."""
         out: Tensor = self.proj_drop(self.out_proj(self.heads(x, x, x, attn_mask, causal=is_causal, rope=rope)))
         return out
 
@@ -134,15 +124,7 @@ class _LatentPool(PrunableAttention):
         self.register_load_state_dict_pre_hook(_rename_mlp_norm)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Pools tokens.
-
-        Args:
-            x: ``[N, T, D]``.
-            attn_mask: As in :class:`PrunableAttention`.
-
-        Returns:
-            ``[N, D]``, or ``[N, queries, D]`` where nothing is pooled.
-        """
+        """Pools tokens."""
         if self.pos_embed is not None:
             x = x + self.pos_embed.to(x.dtype)
         query = self.latent.expand(x.shape[0], -1, -1)
@@ -193,15 +175,7 @@ class _WindowAttention(PrunableAttention):
         return table[:, self.relative_position_index.view(-1)].view(1, -1, area, area)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Self-attention within windows.
-
-        Args:
-            x: ``[N * windows, T, D]``.
-            mask: Additive, ``[windows, T, T]``.
-
-        Returns:
-            ``[N * windows, T, D]``.
-        """
+        """Self-attention within windows."""
         bias = self.bias()
         if mask is not None:
             bias = (bias + mask[:, None]).repeat(x.shape[0] // mask.shape[0], 1, 1, 1)
@@ -231,15 +205,7 @@ class _RelPosAttention(PrunableAttention):
         return [*super().left_alone(), *([] if self.rel_pos is None else self.rel_pos.parameters())]
 
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Self-attention.
-
-        Args:
-            x: ``[N, T, D]``.
-            shared_rel_pos: A bias ``[1, H0, T, T]`` that layers share, of the original heads.
-
-        Returns:
-            ``[N, T, D]``.
-        """
+        """Self-attention."""
         bias = shared_rel_pos if self.rel_pos is None else self.rel_pos.get_bias()
         if bias is not None:
             bias = self.own(bias.transpose(0, 1)).transpose(0, 1)

@@ -30,21 +30,7 @@ class _T5Attention(PrunableAttention):
         past_key_values: object = None,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Self-attention.
-
-        Args:
-            hidden_states: ``[N, T, D]``.
-            mask: Additive, or boolean with True where attention is allowed.
-            key_value_states: Must be None: only encoders are supported.
-            position_bias: ``[1, H0, T, T]`` from the first layer, of its original heads.
-            past_key_values: Must be None, likewise.
-
-        Returns:
-            The output, the bias for the layers that follow, and None in place of the attention weights.
-
-        Raises:
-            NotImplementedError: If it is used in a decoder.
-        """
+        """Self-attention."""
         if key_value_states is not None or past_key_values is not None:
             raise NotImplementedError("key_value_states and past_key_values must be None; only encoders can be pruned.")
         if position_bias is None and self.relative_attention_bias is not None:
@@ -113,16 +99,7 @@ class _FixedPositions(nn.Module):
     def forward(
         self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, past_key_values_length: int = 0
     ) -> Tensor:
-        """Positions of tokens.
-
-        Args:
-            input_ids: ``[N, T]``.
-            inputs_embeds: ``[N, T, D]``, instead.
-            past_key_values_length: As in the original.
-
-        Returns:
-            ``[N, T, D]``.
-        """
+        """Positions of tokens."""
         if input_ids is not None:
             ids = self.ids_of_tokens(input_ids, self.padding_idx, past_key_values_length)
         else:

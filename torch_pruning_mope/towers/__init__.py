@@ -19,9 +19,11 @@ from ._structure import is_known, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
 from ._summary import summary
 from ._tower import Block, BlockTower, Tower
+from ._unit import KINDS, Part, Unit, UnitKind
 
 __all__ = [
     "ApartTower",
+    "KINDS",
     "AttentionSublayer",
     "Block",
     "BlockTower",
@@ -31,6 +33,7 @@ __all__ = [
     "FeedForwardSublayer",
     "Layer",
     "OpaqueTower",
+    "Part",
     "Prunable",
     "Reaching",
     "Search",
@@ -40,6 +43,8 @@ __all__ = [
     "TowerName",
     "Towers",
     "TwoEncoders",
+    "Unit",
+    "UnitKind",
     "first_tensor",
     "is_known",
     "patches",

@@ -4,11 +4,7 @@ from torch import Tensor
 
 
 def check_tokens(tokens: Tensor, vocabulary: int | None, context: int) -> None:
-    """Raises unless ``tokens`` are integer ids ``[N, T]`` below ``vocabulary`` (None: unknown), with ``T <= context``.
-
-    Raises:
-        ValueError: Otherwise.
-    """
+    """Raises unless ``tokens`` are integer ids ``[N, T]`` below ``vocabulary`` (None: unknown), with ``T <= context``."""
     if tokens.ndim != 2 or tokens.is_floating_point():
         raise ValueError(f"tokens must be integer ids [N, T]; found {tokens.dtype} of shape {tuple(tokens.shape)}.")
     most = int(tokens.max())
@@ -20,11 +16,7 @@ def check_tokens(tokens: Tensor, vocabulary: int | None, context: int) -> None:
 
 
 def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
-    """Raises unless each image has this shape.
-
-    Raises:
-        ValueError: Otherwise.
-    """
+    """Raises unless each image has this shape."""
     if tuple(images.shape[1:]) != shape:
         raise ValueError(
             f"images must be {list(shape)} each; found {list(images.shape[1:])}. Models that take images of several sizes "

@@ -18,7 +18,7 @@ def register_channels(*kinds: TypeKey) -> Callable[..., Any]:
     """Registers what can be removed of modules of exactly these types.
 
     The handler takes a module and returns pairs of ``"head"`` or ``"neurons"`` and a
-    :class:`torch_pruning_mope.Channels`, in the order in which they run.
+    :class:`torch_pruning_mope.towers.Channels`, in the order in which they run.
 
     Args:
         *kinds: Module types, or their full names (``"timm.layers.mlp.Mlp"``), which spares importing them.
@@ -48,14 +48,7 @@ class FoundLayer:
 
 
 def discover(root: nn.Module) -> list[FoundLayer]:
-    """The layers of an encoder whose attention has been swapped.
-
-    Args:
-        root: The encoder.
-
-    Returns:
-        The layers, in the order of ``root.named_modules()``.
-    """
+    """The layers of an encoder whose attention has been swapped."""
     modules = dict(root.named_modules())
     handlers = {kind: _UNITS.get(kind) for kind in {type(module) for module in modules.values()}}
     units: dict[str, Found] = {}

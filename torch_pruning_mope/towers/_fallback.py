@@ -18,14 +18,6 @@ class ChannelsTower(OpaqueTower):
 
     Nothing is known of how such an encoder runs, so each ablation is a whole forward pass, and where channels are used in
     several places, of a copy from which they have been cut: exact, and slow.
-
-    Args:
-        tower: The tower in which no layers were found.
-        groups: All groups of the model's dependency graph.
-        firm: Layers whose output channels cannot be cut.
-
-    Raises:
-        UnsupportedModelError: If there are no such channels either.
     """
 
     def __init__(self, tower: OpaqueTower, groups: Sequence[Any], firm: Sequence[nn.Module]) -> None:

@@ -16,18 +16,7 @@ _LAYERS = (nn.Linear, *tp.ops.TORCH_CONV) if isinstance(tp.ops.TORCH_CONV, tuple
 def inner_neurons(
     root: nn.Module, own: Set[nn.Module], groups: Sequence[Any], firm: Set[nn.Module], covered: Set[nn.Module]
 ) -> Iterator[tuple[str, Parts]]:
-    """Groups of channels that one layer of an encoder makes and takes itself.
-
-    Args:
-        root: The module that holds the encoder.
-        own: What of it the encoder runs.
-        groups: All groups of the model's dependency graph.
-        firm: Layers whose channels cannot be cut.
-        covered: Layers around units that are known.
-
-    Yields:
-        The name of the smallest module that holds all layers of a group, and the neurons.
-    """
+    """Groups of channels that one layer of an encoder makes and takes itself."""
     modules = dict(root.named_modules())
     names = {module: name for name, module in modules.items() if module in own}
     for group in groups:

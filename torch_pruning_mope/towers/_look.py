@@ -10,17 +10,7 @@ from .._state import evaluation_mode, trainable
 
 
 def first_tensor(value: Any) -> Tensor:
-    """The first tensor of nested arguments or results, by convention the hidden states.
-
-    Args:
-        value: The arguments or results.
-
-    Returns:
-        It.
-
-    Raises:
-        TypeError: If there is none.
-    """
+    """The first tensor of nested arguments or results, by convention the hidden states."""
     stack = [value]
     while stack:
         value = stack.pop(0)
@@ -80,15 +70,7 @@ def vocabulary_of(root: nn.Module, run: Callable[[], Any], tokens: Tensor) -> in
 
 
 def summed_dimensions(parameters: Mapping[str, nn.Parameter], run: Callable[[], Any]) -> dict[str, int]:
-    """Of matrices, the dimension that a matrix product sums over; those that are in no product are left out.
-
-    Args:
-        parameters: The matrices by name.
-        run: Runs the encoder.
-
-    Returns:
-        The dimensions by name.
-    """
+    """Of matrices, the dimension that a matrix product sums over; those that are in no product are left out."""
     holder = nn.Module()
     for place, parameter in enumerate(parameters.values()):
         holder.register_parameter(str(place), parameter)

@@ -32,20 +32,7 @@ class _Call:
 
 
 class OpaqueTower(BlockTower):
-    """One encoder of a dual encoder, run by the model's own code and known by the types of its modules.
-
-    Args:
-        root: The module that holds the encoder.
-        encode: The encoder: inputs to embeddings, not normalising.
-        example: Makes one input, for a look at what runs in which order.
-        dimensions: For bare parameters, by their name in ``root``, the dimension along the residual width. Of others it is the
-            one that a matrix product sums over, else the last.
-        more_parameters: Bare parameters outside of ``root``.
-        fixed: Tells of a layer that it cannot be deleted, though it stands in a list of layers.
-        check: As :meth:`BlockTower.check_inputs`.
-        within: Whether ``root`` may hold more than the encoder, which is then the smallest module in it that holds all that
-            runs.
-    """
+    """One encoder of a dual encoder, run by the model's own code and known by the types of its modules."""
 
     def __init__(
         self,
@@ -86,14 +73,7 @@ class OpaqueTower(BlockTower):
         self._check(inputs)
 
     def check_output(self, output: Any) -> None:
-        """Raises where an encoder returns something else than one embedding for each input.
-
-        Args:
-            output: What it returns.
-
-        Raises:
-            UnsupportedModelError: Then.
-        """
+        """Raises where an encoder returns something else than one embedding for each input."""
         if not isinstance(output, Tensor) or output.ndim != 2:
             found = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise UnsupportedModelError(
@@ -176,11 +156,7 @@ class OpaqueTower(BlockTower):
         return sorted(ran, key=lambda entry: entry[1].place)
 
     def _watch(self, modules: Sequence[nn.Module]) -> dict[nn.Module, _Call]:
-        """Runs the encoder once and watches its layers.
-
-        Returns:
-            How each layer that runs was called.
-        """
+        """Runs the encoder once and watches its layers."""
         calls: dict[nn.Module, _Call] = {}
 
         def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -103,13 +103,7 @@ class OpenClipVision(Tower):
 
 
 class OpenClipText(Tower):
-    """The native text transformer, whether its parts hang on the model (``CLIP``) or on ``model.text``.
-
-    Args:
-        owner: The module that holds the parts.
-        pool_type: ``argmax``, ``eos``, ``first`` or ``last``.
-        eos_id: The end-of-text id for ``eos``.
-    """
+    """The native text transformer, whether its parts hang on the model (``CLIP``) or on ``model.text``."""
 
     def __init__(self, owner: Any, pool_type: str, eos_id: int | None) -> None:
         self._owner = owner
@@ -165,11 +159,7 @@ class OpenClipText(Tower):
 
 
 def _check_end(tokens: Tensor, pool_type: str, eos_id: int | None) -> None:
-    """An end-of-text token in every caption, where one is pooled.
-
-    Raises:
-        ValueError: Otherwise.
-    """
+    """An end-of-text token in every caption, where one is pooled."""
     if pool_type == "argmax":
         # CLIP pools the highest id, which its tokenizers give to the end-of-text token alone.
         bad = (tokens.amax(1) != tokens.max()) | (tokens.amax(1) == tokens.amin(1))
@@ -243,11 +233,7 @@ class _CoCaDecoder(OpaqueTower):
         """Logits of all tokens are fine."""
 
     def delete(self, indices: Sequence[int]) -> None:
-        """Mutates the model: deletes layers, each with its partner.
-
-        Args:
-            indices: Positions of either of a pair.
-        """
+        """Mutates the model: deletes layers, each with its partner."""
         blocks, decoder = self.blocks, self.root
         pairs: list[Any] = [
             pair

@@ -8,17 +8,7 @@ from torch import Tensor, nn
 
 
 class TwoEncoders(nn.Module):
-    """A dual encoder of two modules, each of which maps a batch to one embedding per input.
-
-    Args:
-        image_encoder: Images ``[N, C, R, R]`` to embeddings ``[N, J]``, or to an output that has them (``pooler_output``).
-        text_encoder: Token ids ``[N, T]`` to embeddings likewise. A text model of transformers with a padding id is given the
-            attention mask as well.
-        image_size: ``R``, or height and width.
-        context_length: ``T``.
-        channels: ``C``.
-        logit_scale: Initial scale of similarities in the contrastive loss.
-    """
+    """A dual encoder of two modules, each of which maps a batch to one embedding per input."""
 
     def __init__(
         self,

@@ -53,14 +53,7 @@ class Prunable(ABC):
 
 
 class Channels(Prunable):
-    """Heads or neurons, named by the layers around them.
-
-    Args:
-        sources: The layers that make them.
-        output: The layer that takes them.
-        unit_size: Channels per unit.
-        can_be_empty: As in :class:`Prunable`; by default what is true there.
-    """
+    """Heads or neurons, named by the layers around them."""
 
     def __init__(
         self, sources: Sequence[nn.Module], output: nn.Module, unit_size: int = 1, *, can_be_empty: bool | None = None

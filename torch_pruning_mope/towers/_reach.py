@@ -37,13 +37,8 @@ def patches(layer: nn.Module, value: Tensor) -> Float[Tensor, "R U"]:
 def reaching_rows(
     encode: Callable[[Tensor], Tensor], layers: Sequence[nn.Module], inputs: Tensor
 ) -> dict[nn.Module, Reaching]:
-    """Runs an encoder and finds, by the gradient of the embeddings, the rows of each layer that can reach them.
-
-    Captions after their end cannot, nor can tokens other than the pooled one in the last block.
-
-    Returns:
-        Of each layer that runs, all calls one after another.
-    """
+    """Runs an encoder and finds, by the gradient of the embeddings, the rows of each layer that can reach them."""
+    # Captions after their end cannot, nor can tokens other than the pooled one in the last block.
     seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
 
     def left(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -13,15 +13,15 @@ HOW_TO = """register a factory of towers:
 
     @mope.register_towers(MyModel)
     def my_towers(model):
-        return mope.Towers(image=MyTower(model.vision), text=..., encode_image=model.vision, ...)
+        return mope.towers.Towers(image=MyTower(model.vision), text=..., encode_image=model.vision, ...)
 
-where a tower is a subclass of mope.Tower with three methods,
+where a tower is a subclass of mope.towers.Tower with three methods,
 
-    def stem(self, inputs): ...      # inputs -> mope.Stream, what enters the first block
-    def blocks(self): ...            # a property: mope.Block for each layer
-    def readout(self, stream): ...   # mope.Stream -> embeddings
+    def stem(self, inputs): ...      # inputs -> mope.towers.Stream, what enters the first block
+    def blocks(self): ...            # a property: mope.towers.Block for each layer
+    def readout(self, stream): ...   # mope.towers.Stream -> embeddings
 
-or simply mope.OpaqueTower(model.vision, encode_image, example), which finds layers of known types by itself. README has a
+or mope.towers.OpaqueTower(model.vision, encode_image, example), which finds layers of known types. examples/README.md has a
 complete example."""
 
 

@@ -23,18 +23,7 @@ def resume(
     before: Sequence[Any] = (),
     stop: int | None = None,
 ) -> Any:
-    """Runs an encoder, some of whose first layers put out what was recorded.
-
-    Args:
-        encode: The encoder.
-        inputs: Its inputs.
-        modules: The layers, in the order in which they run, each once.
-        before: Outputs of the first of them.
-        stop: Position of the layer after which the run ends; None for the end of the encoder.
-
-    Returns:
-        The embeddings, or what the layer at ``stop`` puts out.
-    """
+    """Runs an encoder, some of whose first layers put out what was recorded."""
     with ExitStack() as stack:
         for module, out in zip(modules, before, strict=False):
             stack.enter_context(_puts_out(module, out))

@@ -24,13 +24,7 @@ _TOLERANCE = 1e-3
 
 
 class Search:
-    """Mutates a model: finds the units of the layers that no handler knows.
-
-    Args:
-        model: The model, its attention swapped.
-        towers: Its encoders that are run by their own code.
-        graph: Makes its dependency graph.
-    """
+    """Mutates a model: finds the units of the layers that no handler knows."""
 
     def __init__(self, model: nn.Module, towers: list[OpaqueTower], graph: Graph) -> None:
         self._model, self._towers, self._graph = model, towers, graph
@@ -218,11 +212,7 @@ def _name_of(model: nn.Module, wanted: nn.Module) -> str:
 
 
 def _exchanged(root: nn.Module, name: str, module: nn.Module) -> Callable[[], None]:
-    """Puts a module in the place of another.
-
-    Returns:
-        A function that puts it back.
-    """
+    """Puts a module in the place of another."""
     parent, _, child = name.rpartition(".")
     holder, before = root.get_submodule(parent), root.get_submodule(name)
     setattr(holder, child, module)

@@ -13,6 +13,8 @@ from ._opaque import OpaqueTower
 from ._pair import embedding_of
 from ._registry import FACTORIES, HOW_TO, Towers
 
+MoreParameters = Callable[[], Sequence[tuple[nn.Parameter, int]]]
+"""Bare parameters, each with the dimension along the residual width."""
 _USUAL_LENGTH = 77
 _SIZES = ("image_shape", "image_size", "image_resolution", "input_resolution", "img_size")
 _NO_MASK = ("clip", "siglip", "groupvit", "owlvit", "owlv2")
@@ -29,15 +31,7 @@ def is_known(model: nn.Module) -> bool:
 
 
 def towers_of(model: nn.Module) -> Towers:
-    """The towers of a model whose attention has been swapped.
-
-    Returns:
-        Its towers.
-
-    Raises:
-        UnsupportedModelError: If the type of the model is not registered and it has neither pair of functions, if it embeds
-            audio, or if it does not say how large its images are.
-    """
+    """The towers of a model whose attention has been swapped."""
     factory = FACTORIES.get(type(model))
     if factory is not None:
         return factory(model)
@@ -50,7 +44,8 @@ def towers_of(model: nn.Module) -> Towers:
             f"model must embed images and texts; found {type(model).__qualname__}, which embeds audio. Audio towers are not "
             "supported."
         )
-    known = sorted(f"{name.partition('.')[0]}.{name.rpartition('.')[2]}" for name in FACTORIES)
+    others = (name for name in FACTORIES if name.partition(".")[0] != __name__.partition(".")[0])
+    known = sorted(f"{name.partition('.')[0]}.{name.rpartition('.')[2]}" for name in others)
     pairs = ", or ".join(" and ".join(pair) for pair in _FUNCTIONS)
     raise UnsupportedModelError(
         f"model must be of a registered type ({', '.join(known)}), or have {pairs}; found {type(model).__qualname__}. Two "
@@ -64,18 +59,12 @@ def _has(model: Any, *names: str) -> bool:
 
 
 def towers_of_features(
-    model: Any, image: Callable[[Tensor], Any] | None = None, shape: tuple[int, int, int] | None = None
+    model: Any,
+    image: Callable[[Tensor], Any] | None = None,
+    shape: tuple[int, int, int] | None = None,
+    more_parameters: MoreParameters = lambda: (),
 ) -> Towers:
-    """Towers of a model of transformers, or with the same functions.
-
-    Args:
-        model: The model.
-        image: Its image encoder, where that wants more than pixels.
-        shape: Of one image; by default as its configuration has it.
-
-    Returns:
-        Its towers.
-    """
+    """Towers of a model of transformers, or with the same functions."""
     config = model.config
     vision, language = getattr(config, "vision_config", None) or config.image_config, config.text_config
     shape = shape or _shape(vision, int(getattr(vision, "num_channels", 3)), type(model).__qualname__)
@@ -89,6 +78,7 @@ def towers_of_features(
         shape,
         _USUAL_LENGTH if places is None else int(places) - _reserved(model),
         getattr(language, "vocab_size", None),
+        more_parameters,
     )
 
 
@@ -182,15 +172,17 @@ def _towers(
     shape: tuple[int, int, int],
     places: int,
     vocabulary: int | None,
+    more_parameters: MoreParameters = lambda: (),
 ) -> Towers:
     length = min(places, _USUAL_LENGTH)
     image_root = _holder(model, "vision_model", "image_model", "image_encoder", "visual")
     text_root = _holder(model, "text_model", "text_encoder", "text")
     return Towers(
         image=OpaqueTower(
-            image_root,
+image_root,
             image,
             _Example(model, shape, None),
+            more_parameters=more_parameters,
             check=partial(check_images, shape=shape),
             within=image_root is model,
         ),

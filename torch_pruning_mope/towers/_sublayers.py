@@ -49,14 +49,7 @@ class Stream:
         return replace(self, x=self.pooled_rows(self.x), mask=None, pooled=torch.zeros_like(self.pooled), outs=outs)
 
     def pooled_mask(self) -> Tensor | None:
-        """The mask's rows for the pooled token as query, ``[N, 1 or H, 1, T]``.
-
-        Returns:
-            The rows, or None without a mask.
-
-        Raises:
-            ValueError: If several tokens are pooled.
-        """
+        """The mask's rows for the pooled token as query, ``[N, 1 or H, 1, T]``."""
         if self.pooled is None:
             raise ValueError("pooled must name one token per sequence; found None.")
         if self.mask is None:
@@ -108,13 +101,7 @@ class Sublayer(Prunable):
 
 
 class AttentionSublayer(Sublayer):
-    """Pre-norm self-attention: ``x + scale(out_proj(heads(norm(x))))``.
-
-    Args:
-        norm: The norm before attention.
-        attention: The attention, a :class:`PrunableAttention` by the time it runs (before the swap, its original).
-        scale: What is applied to the output before it joins the stream (LayerScale, say).
-    """
+    """Pre-norm self-attention: ``x + scale(out_proj(heads(norm(x))))``."""
 
     mixes_tokens = True
 
@@ -151,14 +138,7 @@ class AttentionSublayer(Sublayer):
 
 
 class FeedForwardSublayer(Sublayer):
-    """Pre-norm MLP: ``x + scale(output(hidden(norm(x))))``.
-
-    Args:
-        norm: The norm before the MLP.
-        first: The layer(s) from the residual width to the activated neurons.
-        output: The layer back to the residual width.
-        scale: What is applied to the output before it joins the stream.
-    """
+    """Pre-norm MLP: ``x + scale(output(hidden(norm(x))))``."""
 
     mixes_tokens = False
 

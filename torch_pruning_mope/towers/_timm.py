@@ -41,13 +41,7 @@ def _units_of_inverted_bottleneck(module: Any) -> Found:
 
 
 class TimmVit(OpaqueTower, Tower):
-    """timm's plain Vision Transformer, in parts; an attention pool runs with what comes after the blocks.
-
-    Args:
-        visual: open_clip's ``TimmModel`` around it.
-        encode: The whole encoder.
-        example: Makes an image.
-    """
+    """timm's plain Vision Transformer, in parts; an attention pool runs with what comes after the blocks."""
 
     def __init__(self, visual: Any, encode: Callable[[Tensor], Tensor], example: Callable[[], Tensor]) -> None:
         super().__init__(visual.trunk, encode, example)

@@ -40,11 +40,7 @@ class Block:
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
-        """The sub-layers in the order in which they run, of a tower that is made of such.
-
-        Raises:
-            TypeError: If the block knows its heads and neurons, but not how they run.
-        """
+        """The sub-layers in the order in which they run, of a tower that is made of such."""
         sublayers = tuple(units for units in self.prunables if isinstance(units, Sublayer))
         if not self.is_in_parts:
             raise TypeError("a Tower's blocks must be made of Sublayers; found a block that is not.")

@@ -1,9 +1,10 @@
 """Models of Hugging Face's transformers, an optional package: everything here goes by the full names of its types."""
 
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._discover import Found, register_channels
 from ._pair import embedding_of
@@ -88,7 +89,12 @@ def _units_of_dense(module: Any) -> Found:
 @register_towers(f"{_MODELS}siglip2.modeling_siglip2.Siglip2Model")
 def _siglip2(model: Any) -> Towers:
     images = _Siglip2Images(model)
-    return towers_of_features(model, images, images.shape)
+    # Its positions are an Embedding that is resized, not called.
+    return towers_of_features(model, images, images.shape, more_parameters=partial(_positions, model))
+
+
+def _positions(model: Any) -> list[tuple[nn.Parameter, int]]:
+    return [(model.vision_model.embeddings.position_embedding.weight, 1)]
 
 
 class _Siglip2Images:

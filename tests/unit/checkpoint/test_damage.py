@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from torch_pruning_mope import DualEncoder, ModelLoadError
+from torch_pruning_mope import DualEncoder
 from torch_pruning_mope.checkpoint import is_checkpoint
+from torch_pruning_mope.errors import ModelLoadError
 
 from .cases import CONFIG, prune, register, reseal
 

@@ -16,7 +16,8 @@ import transformers
 from safetensors.torch import save_file
 
 import torch_pruning_mope as mope
-from torch_pruning_mope import DualEncoder, ModelLoadError
+from torch_pruning_mope import DualEncoder
+from torch_pruning_mope.errors import ModelLoadError
 
 from .cases import CONFIG, clip_folder_at, in_cache, reseal
 

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import torch_pruning_mope as mope
-from torch_pruning_mope import ModelLoadError, UnsupportedModelError, load_model
+from torch_pruning_mope import load_model
+from torch_pruning_mope.errors import ModelLoadError, UnsupportedModelError
 
 from .cases import clip_folder_at, in_cache
 
@@ -425,7 +426,7 @@ mope.load_model({str(folder)!r})
 for name in ({str(clip_folder)!r}, "hf:org/clip", {str(other)!r}):
     try:
         mope.load_model(name)
-    except mope.ModelLoadError as error:
+    except mope.errors.ModelLoadError as error:
         assert str(error).endswith("; pip install torch-pruning-mope[transformers]"), error
     else:
         raise AssertionError(name)

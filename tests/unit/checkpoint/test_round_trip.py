@@ -16,9 +16,11 @@ from PIL import Image
 from torch import nn
 
 import torch_pruning_mope as mope
-from torch_pruning_mope import DualEncoder, ModelLoadError, Unit, WrongModelError, load_model
+from torch_pruning_mope import DualEncoder, load_model
 from torch_pruning_mope.checkpoint import load
 from torch_pruning_mope.checkpoint._spec import count, spec_of
+from torch_pruning_mope.errors import ModelLoadError, WrongModelError
+from torch_pruning_mope.scoring import Unit
 
 from .. import zoo
 from .cases import CONFIG, clip_folder_at, prune, register

@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from torch_pruning_mope import Counts, DualEncoder, Pairs, __version__, score
 from torch_pruning_mope.cli import app
-from torch_pruning_mope.demo import DemoResult, Row
+from torch_pruning_mope.demo import DemoResult
 
-ROWS = [
-    Row("dense", "dense", 4_000_000, 67_000_000, 80.0, 98.0, 79.0, 97.0, 0.0),
-    Row("mope", "pruned", 2_000_000, 39_000_000, 60.0, 90.0, 61.0, 91.0, 5.0),
+RECALLS = {"i2t_r1": 80.0, "i2t_r5": 98.0, "t2i_r1": 79.0, "t2i_r5": 97.0}
+ROWS: list[dict[str, Any]] = [
+    {"criterion": "", "stage": "dense", "parameters": 4e6, "multiply_adds": 67e6, **RECALLS, "seconds": 0.0},
+    {"criterion": "mope", "stage": "removed", "parameters": 2e6, "multiply_adds": 39e6, **RECALLS, "seconds": 5.0},
 ]
 
 
@@ -53,7 +54,7 @@ def test_demo_prints_and_writes(asked: dict[str, Any], tmp_path: Path) -> None:
     assert asked == {"seed": 3, "head_ratio": 0.2, "ffn_ratio": 0.5, "steps": 5, "pairs": 1000, "test_pairs": 3000}
     assert "without 16 of its 52 heads and 3328 of its 6656 FFN neurons" in " ".join(result.output.split())
     assert "2.00 M" in result.output
-    assert [entry["criterion"] for entry in json.loads(rows.read_text())] == ["dense", "mope"]
+    assert [entry["criterion"] for entry in json.loads(rows.read_text())] == ["", "mope"]
     assert picture.read_text().startswith("<?xml")
 
 

@@ -17,7 +17,7 @@ from .commands import PAIRS, mope_command, one_error, words
     ("error", "code"),
     [
         (ValueError("bad\n ratio"), 2),
-        (mope.MetricError("no metric"), 2),
+        (mope.errors.MetricError("no metric"), 2),
         (NonFiniteError("NaN\nfound"), 1),
         (UngroupedParametersError("x"), 1),
         (OSError(28, "No space left on device"), 1),

@@ -128,7 +128,7 @@ def test_evaluation_beside_another_criterion_export_and_report(begun: Path, tmp_
     assert dense["i2t_r1"] == mope.evaluate_retrieval(model, pairs, progress=False).to_dict()["i2t_r1"]
     encoder = mope.DualEncoder(model)
     table = stock_scores(encoder, mope.emoji_pairs("calibration", 16), "taylor")
-    own = mope.footprints(mope.DualEncoder(mope.load(begun / "pruned").model))
+    own = mope.cost.footprints(mope.DualEncoder(mope.load(begun / "pruned").model))
     left = {tower: size.parameters for tower, size in own.items()}
     mope.make_plan(encoder, table, parameters=left, round_to=8, refill=False).apply(encoder)
     expected = mope.evaluate_retrieval(encoder.model, pairs, progress=False).to_dict()

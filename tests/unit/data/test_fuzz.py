@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torch_pruning_mope import DataError, gather_pairs, open_pairs
+from torch_pruning_mope import gather_pairs, open_pairs
 from torch_pruning_mope.data import open_labelled
+from torch_pruning_mope.errors import DataError
 
 from .files import picture, preprocess, write_images
 
@@ -90,7 +91,7 @@ def read(folder: Path, name: str, content: bytes, **options: Any) -> None:
             for index in range(min(3, len(getattr(dataset, "entries", [])))):
                 dataset[index]
         except DataError as error:
-            str(error).encode(errors="surrogateescape")
+            str(error).encode()
 
 
 @some

@@ -15,8 +15,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from torch_pruning_mope import DataError, ImagePairs, gather_pairs
-from torch_pruning_mope.data import CaptionedImage, open_labelled
+from torch_pruning_mope import gather_pairs
+from torch_pruning_mope.data import CaptionedImage, ImagePairs, open_labelled
+from torch_pruning_mope.errors import DataError
 
 from .files import good_sample, opened, picture, preprocess, tokenizer, write, write_images, write_shard, write_shards
 
@@ -179,6 +180,16 @@ def test_snapshots_of_the_hub_link_to_their_blobs(tmp_path: Path) -> None:
     assert not skipped(opened(as_table(snapshot, ["0.png", "1.png", "2.png"])))
 
 
+def test_data_elsewhere_altogether_is_told_at_once(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "tables").mkdir()
+    source = as_table(tmp_path / "tables", [str(tmp_path / "images" / f"{i}.png") for i in range(3)])
+    with pytest.raises(DataError, match=r"That one is outside: pass a folder above it as root, or follow_links=True"):
+        opened(source)
+    for options in ({"root": tmp_path / "images"}, {"root": "/"}, {"follow_links": True}):
+        assert not skipped(opened(source, **options))
+
+
 # Bombs and hangs
 
 
@@ -285,6 +296,13 @@ def test_deep_json_is_one_skipped_sample_or_one_error(tmp_path: Path) -> None:
     bad = {"png": picture(3), "json": DEEP.encode()}
     write_shard(tmp_path / "0.tar", {**{str(i): good_sample(i) for i in range(3)}, "3": bad})
     assert skipped(opened(tmp_path / "0.tar", max_skipped=0.5)) == {"entry malformed": 1}
+
+
+def test_splits_are_shown_without_effect(tmp_path: Path) -> None:
+    content = {"images": [{"filename": "0.png", "split": "\ud800\x1b[31m", "sentences": []}]}
+    with pytest.raises(DataError, match=r"split must be one of \\ud800\\x1b\[31m of") as caught:
+        opened(write(tmp_path / "p.json", content), split="test")
+    assert str(caught.value).isprintable()
 
 
 def test_captions_without_utf_8_are_none(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 import torch_pruning_mope as mope
-from torch_pruning_mope import DataError, ImagePairs, PairLoader, ShardedPairs, gather_pairs, open_pairs, split_pairs
+from torch_pruning_mope import gather_pairs, open_pairs, split_pairs
+from torch_pruning_mope.data import ImagePairs, PairLoader, ShardedPairs
+from torch_pruning_mope.errors import DataError
 
 from .files import (
     CAPTIONS,
@@ -151,16 +153,18 @@ def test_captions_are_drawn_anew_each_epoch_in_running_workers_too(folder: Path)
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_passes_of_a_loader_differ_and_come_again_in_another_run(folder: Path, workers: int) -> None:
     def passes(count: int, **options: Any) -> list[Any]:
         loader = PairLoader(opened(coco(folder)), batch_size=4, num_workers=workers, **options)
         return [[tokens.tolist() for _, tokens in loader] for _ in range(count)]
 
-    first = passes(3, shuffle=True)
+    first = passes(2, shuffle=True)
     torch.rand(7)
-    assert first == passes(3, shuffle=True)
-    assert first[0] != first[1] != first[2]
+    assert first == passes(2, shuffle=True)
+    assert first[0] != first[1]
+    if workers:
+        return  # what follows is the same in all processes
     ranks = [DistributedSampler(range(COUNT), 2, rank) for rank in range(2)]
     halves = [passes(2, sampler=rank) for rank in ranks]
     for epoch in range(2):
@@ -504,6 +508,8 @@ def test_bad_samples_and_shards_are_counted(bad_shards: Path, workers: int) -> N
     assert "05.tar: ReadError: unexpected end of data" in dataset.skipped.examples["shard unreadable"][0]
     with pytest.raises(DataError, match=r"at most 14.0% of its samples and of its shards unreadable"):
         gather_pairs(opened(bad_shards, max_skipped=0.14), num_workers=workers, progress=False)
+    with pytest.raises(DataError, match=r"at most 12.0% of its samples"):  # a worker of another loader judges its own
+        list(DataLoader(opened(bad_shards, max_skipped=0.12), num_workers=min(workers, 1)))
 
 
 def test_shards_that_are_missing_or_of_no_bytes_are_found_at_once(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torch_pruning_mope import DualEncoder
 from torch_pruning_mope.deploy import _export, export
 from torch_pruning_mope.deploy._programs import write_executorch
 from torch_pruning_mope.errors import ExportError
-from torch_pruning_mope.scoring import Unit
+from torch_pruning_mope.towers import Unit
 
 
 @pytest.fixture(autouse=True)

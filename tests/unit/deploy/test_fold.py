@@ -18,7 +18,7 @@ from tests.unit.models import clip
 from torch_pruning_mope import DualEncoder, Pairs
 from torch_pruning_mope.deploy import fold
 from torch_pruning_mope.deploy._blocks import Shift
-from torch_pruning_mope.scoring import Unit
+from torch_pruning_mope.towers import Unit
 
 each_family = pytest.mark.parametrize("family", zoo.FAMILIES)
 
@@ -143,7 +143,7 @@ def test_it_is_a_model_of_its_own() -> None:
     assert torch.equal(twin.encode_image(images(), normalize=True), expected)
     folded.load_state_dict(twin.state_dict())
     assert torch.equal(folded.encode_image(images(), normalize=True), expected)
-    with pytest.raises(mope.UnsupportedModelError, match="found FoldedClip"):
+    with pytest.raises(mope.errors.UnsupportedModelError, match="found FoldedClip"):
         DualEncoder(folded)
     with pytest.raises(ValueError, match="must have its weights"):
         fold(model.to("meta"))

@@ -12,11 +12,12 @@ from torch import nn
 
 import torch_pruning_mope as mope
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope import ExportError, Pairs, load_exported
+from torch_pruning_mope import Pairs, load_exported
 from torch_pruning_mope.deploy import _export
 from torch_pruning_mope.deploy._gate import Measured, measure
 from torch_pruning_mope.deploy._programs import onnx_runner, write_onnx
 from torch_pruning_mope.deploy._quantize import quantize_onnx
+from torch_pruning_mope.errors import ExportError
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,32 @@ def test_int8_is_small_and_embeds_nearly_as_float(exported: tuple[Path, Path], p
         ours, theirs = (getattr(model, embed)(inputs.numpy()) for model in (small, plain))
         cosine = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
         assert cosine.min() > 0.99
+
+
+def test_scales_are_static(exported: tuple[Path, Path]) -> None:
+    """Dynamic quantisation measures each input anew, and is known for bad embeddings."""
+    import onnx
+
+    for tower in ("image", "text"):
+        graph = onnx.load(exported[1] / f"{tower}.onnx").graph
+        kinds = {node.op_type for node in graph.node}
+        assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+        assert not {kind for kind in kinds if "Dynamic" in kind or kind == "MatMulInteger"}
+        constants = {tensor.name for tensor in graph.initializer}
+        assert all(node.input[1] in constants for node in graph.node if node.op_type == "QuantizeLinear")
+
+
+def test_folded_models_compose_with_torchao(pairs: tuple[Pairs, Pairs]) -> None:
+    """The recipe for those who stay in PyTorch."""
+    torchao = pytest.importorskip("torchao.quantization")
+    model, test = mope.load_tiny_clip(), pairs[1]
+    folded = mope.fold(model)
+    torchao.quantize_(folded, torchao.Int8WeightOnlyConfig())
+    with torch.no_grad():
+        for embed, inputs in (("encode_image", test.images[:32]), ("encode_text", test.tokens[:32])):
+            found, expected = (getattr(each, embed)(inputs) for each in (folded, model))
+            assert not torch.equal(found, expected)
+            assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.995
 
 
 def test_what_was_measured_is_on_record(exported: tuple[Path, Path]) -> None:

@@ -86,9 +86,9 @@ def test_an_interrupted_cache_goes_on(
     TeacherCache.of(teacher, train, **arguments)
     assert len(written) == 9
     for other, name in (({"dtype": None}, "dtype"), ({"hidden": False}, "hidden"), ({"shard_size": 4}, "shard_size")):
-        with pytest.raises(mope.WrongModelError, match=rf"is for other {name}\. Choose another path"):
+        with pytest.raises(mope.errors.WrongModelError, match=rf"is for other {name}\. Choose another path"):
             TeacherCache.of(teacher, train, **arguments | other)
-    with pytest.raises(mope.WrongModelError, match="is for other weights"):
+    with pytest.raises(mope.errors.WrongModelError, match="is for other weights"):
         TeacherCache.of(mope.DualEncoder(clip(seed=1)), train, **arguments)
     with pytest.raises(ValueError, match="batch_size and shard_size must be at least 1"):
         TeacherCache.of(teacher, train, path=tmp_path, shard_size=0)
@@ -166,7 +166,7 @@ def test_a_kept_teacher_in_half_is_the_one_that_is_run(
         for source in (teacher, kept)
     )
     assert found == pytest.approx(live, rel=1e-5)
-    with pytest.raises(mope.WrongModelError, match="is for other precision"):
+    with pytest.raises(mope.errors.WrongModelError, match="is for other precision"):
         TeacherCache.of(teacher, train, path=tmp_path, hidden=True)
 
 
@@ -174,7 +174,7 @@ def test_the_student_ends_with_the_average_of_its_weights(
     teacher: mope.DualEncoder, train: mope.Pairs, tmp_path: Path
 ) -> None:
     student, expected = student_of(teacher), list[torch.Tensor]()
-    count = sum(size.parameters for size in mope.footprints(student).values())
+    count = sum(size.parameters for size in mope.cost.footprints(student).values())
 
     def average(_: TrainingStep) -> None:
         now = weights(student).clone()
@@ -183,7 +183,7 @@ def test_the_student_ends_with_the_average_of_its_weights(
     arguments: dict[str, Any] = {"teacher": teacher, "steps": 6, "save_every": 2, "ema": 0.8, **QUICK}
     distill(student, train, on_step=average, path=tmp_path / "whole", **arguments)
     assert_close(weights(student), expected[-1], 1e-6)
-    assert sum(size.parameters for size in mope.footprints(student).values()) == count
+    assert sum(size.parameters for size in mope.cost.footprints(student).values()) == count
     plain = student_of(teacher)
     distill(plain, train, **arguments | {"ema": None})
     assert not torch.equal(weights(plain), weights(student))

@@ -289,7 +289,9 @@ def test_a_loss_that_is_no_number_stops(teacher: mope.DualEncoder, train: mope.P
                 student.model.visual.proj[0, 0] = torch.nan
 
     # No checkpoint of this process yet: the message names the one that it resumed from.
-    with pytest.raises(mope.NonFiniteError, match=r"found nan at step 4\. The last checkpoint is .*step-00000002"):
+    with pytest.raises(
+        mope.errors.NonFiniteError, match=r"found nan at step 4\. The last checkpoint is .*step-00000002"
+    ):
         distill(student, train, on_step=breaks, **arguments)
 
 

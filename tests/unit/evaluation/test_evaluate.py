@@ -171,7 +171,7 @@ def test_the_deployment_form_is_timed_if_there_is_one(monkeypatch: pytest.Monkey
         return 0.5
 
     def refuse(_: Any) -> Any:
-        raise mope.UnsupportedModelError("unknown")
+        raise mope.errors.UnsupportedModelError("unknown")
 
     monkeypatch.setattr("torch_pruning_mope.evaluation._evaluate.latency", time)
     loaded = mope.load_model("tiny")

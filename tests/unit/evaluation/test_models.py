@@ -44,20 +44,22 @@ def test_unknown_names_are_refused() -> None:
         mope.check_model("ViT-Z")
 
 
-@pytest.mark.parametrize("error", [mope.UnsupportedModelError("no such\n  layers"), RuntimeError("shapes")])
+@pytest.mark.parametrize("error", [mope.errors.UnsupportedModelError("no such\n  layers"), RuntimeError("shapes")])
 def test_a_refusal_is_a_row_with_the_reason(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(_model: Any) -> None:
         raise error
 
     monkeypatch.setattr("torch_pruning_mope.evaluation._models.DualEncoder", refuses)
-    check = next(mope.check_models(["ViT-S-32"]))
+    check = next(mope.evaluation.check_models(["ViT-S-32"]))
     assert not check.wraps
     assert check.reason in {"no such layers", "RuntimeError: shapes"}
 
 
 def test_all_configurations_are_asked_for_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch_pruning_mope.evaluation._models.check_model", lambda name: mope.ModelCheck(name, True))
-    assert [check.name for check in mope.check_models()] == open_clip.list_models()
+    monkeypatch.setattr(
+        "torch_pruning_mope.evaluation._models.check_model", lambda name: mope.evaluation.ModelCheck(name, True)
+    )
+    assert [check.name for check in mope.evaluation.check_models()] == open_clip.list_models()
 
 
 def test_the_sweep_on_record_is_of_this_version() -> None:

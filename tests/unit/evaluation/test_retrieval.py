@@ -71,7 +71,7 @@ def test_the_mean_is_that_of_the_recall_metric() -> None:
     index = torch.arange(50).repeat_interleave(3)
     found = evaluate_retrieval(Lookup(texts), mope.Pairs(images, torch.arange(150)[:, None], index))
     assert list(found.recalls) == KEYS
-    assert found.recall_mean == pytest.approx(100 * mope.Recall()(images, texts, index))
+    assert found.recall_mean == pytest.approx(100 * mope.metrics.Recall()(images, texts, index))
     content = json.loads(json.dumps(found.to_dict()))
     assert content["i2t_r5"] == found.recalls["i2t_r5"]
     assert (content["images"], content["captions"], content["skipped"]) == (50, 150, 0)

@@ -13,14 +13,8 @@ from torch import Tensor
 import torch_pruning_mope as mope
 from tests.asserts import assert_strict_scores, assert_trains, unchanged, unchecked
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope import (
-    DualEncoder,
-    MissingGradientsError,
-    MoPEImportance,
-    NonFiniteError,
-    WeightedImportance,
-    WrongModelError,
-)
+from torch_pruning_mope import DualEncoder, MoPEImportance, WeightedImportance
+from torch_pruning_mope.errors import MissingGradientsError, NonFiniteError, WrongModelError
 from torch_pruning_mope.importance import _mope as importance_module
 
 GLOBAL = pytest.mark.parametrize("global_pruning", [False, True])
@@ -518,11 +512,14 @@ def test_a_criterion_that_skips_heads_is_refused(encoder: DualEncoder) -> None:
 def _construct(kind: Any, *args: Any, **kwargs: Any) -> Any:
     """Without the run-time type check of the tests."""
     instance = kind.__new__(kind)
-    original, mope.UnitImportance.__init__ = mope.UnitImportance.__init__, unchecked(mope.UnitImportance.__init__)  # type: ignore[method-assign]
+    original, mope.importance.UnitImportance.__init__ = (
+        mope.importance.UnitImportance.__init__,
+        unchecked(mope.importance.UnitImportance.__init__),
+    )  # type: ignore[method-assign]
     try:
         unchecked(kind.__init__)(instance, *args, **kwargs)
     finally:
-        mope.UnitImportance.__init__ = original  # type: ignore[method-assign]
+        mope.importance.UnitImportance.__init__ = original  # type: ignore[method-assign]
     return instance
 
 

@@ -8,9 +8,9 @@ import torch
 
 import torch_pruning_mope as mope
 from torch_pruning_mope import DualEncoder, Pairs, ScoreTable
+from torch_pruning_mope.cost import freed_parameters
 from torch_pruning_mope.importance import stock_scores
 from torch_pruning_mope.importance._unit import unit_sublayers
-from torch_pruning_mope.scoring import freed_parameters
 
 from ...asserts import unchecked
 from ..models import clip, pairs_for
@@ -77,11 +77,11 @@ def test_random_is_its_seeds(encoder: DualEncoder, pairs: Pairs) -> None:
 @pytest.mark.parametrize("options", [{}, {"round_to": 8}, {"uniform": True}, {"min_heads": 1, "min_neurons": 4}])
 def test_plans_cut_it_at_any_budget(options: Any, encoder: DualEncoder, pairs: Pairs) -> None:
     table = stock_scores(encoder, pairs, "l1")
-    whole = sum(of.parameters for of in mope.footprints(encoder).values())
+    whole = sum(of.parameters for of in mope.cost.footprints(encoder).values())
     plan = mope.make_plan(encoder, table, parameters=int(0.8 * whole), **options)
     smaller = DualEncoder(copy.deepcopy(encoder.model))
     plan.apply(smaller)
-    assert 0.7 * whole < sum(of.parameters for of in mope.footprints(smaller).values()) <= 0.8 * whole
+    assert 0.7 * whole < sum(of.parameters for of in mope.cost.footprints(smaller).values()) <= 0.8 * whole
 
 
 def test_it_is_kept_in_a_file(encoder: DualEncoder, pairs: Pairs, tmp_path: Any) -> None:

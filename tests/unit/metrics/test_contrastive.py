@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch_pruning_mope import ContrastiveLoss
-from torch_pruning_mope.metrics import contrastive_losses
+from torch_pruning_mope.metrics import ContrastiveLoss, contrastive_losses
 
 
 @pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_pruning_mope import ContrastiveLoss, Metric, MetricError, NonFiniteError, Recall
-from torch_pruning_mope.metrics import normalised, resolve_metric
+from torch_pruning_mope.errors import MetricError, NonFiniteError
+from torch_pruning_mope.metrics import ContrastiveLoss, Metric, Recall, normalised, resolve_metric
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torch_pruning_mope import Recall
-from torch_pruning_mope.metrics import _metric, image_to_text_ranks, resolve_metric, text_to_image_ranks
+from torch_pruning_mope.metrics import Recall, _metric, image_to_text_ranks, resolve_metric, text_to_image_ranks
 
 FEW = settings(max_examples=60, deadline=None)
 

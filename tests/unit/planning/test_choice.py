@@ -14,12 +14,12 @@ import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit import zoo
 from tests.unit.models import clip
-from torch_pruning_mope.planning import Plan, footprints, make_plan, plan_range
+from torch_pruning_mope.cost import footprints, freed_multiply_adds, freed_parameters
+from torch_pruning_mope.planning import Plan, make_plan, plan_range
 from torch_pruning_mope.planning._choose import _may_return
-from torch_pruning_mope.planning._cost import multiply_add_cost
 from torch_pruning_mope.planning._order import removal_order
-from torch_pruning_mope.planning._plan import outcome
-from torch_pruning_mope.scoring import enumerate_units, freed_parameters
+from torch_pruning_mope.planning._sizes import without
+from torch_pruning_mope.scoring import enumerate_units
 
 from .test_plan import invented, total
 
@@ -90,10 +90,10 @@ def test_uniform_plans_take_the_least_of_each_layer(encoder: mope.DualEncoder) -
 @pytest.mark.parametrize("kinds", [("head", "neurons", "block"), ("head", "neurons")])
 def test_nothing_that_fits_stays_out(encoder: mope.DualEncoder, seed: int, kinds: Any) -> None:
     table, most = invented(encoder, kinds=kinds, seed=seed), 0.6 * total(footprints(encoder))
-    without = make_plan(encoder, table, parameters=most, refill=False)
+    longer = make_plan(encoder, table, parameters=most, refill=False)
     plan = make_plan(encoder, table, parameters=most)
-    assert set(plan.units) <= set(without.units)
-    assert total(without.after) <= total(plan.after) <= most
+    assert set(plan.units) <= set(longer.units)
+    assert total(longer.after) <= total(plan.after) <= most
     assert plan.settings["unused"] == [
         {"measure": "parameters", "towers": ["image", "text"], "amount": most - total(plan.after)}
     ]
@@ -101,7 +101,7 @@ def test_nothing_that_fits_stays_out(encoder: mope.DualEncoder, seed: int, kinds
     for step in steps:
         if _may_return(step, steps):
             rest = [unit for unit in plan.units if unit != step[0].unit]
-            assert total(outcome(encoder, rest)[1]) > most
+            assert total(footprints(without(encoder, rest))) > most
     plan.apply(encoder)
 
 
@@ -126,21 +126,21 @@ def test_joint_paths_keep_their_order_in_chunks(encoder: mope.DualEncoder, size:
 def test_a_units_multiply_adds_are_what_goes_with_it(family: str) -> None:
     encoder = mope.DualEncoder(zoo.build(family))
     with unchanged(encoder.model):
-        cost = multiply_add_cost(encoder, footprints(encoder))
+        cost = freed_multiply_adds(encoder, footprints(encoder))
     units = enumerate_units(encoder, ("head", "neurons", "block"), {}, 4, ("image", "text"))
     before = total(footprints(encoder), "multiply_adds")
     for kind in ("head", "neurons", "block"):
         for tower in ("image", "text"):
             unit = next((u for u in units if (u.kind, u.tower) == (kind, tower)), None)
             if unit is not None:
-                freed = before - total(outcome(encoder, [unit])[1], "multiply_adds")
+                freed = before - total(footprints(without(encoder, [unit])), "multiply_adds")
                 assert cost(unit) == pytest.approx(freed, rel=0.02), unit
 
 
 def test_multiply_adds_are_weighed_where_they_are_the_budget(encoder: mope.DualEncoder) -> None:
     table = invented(encoder)
     by_macs, by_parameters = (make_plan(encoder, table, **{name: "60%"}) for name in ("multiply_adds", "parameters"))
-    assert (by_macs.settings["cost"], by_parameters.settings["cost"]) == ("multiply_adds", "parameters")
+    assert (by_macs.settings["loss_per"], by_parameters.settings["loss_per"]) == ("multiply_adds", "parameters")
     assert (
         by_macs.loss
         <= make_plan(
@@ -152,13 +152,15 @@ def test_multiply_adds_are_weighed_where_they_are_the_budget(encoder: mope.DualE
 def test_a_plan_says_why(encoder: mope.DualEncoder, tmp_path: Path) -> None:
     table = invented(encoder)
     plan = make_plan(encoder, table, parameters="50%")
-    assert [reason.rank for reason in plan.reasons] == sorted(reason.rank for reason in plan.reasons)
-    assert plan.loss == sum(reason.value for reason in plan.reasons)
-    for unit, reason in zip(plan.units, plan.reasons, strict=True):
-        assert reason.cost == freed_parameters(encoder, unit)
-        if unit.kind != "block":  # of a block, what its parts have not lost before
-            assert reason.value == next(score.value for score in table.scores if score.unit == unit)
-        assert f"{unit}: place {reason.rank}: loses {reason.value:.3g}" in plan.why()
+    assert plan.loss == pytest.approx(sum(score.value for score in plan.scores))
+    why = plan.why().splitlines()
+    for place, score in enumerate(plan.scores, 1):
+        assert score.parameters == freed_parameters(encoder, score.unit)
+        if score.unit.kind != "block":  # of a block, the loss that its parts have not had before
+            assert score.value == next(of.value for of in table.scores if of.unit == score.unit)
+        assert why[place - 1].startswith(
+            f"{place}. {score.unit}: loses {score.value:.3g} ± 0, frees {score.parameters:,}"
+        )
     assert sum(row.loss for row in plan.layers) == pytest.approx(plan.loss)
     rows = plan.table().splitlines()
     assert rows[0].split("  ")[0] == "layer"
@@ -174,22 +176,20 @@ def test_a_plan_says_why(encoder: mope.DualEncoder, tmp_path: Path) -> None:
         assert f"{row.heads_kept} of {row.heads}" in rows[1 + plan.layers.index(row)]
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
-    unknown = replace(plan, reasons=(replace(plan.reasons[0], stderr=None), *plan.reasons[1:]))
+    unknown = replace(plan, scores=(replace(plan.scores[0], stderr=math.nan), *plan.scores[1:]))
     unknown.save(tmp_path / "plan.json")
-    assert json.loads((tmp_path / "plan.json").read_text())["reasons"][0]["stderr"] is None
+    assert json.loads((tmp_path / "plan.json").read_text())["scores"][0]["stderr"] is None
+    assert math.isnan(Plan.load(tmp_path / "plan.json").scores[0].stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
 def test_the_model_is_counted_once_for_each_choice(encoder: mope.DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[mope.DualEncoder] = []
-    monkeypatch.setattr("torch_pruning_mope.planning._make.footprints", lambda of: seen.append(of) or footprints(of))
-    copies = []
+    copies: list[Any] = []
     monkeypatch.setattr(
-        "torch_pruning_mope.planning._make.outcome",
-        lambda of, units, **options: copies.append(units) or outcome(of, units, **options),
+        "torch_pruning_mope.planning._sizes.without",
+        lambda of, units, **options: copies.append(units) or without(of, units, **options),
     )
     make_plan(encoder, invented(encoder, kinds=("head", "neurons")), parameters="60%", refill=False)
-    assert seen == [encoder]
     assert len(set(copies)) == len(copies) <= 4  # of 54 units
 
 

@@ -17,10 +17,11 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, assert_trains, unchanged
 from tests.unit import zoo
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.planning import footprints, latencies, parse_amount
+from torch_pruning_mope.cost import footprints, freed_parameters, latencies
+from torch_pruning_mope.planning import parse_amount
 from torch_pruning_mope.planning._budget import in_unit_of
 from torch_pruning_mope.planning._order import removal_order
-from torch_pruning_mope.scoring import Ablation, PlainEngine, enumerate_units, freed_parameters, single_ablation
+from torch_pruning_mope.scoring import Ablation, PlainEngine, enumerate_units, single_ablation
 
 KINDS = ("head", "neurons", "block")
 
@@ -29,7 +30,7 @@ def invented(encoder: mope.DualEncoder, *, kinds: Any = KINDS, groups: int = 4, 
     """A table of random losses, for any model, with or without weights."""
     rng = random.Random(seed)
     units = enumerate_units(encoder, kinds, {}, groups, ("image", "text"))
-    scores = tuple(mope.Score(unit, value := rng.random(), 0.0, value) for unit in units)
+    scores = tuple(mope.scoring.Score(unit, value := rng.random(), 0.0, value) for unit in units)
     meta = any(parameter.is_meta for parameter in encoder.model.parameters())
     weights = "" if meta else mope.scoring.fingerprint(encoder.model)
     return mope.ScoreTable(scores, 1.0, "invented", weights, "")
@@ -120,13 +121,13 @@ def test_layers_that_lose_everything_cost_nothing_and_train(encoder: mope.DualEn
 @pytest.mark.parametrize(
     "wrong",
     [
-        mope.Unit("head", "text", 1, 3, (36, 37)),
-        mope.Unit("neurons", "image", 3, 0, (0,)),
-        mope.Unit("neurons", "image", 0, 0, (-1,)),
-        mope.Unit("block", "text", 2, 0),
+        mope.scoring.Unit("head", "text", 1, 3, (36, 37)),
+        mope.scoring.Unit("neurons", "image", 3, 0, (0,)),
+        mope.scoring.Unit("neurons", "image", 0, 0, (-1,)),
+        mope.scoring.Unit("block", "text", 2, 0),
     ],
 )
-def test_units_that_there_are_not_leave_the_model_alone(encoder: mope.DualEncoder, wrong: mope.Unit) -> None:
+def test_units_that_there_are_not_leave_the_model_alone(encoder: mope.DualEncoder, wrong: mope.scoring.Unit) -> None:
     good = enumerate_units(encoder, ("head", "block"), {}, 2, ("image",))
     with (
         unchanged(encoder.model),
@@ -190,7 +191,7 @@ def test_a_latency_budget_is_measured(encoder: mope.DualEncoder, monkeypatch: py
     def clock(of: mope.DualEncoder, *, batch_size: int) -> dict[str, float]:
         return {tower: batch_size * size.multiply_adds * 1e-9 for tower, size in footprints(of).items()}
 
-    monkeypatch.setattr("torch_pruning_mope.planning._make.latencies", clock)
+    monkeypatch.setattr("torch_pruning_mope.planning._sizes.latencies", clock)
     plan = mope.make_plan(encoder, invented(encoder), latency="70%", batch_size=2)
     measured: Any = plan.settings["latency"]
     assert measured["before"] == clock(encoder, batch_size=2)
@@ -211,7 +212,7 @@ def test_plans_survive_the_disk(encoder: mope.DualEncoder, tmp_path: Path) -> No
     plan.save(tmp_path / "plan.json")
     assert mope.Plan.load(tmp_path / "plan.json") == plan
     assert "of 0.04 M parameters" in str(plan)
-    for broken in ("", "[]", "{}", json.dumps({"format": 2}), json.dumps({"format": 1, "units": 3})):
+    for broken in ("", "[]", "{}", json.dumps({"format": 3}), json.dumps({"format": 2, "scores": []})):
         (tmp_path / "broken.json").write_text(broken)
         with pytest.raises(ValueError, match="path must be of a plan written by"):
             mope.Plan.load(tmp_path / "broken.json")
@@ -220,7 +221,10 @@ def test_plans_survive_the_disk(encoder: mope.DualEncoder, tmp_path: Path) -> No
 def test_a_plan_for_other_weights_is_refused(encoder: mope.DualEncoder) -> None:
     plan = mope.make_plan(encoder, invented(encoder), parameters="60%")
     other = mope.DualEncoder(clip(seed=1))
-    with unchanged(other.model), pytest.raises(mope.WrongModelError, match="the model that the plan was made for"):
+    with (
+        unchanged(other.model),
+        pytest.raises(mope.errors.WrongModelError, match="the model that the plan was made for"),
+    ):
         plan.apply(other)
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_pruning_mope import DualEncoder, Pairs, Unit, remove_units
+from torch_pruning_mope import DualEncoder, Pairs, remove_units
 from torch_pruning_mope.reconstruction._layers import Refit, groups_of
 from torch_pruning_mope.reconstruction._reconstruct import _find_sites, _retarget
 from torch_pruning_mope.reconstruction._site import Site
 from torch_pruning_mope.reconstruction._steps import steps_of, watched
+from torch_pruning_mope.scoring import Unit
 from torch_pruning_mope.towers import first_tensor, patches, rows
 
 from ..zoo import build, pairs_of

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from torch_pruning_mope import DualEncoder, TrainingStep, make_plan, score
+from torch_pruning_mope import DualEncoder, make_plan, score
+from torch_pruning_mope.distillation import TrainingStep
 from torch_pruning_mope.report import append_jsonl, changed_examples
 
 from ..models import clip, pairs_for

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from open_clip import SimpleTokenizer
 from torch import Tensor
 
-from torch_pruning_mope import DualEncoder, EmojiTokenizer, Pairs, Recall
+from torch_pruning_mope import DualEncoder, Pairs
+from torch_pruning_mope.data import EmojiTokenizer
+from torch_pruning_mope.metrics import Recall
 from torch_pruning_mope.report import changed_examples
 from torch_pruning_mope.report._changed import _answers, _decoded
 from torch_pruning_mope.report._examples import DIRECTIONS, OUTCOMES

@@ -45,7 +45,7 @@ def test_every_unit_has_a_cell_with_its_number_and_error(table: ScoreTable, tmp_
 
 
 def test_recall_is_shown_in_points(encoder: DualEncoder, pairs: Pairs) -> None:
-    table = score(encoder, pairs, kinds=("head",), progress=False)
+    table = score(encoder, pairs, metric="recall_mean", kinds=("head",), progress=False)
     labels = {axes.get_xlabel() for axes in heat_maps(table).axes}
     assert "score: drop in points of recall_mean" in labels
 

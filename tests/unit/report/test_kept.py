@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from torch_pruning_mope import DualEncoder, Plan, ScoreTable, Unit
+from torch_pruning_mope import DualEncoder, Plan, ScoreTable
 from torch_pruning_mope.report._layers import planned_layers, removed_channels, share_removed
+from torch_pruning_mope.scoring import Score, Unit
 
 from ..models import clip
 
@@ -31,7 +32,7 @@ def test_layers_are_those_of_the_pruned_model(full_run: Path) -> None:
 
 
 def plan_of(*units: Unit) -> Plan:
-    return Plan(units, {}, {}, 0.0)
+    return Plan(tuple(Score(unit, 0.0, 0.0, 0.0, 1, 2) for unit in units), {}, {})
 
 
 def test_whole_layers_and_parts_of_groups() -> None:

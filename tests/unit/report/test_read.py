@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from torch_pruning_mope import TrainingStep
+from torch_pruning_mope.distillation import TrainingStep
 from torch_pruning_mope.report import ChangedExamples, append_jsonl
 from torch_pruning_mope.report._read import MAKERS, labels, read_evaluation, read_run, read_training
 from torch_pruning_mope.report._text import without_paths
@@ -64,10 +64,11 @@ def test_a_damaged_file_is_named(run: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "change", [{"tower": "../../x"}, {"kind": "??"}, {"layer": -1}, {"layer": 10**9}, {"index": 10**9}]
 )
-@pytest.mark.parametrize(("name", "key"), [("scores.json", "data"), ("plan.json", "units")])
+@pytest.mark.parametrize(("name", "key"), [("scores.json", "data"), ("plan.json", "scores")])
 def test_units_of_no_model_are_refused(run: Path, change: dict[str, Any], name: str, key: str) -> None:
     content = json.loads((run / name).read_text())
-    content[key][0].update(change)
+    row = content[key][0]
+    row.get("unit", row).update(change)
     (run / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"{name} must be"):
         read_run(run)

@@ -11,7 +11,7 @@ import torch_pruning_mope as mope
 from tests.asserts import unchanged, unchecked
 from tests.unit import zoo
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.planning import footprints
+from torch_pruning_mope.cost import footprints
 from torch_pruning_mope.runs import _compression as steps
 from torch_pruning_mope.runs import compress
 from torch_pruning_mope.runs._shares import _shares
@@ -148,9 +148,9 @@ def test_it_goes_on_to_the_same_bits(
     assert len(counted) == scores_left
     assert bits(compress(encoder, pairs, **arguments)) == expected  # done: rebuilt without a score
     assert len(counted) == scores_left
-    with pytest.raises(mope.WrongModelError, match="has other weights"):
+    with pytest.raises(mope.errors.WrongModelError, match="has other weights"):
         compress(clip(seed=1), pairs, **arguments)
-    with pytest.raises(mope.WrongModelError, match="has other parameters"):
+    with pytest.raises(mope.errors.WrongModelError, match="has other parameters"):
         compress(encoder, pairs, **arguments | {"parameters": "40%"})
 
 

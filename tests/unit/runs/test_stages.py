@@ -12,7 +12,7 @@ from safetensors import safe_open
 import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.planning import Footprint
+from torch_pruning_mope.cost import Footprint
 from torch_pruning_mope.runs import RunFolder, TrainingLog, _steps
 from torch_pruning_mope.runs._rounds import round_budget
 
@@ -39,7 +39,7 @@ def weights(encoder: mope.DualEncoder) -> torch.Tensor:
 
 
 def total(encoder: mope.DualEncoder) -> int:
-    return sum(size.parameters for size in mope.footprints(encoder).values())
+    return sum(size.parameters for size in mope.cost.footprints(encoder).values())
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], list[str], dict[str, int]]] = {
     ),
     "finetune": ("finetune", {}, ["width", "depth"], {"training-width": 4, "training-depth": 4}),
 }
-Whole = dict[str, tuple[mope.DualEncoder, list[mope.TrainingStep], Path]]
+Whole = dict[str, tuple[mope.DualEncoder, list[mope.distillation.TrainingStep], Path]]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     made = Whole()
     data = {"calibration": pairs_for(clip(), 6), "train": pairs_for(clip(), 24, seed=1)}
     for name, (stage, options, *_) in RUNS.items():
-        path, told = tmp_path_factory.mktemp("run"), list[mope.TrainingStep]()
+        path, told = tmp_path_factory.mktemp("run"), list[mope.distillation.TrainingStep]()
         made[name] = run(stage, path, data, on_step=told.append, **options), told, path
     return made
 
@@ -89,7 +89,7 @@ def test_stages_meet_their_budgets_and_keep_what_they_did(name: str, whole: Whol
     for step in files:
         mope.ScoreTable.load(path / f"{step}.json")
         plan = mope.Plan.load(path / f"{step}-plan.json")
-        assert plan.reasons
+        assert plan.scores
         assert plan.table()
     found: dict[str, int] = {}
     for line, entry in zip(lines(path), told, strict=True):
@@ -134,7 +134,7 @@ def test_stages_go_on_where_they_stopped(
         if at == "distill":
             inner = kwargs["on_step"]
 
-            def on_step(entry: mope.TrainingStep) -> None:
+            def on_step(entry: mope.distillation.TrainingStep) -> None:
                 inner(entry)
                 if entry.step == kwargs["steps"] - 1:
                     raise KeyboardInterrupt
@@ -156,7 +156,7 @@ def test_a_run_that_is_done_is_not_done_again(
 ) -> None:
     expected, _, path = whole[ROUNDS]
     monkeypatch.setattr(_steps, "score", None)
-    logged, seen = lines(path), list[mope.TrainingStep]()
+    logged, seen = lines(path), list[mope.distillation.TrainingStep]()
     again = run("finetune", path, data, on_step=seen.append, **RUNS[ROUNDS][1])
     assert torch.equal(weights(again), weights(expected))
     assert not seen
@@ -177,9 +177,9 @@ def test_a_teacher_that_is_run_once_teaches_the_same(
     run("finetune", live, data, **options)
     shutil.copytree(live, kept)  # as far as the plan: scoring is not what is looked at
     shutil.rmtree(kept / "training-width")
-    told: list[mope.TrainingStep] = []
+    told: list[mope.distillation.TrainingStep] = []
 
-    def dies(entry: mope.TrainingStep) -> None:
+    def dies(entry: mope.distillation.TrainingStep) -> None:
         told.append(entry)
         if entry.step == 3:
             raise KeyboardInterrupt
@@ -268,7 +268,7 @@ def test_rounds_lead_to_the_budget() -> None:
 
 def test_a_torn_line_is_mended(tmp_path: Path) -> None:
     log = TrainingLog(RunFolder(tmp_path))
-    steps = [mope.TrainingStep(step, float(step)) for step in range(1, 4)]
+    steps = [mope.distillation.TrainingStep(step, float(step)) for step in range(1, 4)]
     for entry in steps:
         log.add(entry)
     with (tmp_path / "training.jsonl").open("a") as file:

@@ -18,7 +18,8 @@ from PIL import Image
 
 import torch_pruning_mope as mope
 from tests.unit.checkpoint.cases import CONFIG, clip_folder_at, register
-from torch_pruning_mope import ModelLoadError, load_exported
+from torch_pruning_mope import load_exported
+from torch_pruning_mope.errors import ModelLoadError
 from torch_pruning_mope.runtime import Preprocess, Tokenizer
 
 TEXTS = [

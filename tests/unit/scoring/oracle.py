@@ -1,12 +1,14 @@
 """Physical removal of a unit on a copy: what every score must agree with."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
-from torch_pruning_mope import DualEncoder, Unit
-from torch_pruning_mope.scoring import Ablation
+from torch_pruning_mope import DualEncoder
+from torch_pruning_mope.scoring import Ablation, Unit
 from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
 
 
@@ -50,3 +52,41 @@ def embeddings(encoder: DualEncoder, tower: str, inputs: torch.Tensor) -> torch.
         out = encode(inputs)
     assert isinstance(out, torch.Tensor)
     return out
+
+
+Inputs = Callable[[DualEncoder, nn.Module], torch.Tensor]
+"""Rows of a layer's input that can reach the embedding, in an encoder."""
+
+
+def refitted_without(encoder: DualEncoder, gone: Ablation, inputs_of: Inputs) -> DualEncoder:
+    """A copy without the channels, its output layer refitted by ``lstsq`` on the stacked system."""
+    smaller = physically_without(encoder, gone)
+    if gone.part == "block":
+        return smaller
+    before, after = (_output(model, gone) for model in (encoder, smaller))
+    if isinstance(before, nn.Conv2d) and before.groups != 1:
+        return smaller
+    dense, hidden, weight = inputs_of(encoder, before), inputs_of(smaller, after), before.weight.flatten(1).mT
+    kernel = before.weight[0, 0].numel()
+    kept = [row for row in range(dense.shape[1]) if row // kernel not in gone.channels]
+    hidden = hidden if kept else hidden[:, :0]
+    physical = bool(kept) and not torch.allclose(hidden, dense[:, kept])
+    ridge = 1e-4 * float((hidden if physical else dense).square().sum(0).mean())
+    ones = torch.ones(len(hidden), before.bias is not None, dtype=hidden.dtype)
+    bias = [] if before.bias is None else [before.bias[None]]
+    prior, target = torch.cat([weight[kept], *bias]), dense @ weight + sum(bias)
+    system = torch.cat([torch.cat([hidden, ones], 1), ridge**0.5 * torch.eye(len(prior), dtype=hidden.dtype)])
+    found = torch.linalg.lstsq(system, torch.cat([target, ridge**0.5 * prior]).detach(), driver="gelsd").solution
+    with torch.no_grad():
+        if before.bias is not None:
+            after.bias.copy_(found[-1])
+        if kept:
+            after.weight.copy_(found[: len(kept)].mT.reshape(after.weight.shape))
+    return smaller
+
+
+def _output(encoder: DualEncoder, gone: Ablation) -> Any:
+    block = encoder.towers[gone.tower].blocks[gone.layer]
+    units = block.attention if gone.part == "head" else block.feed_forward
+    assert units is not None
+    return units.output

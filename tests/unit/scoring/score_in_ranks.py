@@ -12,7 +12,7 @@ import torch_pruning_mope as mope
 from tests.unit.models import clip, pairs_for
 
 
-class Deadly(mope.ContrastiveLoss):
+class Deadly(mope.metrics.ContrastiveLoss):
     """Kills its process at the given evaluation, as a machine that fails would."""
 
     key = "deadly"

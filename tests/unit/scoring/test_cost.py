@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope._flops import count_multiply_adds
 from torch_pruning_mope.cli import app
+from torch_pruning_mope.cost import count_multiply_adds
 from torch_pruning_mope.scoring import PlainEngine, PrefixEngine, enumerate_units, single_ablation
 
 

@@ -190,7 +190,7 @@ def test_the_image_pooling_its_average_computes_all_tokens() -> None:
     assert stream.pooled is None
     assert stream.narrow() is stream
     with pytest.raises(ValueError, match="pooled must name one token per sequence; found None"):
-        mope.Stream(stream.x, torch.zeros(10, 10)).pooled_mask()
+        mope.towers.Stream(stream.x, torch.zeros(10, 10)).pooled_mask()
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])

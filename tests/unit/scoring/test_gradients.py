@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import torch_pruning_mope as mope
 from tests.asserts import assert_close, unchanged
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope import DualEncoder, NonFiniteError
+from torch_pruning_mope import DualEncoder
+from torch_pruning_mope.errors import NonFiniteError
 from torch_pruning_mope.scoring import batch_losses
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.scoring import Ablation, Loss, Meter, PrefixEngine, Unit, greedy_path, single_ablation
+from torch_pruning_mope.scoring import Ablation, Loss, Meter, PrefixEngine, greedy_path, single_ablation
+from torch_pruning_mope.towers import Unit
 
 from ..models import clip, pairs_for
 
@@ -122,7 +123,7 @@ def test_removals_add_up_to_removing_both_and_twins_tie() -> None:
         attention.out_proj.weight[:, width : 2 * width] = attention.out_proj.weight[:, :width]
     encoder = mope.DualEncoder(model)
     pairs = pairs_for(model, 12)
-    meter = Meter(PrefixEngine(encoder), pairs, mope.ContrastiveLoss())
+    meter = Meter(PrefixEngine(encoder), pairs, mope.metrics.ContrastiveLoss())
     first, second = (Ablation("image", 0, "head", tuple(range(h * width, (h + 1) * width))) for h in (0, 1))
     alone = dict(meter.losses([first, second]))
     assert alone[first].value == pytest.approx(alone[second].value, rel=1e-4)

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
-from torch_pruning_mope.scoring import Unit, separation
+from torch_pruning_mope.scoring import separation
+from torch_pruning_mope.towers import Unit
 
 
 def table(values: torch.Tensor, errors: torch.Tensor, images: int | None) -> mope.ScoreTable:
     scores = tuple(
-        mope.Score(Unit("head", "image", 0, i, (i,)), float(v), float(e), float(v), None, images)
+        mope.scoring.Score(Unit("head", "image", 0, i, (i,)), float(v), float(e), float(v), None, images)
         for i, (v, e) in enumerate(zip(values, errors, strict=True))
     )
     return mope.ScoreTable(scores, 0.5, "recall_mean", "w", "p")

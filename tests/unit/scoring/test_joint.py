@@ -8,18 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
+from torch_pruning_mope.cost import freed_parameters
 from torch_pruning_mope.encoder import TowerName
-from torch_pruning_mope.scoring import (
-    Ablation,
-    Loss,
-    Meter,
-    PlainEngine,
-    PrefixEngine,
-    Unit,
-    enumerate_units,
-    freed_parameters,
-    joint_path,
-)
+from torch_pruning_mope.scoring import Ablation, Loss, Meter, PlainEngine, PrefixEngine, enumerate_units, joint_path
+from torch_pruning_mope.towers import Unit
 
 from ..models import clip
 from .oracle import physically_without
@@ -50,7 +42,7 @@ def merged(units: Sequence[Unit]) -> list[Ablation]:
 
 
 @torch.no_grad()
-def value_of(encoder: mope.DualEncoder, pairs: mope.Pairs, metric: mope.Metric) -> float:
+def value_of(encoder: mope.DualEncoder, pairs: mope.Pairs, metric: mope.metrics.Metric) -> float:
     return metric(encoder.embed("image", pairs.images), encoder.embed("text", pairs.tokens))
 
 
@@ -179,7 +171,7 @@ def test_the_path_of_a_real_model_is_brute_force_over_masked_models(
     encoder: mope.DualEncoder, pairs: mope.Pairs
 ) -> None:
     units = units_of(encoder, groups=2)
-    metric = mope.ContrastiveLoss(10.0)
+    metric = mope.metrics.ContrastiveLoss(10.0)
     path = joint_path(Meter(PrefixEngine(encoder, keep=True), pairs, metric), encoder, units, lazy=False)
     dense, plain = value_of(encoder, pairs, metric), PlainEngine(encoder)
 
@@ -200,7 +192,7 @@ def test_the_path_of_a_real_model_is_brute_force_over_masked_models(
 
 def test_losses_along_the_path_are_those_of_the_pruned_model(encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
     units = units_of(encoder)
-    metric = mope.ContrastiveLoss(10.0)
+    metric = mope.metrics.ContrastiveLoss(10.0)
     path = joint_path(Meter(PrefixEngine(encoder, keep=True), pairs, metric), encoder, units)
     dense = value_of(encoder, pairs, metric)
     for cut in (3, 10, 20, len(path)):

@@ -19,7 +19,7 @@ class Stopped(Exception):
     """Stands for whatever may end a process."""
 
 
-class Fuse(mope.ContrastiveLoss):
+class Fuse(mope.metrics.ContrastiveLoss):
     """Burns out after so many evaluations of ablated models."""
 
     key = "fuse"
@@ -114,14 +114,14 @@ def break_off(encoder: mope.DualEncoder, pairs: mope.Pairs, path: Path, **option
 def test_measurements_of_other_weights_are_refused(tmp_path: Path, pairs: mope.Pairs) -> None:
     journal = break_off(mope.DualEncoder(clip(seed=1)), pairs, tmp_path / "table.json")
     before = journal.read_bytes()
-    with pytest.raises(mope.WrongModelError, match=r"measurements of the same weights; found others in"):
+    with pytest.raises(mope.errors.WrongModelError, match=r"measurements of the same weights; found others in"):
         mope.score(mope.DualEncoder(clip(seed=2)), pairs, metric=Fuse(99), path=tmp_path / "table.json", **ARGUMENTS)
     assert journal.read_bytes() == before
 
 
 def test_measurements_on_other_pairs_are_refused(tmp_path: Path, encoder: mope.DualEncoder) -> None:
     break_off(encoder, pairs_for(encoder.model, 9), tmp_path / "table.json")
-    with pytest.raises(mope.WrongModelError, match="measurements of the same pairs; found"):
+    with pytest.raises(mope.errors.WrongModelError, match="measurements of the same pairs; found"):
         mope.score(encoder, pairs_for(encoder.model, 8), metric=Fuse(99), path=tmp_path / "table.json", **ARGUMENTS)
 
 

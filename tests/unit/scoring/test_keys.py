@@ -16,7 +16,7 @@ from torch_pruning_mope._fingerprint import key_of
 ARGUMENTS: dict[str, Any] = {"groups": 2, "kinds": ("neurons",), "rewire": "none", "progress": False}
 
 
-class Weighted(mope.ContrastiveLoss):
+class Weighted(mope.metrics.ContrastiveLoss):
     """A metric that depends on a tensor."""
 
     def __init__(self, weights: Tensor) -> None:
@@ -54,7 +54,7 @@ def backwards(key: str | None, by: int) -> Any:
     [
         ({"metric": scaled(1, "one")}, {"metric": scaled(2, "two")}, "metric_key"),
         ({"metric": Weighted(torch.ones(12))}, {"metric": Weighted(torch.arange(12.0))}, "metric_key"),
-        ({"metric": mope.ContrastiveLoss(3.0)}, {"metric": mope.ContrastiveLoss(4.0)}, "metric_key"),
+        ({"metric": mope.metrics.ContrastiveLoss(3.0)}, {"metric": mope.metrics.ContrastiveLoss(4.0)}, "metric_key"),
         ({"rewire": backwards("one", 1)}, {"rewire": backwards("two", -1)}, "rewire"),
         (
             {"rewire": tp.importance.GroupMagnitudeImportance(p=1)},

@@ -14,7 +14,7 @@ import torch
 import torch_pruning_mope as mope
 
 
-class Noted(mope.ContrastiveLoss):
+class Noted(mope.metrics.ContrastiveLoss):
     """Leaves a byte in a file for every evaluation that begins to be measured."""
 
     key = "noted"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.models import clip, pairs_for
-from tests.unit.scoring.oracle import physically_without
+from tests.unit.scoring.oracle import refitted_without
 from tests.unit.towers.test_open_clip import CASES
 from torch_pruning_mope.scoring import Ablation
 
@@ -18,8 +18,13 @@ KINDS = ("head", "neurons", "block", "attention", "mlp")
 OPTIONS: dict[str, Any] = {"kinds": KINDS, "groups": 3, "interaction": "single", "rewire": "none", "progress": False}
 
 
+def refitted(encoder: mope.DualEncoder, pairs: mope.Pairs, gone: Ablation) -> mope.DualEncoder:
+    """Rows by the rules of open_clip's pooling."""
+    last = gone.layer == len(encoder.towers[gone.tower].blocks) - 1
+    return refitted_without(encoder, gone, lambda model, layer: inputs_of(model, layer, gone.tower, pairs, last))
+
+
 def inputs_of(encoder: mope.DualEncoder, layer: nn.Module, tower: str, pairs: mope.Pairs, last: bool) -> Tensor:
-    """A layer's input rows that can reach the embedding, by the rules of open_clip's pooling."""
     found: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, args: found.append(args[0]))
     with torch.no_grad():
@@ -32,40 +37,9 @@ def inputs_of(encoder: mope.DualEncoder, layer: nn.Module, tower: str, pairs: mo
     return hidden[tokens == end] if last else hidden[tokens <= end]
 
 
-def refitted_without(encoder: mope.DualEncoder, pairs: mope.Pairs, gone: Ablation) -> mope.DualEncoder:
-    """A copy without the channels, its output layer refitted by ``lstsq``."""
-    smaller = physically_without(encoder, gone)
-    if gone.part == "block":
-        return smaller
-    before, after = (
-        getattr(
-            model.towers[gone.tower].blocks[gone.layer], "attention" if gone.part == "head" else "feed_forward"
-        ).output
-        for model in (encoder, smaller)
-    )
-    last = gone.layer == len(encoder.towers[gone.tower].blocks) - 1
-    dense = inputs_of(encoder, before, gone.tower, pairs, last)
-    hidden = inputs_of(smaller, after, gone.tower, pairs, last)
-    kept = [channel for channel in range(dense.shape[1]) if channel not in gone.channels]
-    if not kept:
-        hidden = hidden[:, :0]
-    physical = bool(kept) and not torch.allclose(hidden, dense[:, kept])
-    ridge = 1e-4 * float((hidden if physical else dense).square().sum(0).mean())
-    ones = torch.ones(len(hidden), 1, dtype=hidden.dtype)
-    prior = torch.cat([before.weight.mT[kept], before.bias[None]])
-    system = torch.cat([torch.cat([hidden, ones], 1), ridge**0.5 * torch.eye(len(prior), dtype=hidden.dtype)])
-    target = torch.cat([dense @ before.weight.mT + before.bias, ridge**0.5 * prior]).detach()
-    solution = torch.linalg.lstsq(system, target, driver="gelsd").solution
-    with torch.no_grad():
-        after.bias.copy_(solution[-1])
-        if kept:
-            after.weight.copy_(solution[:-1].mT)
-    return smaller
-
-
 @torch.no_grad()
 def value_of(encoder: mope.DualEncoder, pairs: mope.Pairs) -> float:
-    metric = mope.ContrastiveLoss(float(encoder.logit_scale))
+    metric = mope.metrics.ContrastiveLoss(float(encoder.logit_scale))
     return metric(encoder.embed("image", pairs.images), encoder.embed("text", pairs.tokens))
 
 
@@ -88,7 +62,7 @@ def test_scores_equal_removal_and_least_squares(case: str) -> None:
     for found, other, blind in zip(*(table.scores for table in (*tables, plain)), strict=True):
         unit = found.unit
         gone = Ablation(unit.tower, unit.layer, unit.part, unit.channels)
-        expected = dense - value_of(refitted_without(encoder, pairs, gone), pairs)
+        expected = dense - value_of(refitted(encoder, pairs, gone), pairs)
         assert found.value == pytest.approx(expected, abs=1e-8), str(unit)
         assert other.value == pytest.approx(expected, abs=1e-8), str(unit)
         differ += abs(found.value - blind.value) > 1e-4
@@ -105,7 +79,7 @@ def test_nests_and_paths_stay_refitted() -> None:
     for score in nested.of("neurons", "image", 1):
         place = (score.unit.tower, score.unit.layer, score.unit.part)
         gone[place] = (*gone.get(place, ()), *score.unit.channels)
-        smaller = refitted_without(encoder, pairs, Ablation(*place, gone[place]))
+        smaller = refitted(encoder, pairs, Ablation(*place, gone[place]))
         assert score.loss == pytest.approx(dense - value_of(smaller, pairs), abs=1e-8)
     tables = [
         mope.score(encoder, pairs, **options | {"interaction": "joint", "engine": engine, "until": 0.4})
@@ -116,7 +90,7 @@ def test_nests_and_paths_stay_refitted() -> None:
         place = (score.unit.tower, score.unit.layer, score.unit.part)
         gone[place] = (*gone.get(place, ()), *score.unit.channels)
         ablation = Ablation(*place, gone[place])
-        _mend(mended, refitted_without(encoder, pairs, ablation), ablation)
+        _mend(mended, refitted(encoder, pairs, ablation), ablation)
         assert score.unit == plain.unit
         for found in (score, plain):
             assert found.loss == pytest.approx(dense - value_of(mended, pairs), abs=1e-8)
@@ -174,7 +148,7 @@ def test_neurons_ordered_by_what_a_refit_leaves() -> None:
     losses = []
     for channel in order:
         gone = Ablation("image", 1, "neurons", (channel,))
-        smaller = refitted_without(encoder, pairs, gone).image.blocks[1].module.mlp.c_proj
+        smaller = refitted(encoder, pairs, gone).image.blocks[1].module.mlp.c_proj
         output: Any = block.module.mlp.c_proj  # type: ignore[union-attr]
         hidden = inputs_of(encoder, output, "image", pairs, last=False)
         kept = [other for other in range(56) if other != channel]

@@ -20,11 +20,15 @@ from torch_pruning_mope.scoring import Ablation, neuron_orders
 KINDS = ("head", "neurons", "block")
 
 
-def _metric(name: str, encoder: mope.DualEncoder) -> mope.Metric:
-    return mope.Recall() if name == "recall_mean" else mope.ContrastiveLoss(torch.as_tensor(encoder.logit_scale).item())
+def _metric(name: str, encoder: mope.DualEncoder) -> mope.metrics.Metric:
+    return (
+        mope.metrics.Recall()
+        if name == "recall_mean"
+        else mope.metrics.ContrastiveLoss(torch.as_tensor(encoder.logit_scale).item())
+    )
 
 
-def _shares(metric: mope.Metric, encoder: mope.DualEncoder, pairs: mope.Pairs) -> Tensor:
+def _shares(metric: mope.metrics.Metric, encoder: mope.DualEncoder, pairs: mope.Pairs) -> Tensor:
     image, text = (
         F.normalize(embeddings(encoder, tower, inputs), dim=-1)
         for tower, inputs in (("image", pairs.images), ("text", pairs.tokens))
@@ -91,7 +95,7 @@ def test_standard_errors_agree_with_a_bootstrap_over_images() -> None:
     """Independent of the formula: resample images, keep each one's share. A wrong pairing would be far larger."""
     encoder = mope.DualEncoder(clip())
     pairs = pairs_for(encoder.model, 60)
-    metric = mope.Recall((1, 5))
+    metric = mope.metrics.Recall((1, 5))
     table = mope.score(encoder, pairs, metric=metric, kinds=["head"], towers=["image"], progress=False)
     dense = _shares(metric, encoder, pairs)
     generator = np.random.default_rng(0)
@@ -193,7 +197,7 @@ def test_rewiring_by_gradients_leaves_the_users_gradients(
 @pytest.mark.parametrize(
     ("rewire", "match"),
     [
-        ("tayler", "rewire must be 'taylor', 'none' or a Torch-Pruning importance; found 'tayler'"),
+        ("tayler", "rewire must be 'taylor', 'none', 'obs' or a Torch-Pruning importance; found 'tayler'"),
         (lambda group: None, "rewire must score each neuron of image layer 0; found None"),
         (lambda group: torch.ones(3), "rewire must score each neuron of image layer 0"),
         (lambda group: torch.full((len(group[0].idxs),), torch.nan), "rewire must yield finite scores"),

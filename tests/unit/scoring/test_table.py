@@ -100,11 +100,11 @@ def test_tables_know_their_weights(table: mope.ScoreTable, encoder: mope.DualEnc
     table.check_weights(encoder.model)
     other = clip(seed=1)
     mope.DualEncoder(other)
-    with unchanged(other), pytest.raises(mope.WrongModelError, match="table must be of the model's own weights"):
+    with unchanged(other), pytest.raises(mope.errors.WrongModelError, match="table must be of the model's own weights"):
         table.check_weights(other)
     with torch.no_grad():
         encoder.model.visual.conv1.weight[0, 0, 0, 0] += 1e-6
-    with pytest.raises(mope.WrongModelError, match="Score this model"):
+    with pytest.raises(mope.errors.WrongModelError, match="Score this model"):
         table.check_weights(encoder.model)
 
 

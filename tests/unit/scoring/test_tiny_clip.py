@@ -17,7 +17,7 @@ from torch_pruning_mope.scoring import Ablator, single_ablation
 
 
 @contextmanager
-def cut(copied: mope.DualEncoder, graph: Any, unit: mope.Unit) -> Iterator[mope.DualEncoder]:
+def cut(copied: mope.DualEncoder, graph: Any, unit: mope.scoring.Unit) -> Iterator[mope.DualEncoder]:
     """The copy without the unit, removed by Torch-Pruning; a graph of its own for each would take most of the time."""
     if unit.kind == "block":
         yield physically_without(copied, unit)
@@ -51,7 +51,10 @@ def test_every_unit_of_the_tiny_clip(tower: Any) -> None:
     graph = copied.dependency_graph()
     ablator = Ablator(encoder)
     assert not ablator.physical
-    measures = {"recall": mope.Recall(), "loss": mope.ContrastiveLoss(torch.as_tensor(encoder.logit_scale).item())}
+    measures = {
+        "recall": mope.metrics.Recall(),
+        "loss": mope.metrics.ContrastiveLoss(torch.as_tensor(encoder.logit_scale).item()),
+    }
     for by_recall, by_loss in zip(recall.scores, loss.scores, strict=True):
         unit = by_recall.unit
         assert unit == by_loss.unit

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.asserts import assert_close, unchanged
 from tests.unit.models import shake
-from torch_pruning_mope import PrunableAttention, register_attention
-from torch_pruning_mope.surgery import customized_pruners, prunable_attention, swap_attention
+from torch_pruning_mope import register_attention
+from torch_pruning_mope.surgery import PrunableAttention, customized_pruners, prunable_attention, swap_attention
 from torch_pruning_mope.surgery._attention import tracing
 
 N, TQ, TK, D, H = 3, 5, 7, 24, 4

@@ -14,7 +14,8 @@ from torch import nn
 import torch_pruning_mope as mope
 from tests.asserts import assert_close, unchanged
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope import DualEncoder, UngroupedParametersError
+from torch_pruning_mope import DualEncoder
+from torch_pruning_mope.errors import UngroupedParametersError
 from torch_pruning_mope.surgery import customized_pruners
 
 ROOTS = [nn.Conv2d, nn.Linear, nn.Embedding]

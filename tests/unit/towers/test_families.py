@@ -7,6 +7,7 @@ import copy
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +21,11 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, assert_finite, assert_trains, unchanged
 from tests.unit import zoo
 from tests.unit.emulate import cuts_of, emulated
-from tests.unit.scoring.oracle import physically_without
+from tests.unit.scoring.oracle import physically_without, refitted_without
 from torch_pruning_mope import Counts, DualEncoder, Pairs
 from torch_pruning_mope.deploy._programs import without_checks
 from torch_pruning_mope.scoring import Ablator, PlainEngine, PrefixEngine, enumerate_units, single_ablation
+from torch_pruning_mope.towers import reaching_rows
 
 each_family = pytest.mark.parametrize("family", zoo.FAMILIES)
 TowerName = Literal["image", "text"]
@@ -188,29 +190,38 @@ def test_engine_equals_plain_loop_equals_removal(family: str, tower: TowerName) 
 
 
 @each_family
-def test_scores_by_both_engines_are_equal(family: str) -> None:
-    encoder = DualEncoder(zoo.build(family))
+def test_scores_with_reconstruction_equal_removal_and_least_squares(family: str) -> None:
+    """By both engines; one unit of each kind of layer is removed."""
+    encoder = DualEncoder(zoo.build(family).double())
     pairs = zoo.pairs_of(encoder, 3)
+    pairs = Pairs(pairs.images.double(), pairs.tokens)
+    options: dict[str, Any] = {"groups": 2, "interaction": "single", "rewire": "none", "reconstruct": True}
     with unchanged(encoder.model):
-        tables = [
-            mope.score(
-                encoder,
-                pairs,
-                metric="contrastive_loss",
-                kinds=("head", "neurons", "block"),
-                groups=1,
-                rewire="none",
-                engine=engine,
-                progress=False,
-            )
+        fast, slow = (
+            mope.score(encoder, pairs, engine=engine, progress=False, **options)  # type: ignore[arg-type]
             for engine in ("prefix", "plain")
-        ]
-    fast, slow = tables
-    assert fast.dense == pytest.approx(slow.dense, rel=1e-5)
-    assert [score.unit for score in fast.scores] == [score.unit for score in slow.scores]
+        )
     assert {(score.unit.tower, score.unit.kind) for score in fast.scores} >= {(tower, "neurons") for tower in TOWERS}
+    metric, done = mope.metrics.ContrastiveLoss(float(torch.as_tensor(encoder.logit_scale).detach())), set[Any]()
     for mine, theirs in zip(fast.scores, slow.scores, strict=True):
-        assert mine.value == pytest.approx(theirs.value, abs=1e-5 * abs(slow.dense)), str(mine.unit)
+        assert mine.value == pytest.approx(theirs.value, abs=1e-8 * abs(slow.dense)), str(mine.unit)
+        unit = mine.unit
+        like = (unit.tower, unit.kind, type(encoder.towers[unit.tower].blocks[unit.layer].module))
+        if like not in done:
+            done.add(like)
+            smaller = refitted_without(encoder, single_ablation(unit), partial(_reaching, encoder, pairs, unit.tower))
+            with torch.no_grad():
+                value = metric(smaller.embed("image", pairs.images), smaller.embed("text", pairs.tokens))
+            assert mine.value == pytest.approx(slow.dense - value, abs=1e-8 * abs(slow.dense)), str(unit)
+
+
+def _reaching(dense: DualEncoder, pairs: Pairs, tower: TowerName, encoder: DualEncoder, layer: nn.Module) -> Tensor:
+    """Rows of a layer's input that can reach the embedding in the model before."""
+    names = {module: name for name, module in encoder.model.named_modules()}
+    inputs, original = _inputs(pairs)[tower], dense.model.get_submodule(names[layer])
+    with torch.no_grad():
+        mask = reaching_rows(partial(dense.embed, tower), [original], inputs)[original].mask
+        return reaching_rows(partial(encoder.embed, tower), [layer], inputs)[layer].inputs[mask]
 
 
 def _ratios(encoder: DualEncoder, ratio: float) -> dict[str, float]:

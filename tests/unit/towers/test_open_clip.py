@@ -14,8 +14,10 @@ import torch_pruning_mope as mope
 from tests.asserts import assert_close, assert_trains, unchanged
 from tests.unit.models import clip, pairs_for
 from tests.unit.zoo import build, pairs_of
-from torch_pruning_mope import DualEncoder, PrunableAttention, UnsupportedModelError
+from torch_pruning_mope import DualEncoder
+from torch_pruning_mope.errors import UnsupportedModelError
 from torch_pruning_mope.scoring import PrefixEngine
+from torch_pruning_mope.surgery import PrunableAttention
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -91,8 +93,8 @@ def test_towers_parts_and_cuts_equal_the_models_own_encoders(case: str) -> None:
     expected = _encode(model, pairs)
     for name, tower in encoder.towers.items():
         inputs = pairs.images if name == "image" else pairs.tokens
-        assert isinstance(tower, mope.Tower) == (name not in OPAQUE.get(case, set()))
-        if isinstance(tower, mope.Tower):
+        assert isinstance(tower, mope.towers.Tower) == (name not in OPAQUE.get(case, set()))
+        if isinstance(tower, mope.towers.Tower):
             with torch.no_grad():
                 assert_close(tower.embed(inputs), expected[name], 1e-6)
         for batch_size in (1, 3, 64):
@@ -272,10 +274,16 @@ def test_attention_that_cannot_be_swapped_is_left_alone_and_named() -> None:
     assert_close(_encode(model, pairs)["text"], _encode(before, pairs)["text"], 1e-6)
     removed = mope.prune(encoder, tp.importance.GroupMagnitudeImportance(), head_ratio=0.5, ffn_ratio=0.5)
     assert removed == mope.Counts(heads=3 * 2 + 2, neurons=3 * 28 + 2 * 27)
-    with pytest.raises(ValueError, match="towers whose residual width cannot be cut"):
-        encoder.pruner_arguments(width_ratio=0.5, towers=("text",))
     encoder.pruner_arguments(width_ratio=0.5, towers=("image",))
     assert_trains(encoder, pairs)
+
+
+def test_a_width_beside_attention_that_stays_is_refused() -> None:
+    model = clip()
+    model.transformer.resblocks[1].attn = nn.MultiheadAttention(36, 3, add_zero_attn=True, batch_first=True)
+    encoder = DualEncoder(model)
+    with pytest.raises(ValueError, match="towers whose residual width cannot be cut"):
+        encoder.pruner_arguments(width_ratio=0.5, towers=("text",))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case in OPAQUE or "norms of" in case or "scaled" in case])

@@ -1,28 +1,27 @@
-"""What a model takes: parameters, multiply-adds, time."""
+"""Sizes of a model's towers: parameters, multiply-adds, seconds."""
 
-import statistics
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from .._flops import count_multiply_adds
-from .._state import evaluation_mode, synchronise
+from .._state import evaluation_mode
 from ..encoder import EncoderCore, TowerName
 from ..surgery import reached_leaves
+from ._multiply_adds import count_multiply_adds
+from ._timer import median_seconds
 
 TOWERS: tuple[TowerName, ...] = ("image", "text")
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one tower takes.
+    """Size of one tower.
 
     Attributes:
-        parameters: What its embedding depends on, but for the token embedding.
-        token_embedding: Parameters of that; it grows with the vocabulary and no pruning of units touches it.
+        parameters: Parameters that its embedding depends on, but for the token embedding.
+        token_embedding: Parameters of the token embedding, which grows with the vocabulary; no pruning of units touches it.
         multiply_adds: Of matrix products, convolutions and attention, for one input of full length.
     """
 
@@ -32,19 +31,10 @@ class Footprint:
 
 
 def footprints(encoder: EncoderCore) -> dict[TowerName, Footprint]:
-    """What each tower takes.
-
-    Args:
-        encoder: The dual encoder; left as it is. It may be on the ``meta`` device.
-
-    Returns:
-        A footprint per tower.
-    """
-    inputs = encoder.example_inputs
+    """Size of each tower. The model is left as it is, and may be on the ``meta`` device."""
     found: dict[TowerName, Footprint] = {}
     with evaluation_mode(encoder.model):
-        for tower, example in (("image", inputs["images"]), ("text", inputs["tokens"])):
-            name: TowerName = "image" if tower == "image" else "text"
+        for name, example in _examples(encoder).items():
             macs, used = _counted(encoder, name, example)
             words = _token_embedding(encoder.model, used) if name == "text" else set()
             total = sum(parameter.numel() for parameter in used)
@@ -74,28 +64,15 @@ def _token_embedding(model: nn.Module, used: set[nn.Parameter]) -> set[nn.Parame
 
 @torch.inference_mode()
 def latencies(encoder: EncoderCore, *, batch_size: int = 1, repeats: int = 15) -> dict[TowerName, float]:
-    """Median seconds of each tower on its own device, on inputs of full length.
-
-    Args:
-        encoder: The dual encoder; left as it is.
-        batch_size: Inputs at once.
-        repeats: How often each is timed, after two runs that are not.
-
-    Returns:
-        Seconds per tower.
-    """
-    examples: Mapping[str, torch.Tensor] = encoder.example_inputs
+    """Median seconds of each tower on its own device, for ``batch_size`` inputs of full length; the model is left as it is."""
     found: dict[TowerName, float] = {}
     with evaluation_mode(encoder.model):
-        for name, key in (("image", "images"), ("text", "tokens")):
-            tower: TowerName = "image" if name == "image" else "text"
-            inputs = examples[key].expand(batch_size, *examples[key].shape[1:]).contiguous()
-            times = []
-            for _ in range(repeats + 2):
-                synchronise(encoder.device)
-                began = time.perf_counter()
-                encoder.embed(tower, inputs)
-                synchronise(encoder.device)
-                times.append(time.perf_counter() - began)
-            found[tower] = statistics.median(times[2:])
+        for tower, example in _examples(encoder).items():
+            inputs = example.expand(batch_size, *example.shape[1:]).contiguous()
+            found[tower] = median_seconds(partial(encoder.embed, tower, inputs), encoder.device, repeats=repeats)
     return found
+
+
+def _examples(encoder: EncoderCore) -> dict[TowerName, torch.Tensor]:
+    inputs = encoder.example_inputs
+    return {"image": inputs["images"], "text": inputs["tokens"]}
