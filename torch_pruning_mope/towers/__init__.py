@@ -22,8 +22,8 @@ from ._tower import Block, BlockTower, Tower
 from ._unit import KINDS, Part, Unit, UnitKind
 
 __all__ = [
-    "ApartTower",
     "KINDS",
+    "ApartTower",
     "AttentionSublayer",
     "Block",
     "BlockTower",

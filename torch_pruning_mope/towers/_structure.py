@@ -179,7 +179,7 @@ def _towers(
     text_root = _holder(model, "text_model", "text_encoder", "text")
     return Towers(
         image=OpaqueTower(
-image_root,
+            image_root,
             image,
             _Example(model, shape, None),
             more_parameters=more_parameters,
