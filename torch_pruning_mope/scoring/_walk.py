@@ -143,7 +143,8 @@ class StreamWalk(Walk):
 
     def depth(self, ablation: Ablation) -> int:
         """Position of the (first) sub-layer that an ablation is in; the end for what runs with the readout, such as a pool."""
-        return min(ablation.layer * self.per_block + (ablation.part == "neurons"), self.depths)
+        second = ablation.part == "neurons" and self.per_block > 1
+        return min(ablation.layer * self.per_block + second, self.depths)
 
     def lengths(self, inputs: Tensor) -> Tensor | None:
         """The tower's."""

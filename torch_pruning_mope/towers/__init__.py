@@ -4,7 +4,7 @@ from . import _open_clip as _open_clip  # these register themselves
 from . import _timm as _timm
 from . import _torch as _torch
 from . import _transformers as _transformers
-from ._apart import ApartTower, take_apart
+from ._apart import ApartTower
 from ._discover import register_channels
 from ._fallback import ChannelsTower
 from ._layer import Counts, Layer, TowerName
@@ -18,6 +18,7 @@ from ._search import Search, searching
 from ._structure import is_known, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
 from ._summary import summary
+from ._take_apart import take_apart
 from ._tower import Block, BlockTower, Tower
 from ._unit import KINDS, Part, Unit, UnitKind
 

@@ -29,6 +29,7 @@ class Stream:
         pooled: Which token of each sequence the readout uses, ``[N]``, or None if it uses several.
         outs: Outputs of the sub-layers of the layer at hand that have run, where its own code puts them together.
         context: Whatever else a tower needs to go on.
+        times: How many times the inputs are repeated.
     """
 
     x: Float[Tensor, "N T D"]
@@ -36,6 +37,7 @@ class Stream:
     pooled: Int[Tensor, "N"] | None = None
     outs: tuple[Float[Tensor, "N T D"], ...] = ()
     context: Any = None
+    times: int = 1
 
     def with_x(self, x: Float[Tensor, "N T D"]) -> "Stream":
         """The same stream with other hidden states."""
@@ -70,10 +72,8 @@ class Stream:
             mask = mask.repeat(times, 1, 1, 1)
         pooled = None if self.pooled is None else self.pooled.repeat(times)
         outs = tuple(out.repeat(times, *[1] * (out.ndim - 1)) for out in self.outs)
-        context = self.context
-        if hasattr(context, "times"):
-            context = replace(context, times=context.times * times)
-        return Stream(self.x.repeat(times, *[1] * (self.x.ndim - 1)), mask, pooled, outs, context)
+        x = self.x.repeat(times, *[1] * (self.x.ndim - 1))
+        return replace(self, x=x, mask=mask, pooled=pooled, outs=outs, times=self.times * times)
 
 
 class Sublayer(Prunable):
