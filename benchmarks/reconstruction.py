@@ -17,7 +17,7 @@ import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,32 +135,33 @@ class Reconstruction:
         self.study.add(part, key | {"r1": _study.mean_r1(_study.recall(student, pairs))} | cost)
 
 
-def report(study: _study.Study) -> str:
-    """Tables: recall by criterion and refit, leads over the best rival, and after training."""
-    rows = study.rows("rows")
+def report(found: Mapping[str, Any]) -> str:
+    """Tables of the rows of a file: recall by refit and criterion, leads over the best rival, and after training."""
+    rows = found.get("rows", [])
     shares = sorted({row["share"] for row in rows}, reverse=True)
-    lines = [f"mean R@1 of the dense model: {study.rows('dense')[0]['r1']:.1f}"]
+    head = [" | ".join(f"{share:.0%} kept" for share in shares) + " |", "|---" * (len(shares) + 1) + "|"]
+    lines = [f"Mean R@1 of the dense model: {found['dense'][0]['r1']:.1f}."]
     for refit in [refit for refit in REFITS if any(row["refit"] == refit for row in rows)]:
-        lines += ["", f"| refit: {refit} | " + " | ".join(f"{s:.0%}" for s in shares) + " |"]
-        lines += ["|---" * (len(shares) + 1) + "|"]
+        lines += ["", f"| refit: {refit} | {head[0]}", head[1]]
         for name in CRITERIA:
-            found = [list(_values(rows, refit, name, share).values()) for share in shares]
-            if any(found):
-                lines.append(f"| {name} | " + " | ".join(map(_study.spread, found)) + " |")
-    lines += ["", "| lead over the best rival, seed by seed | " + " | ".join(f"{s:.0%}" for s in shares) + " |"]
-    lines += ["|---" * (len(shares) + 1) + "|"]
-    for refit in ("stream", "stream and inputs"):
-        for name in CRITERIA[:2]:
-            leads = [_leads(rows, refit, name, share) for share in shares]
-            if any(leads):
-                lines.append(f"| {name}, {refit} | " + " | ".join(map(_study.spread, leads)) + " |")
-    for part in ("rates", "trained"):
-        trained = study.rows(part)
+            values = [list(_values(rows, refit, name, share).values()) for share in shares]
+            if any(values):
+                lines.append(f"| {name} | " + " | ".join(map(_study.spread, values)) + " |")
+    leads = [
+        (f"{name}, {refit}", [_leads(rows, refit, name, share) for share in shares])
+        for refit in ("stream", "stream and inputs")
+        for name in CRITERIA[:2]
+    ]
+    if any(any(lead) for _, lead in leads):
+        lines += ["", f"| lead over the best rival | {head[0]}", head[1]]
+        lines += [f"| {name} | " + " | ".join(map(_study.spread, lead)) + " |" for name, lead in leads if any(lead)]
+    for part, title in (("rates", "validation pairs"), ("trained", "test pairs")):
+        trained = found.get(part, [])
         if trained:
             lines += [
                 "",
-                f"| {part}: share kept | steps | learning rate | mean R@1 | of the dense model's |",
-                "|---|---|---|---|---|",
+                f"| share kept | steps | learning rate | mean R@1, {title} | of the dense model's |",
+                "|---" * 5 + "|",
             ]
         for share, steps, rate in dict.fromkeys((row["share"], row["steps"], row["rate"]) for row in trained):
             mine = {r["seed"]: r["r1"] for r in trained if (r["share"], r["steps"], r["rate"]) == (share, steps, rate)}
@@ -297,7 +298,7 @@ def main() -> None:
                 for share in ([] if options.validate else [1.0]) + options.shares:
                     for rate in options.rates:
                         cells.train(seed, share, steps, rate, validation=options.validate)
-    print(report(study))
+    print(report(study.found))
     if options.plot:
         plot(study, options.plot)
 

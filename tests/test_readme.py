@@ -1,5 +1,6 @@
 """Every snippet of the documents runs, and every table is the measured one."""
 
+import importlib
 import json
 import re
 import shlex
@@ -108,6 +109,13 @@ def test_the_table_of_compression_is_the_measured_one() -> None:
             seeds = [key[2] for key in mean if key[:2] == (criterion, budget)]
             share = statistics.mean(100 * mean[criterion, budget, seed] / mean["dense", 1.0, seed] for seed in seeds)
             assert cell.partition("→")[2].split()[0] == f"{share:.1f}"
+
+
+def test_the_tables_of_reconstruction_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    report = importlib.import_module("reconstruction").report
+    found = json.loads((ROOT / "benchmarks" / "figures" / "reconstruction.json").read_text())
+    assert between("reconstruction") == report(found)
 
 
 def test_the_story_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
