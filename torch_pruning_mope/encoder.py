@@ -37,6 +37,7 @@ from .towers import (
     TwoEncoders,
     searching,
     summary,
+    take_apart,
     towers_of,
 )
 
@@ -62,6 +63,8 @@ class EncoderCore:
 
     unprunable: dict[str, str]
     """What stays as it is, by name, and why."""
+    _pending = False
+    _in_one: dict[str, str]
     origin: Any = None
     """The base of the model before pruning, if it came from a checkpoint."""
 
@@ -76,6 +79,7 @@ class EncoderCore:
                 self._find()
                 self._check_apart()
                 self._original = self._unit_counts()
+                self._take_apart()
             except BaseException:
                 exchange(model, before)
                 raise
@@ -106,7 +110,9 @@ class EncoderCore:
 
     def __repr__(self) -> str:
         """Each tower's layers, heads and neurons, and what stays and why."""
-        return summary(f"{type(self).__name__} of {type(self.model).__name__}", self.towers, self.unprunable)
+        return summary(
+            f"{type(self).__name__} of {type(self.model).__name__}", self.towers, self.unprunable, self._in_one
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the towers, whose functions may be closures over the model."""
@@ -117,6 +123,25 @@ class EncoderCore:
         vars(self).update(state)
         with warnings.catch_warnings(action="ignore"):  # given when the model was wrapped
             self._towers = self._with_fallbacks(towers_of(self.model))
+        self._take_apart()
+
+    def _take_apart(self) -> None:
+        """Encoders that are run by their own code, in parts where these make up the whole; once there are weights."""
+        self._pending = any(parameter.is_meta for parameter in self.model.parameters())
+        self._in_one = {}
+        if self._pending:
+            return
+        changed: dict[str, BlockTower] = {}
+        for name in ("image", "text"):
+            tower = getattr(self._towers, name)
+            if type(tower) is OpaqueTower and tower.blocks:
+                with exclusive(self.model):
+                    found = take_apart(tower)
+                if isinstance(found, str):
+                    self._in_one[name] = found
+                else:
+                    changed[name] = found
+        self._towers = replace(self._towers, **changed)  # type: ignore[arg-type]
 
     def _check_apart(self) -> None:
         """Raises if towers share layers whose units could go: each unit would be counted and scored once for either."""
@@ -140,7 +165,7 @@ class EncoderCore:
         with searching(search):
             search.run()
             self.unprunable |= search.problems
-            self._towers = self._with_fallbacks(towers_of(self.model))
+            self._towers = self._with_fallbacks(self._towers if not search.found else towers_of(self.model))
             if not any(tower.blocks for tower in (self.image, self.text)):
                 raise UnsupportedModelError(
                     "a dual encoder must have layers of known types, or channels that can be cut, in one of its towers; found "
@@ -177,17 +202,19 @@ class EncoderCore:
     @property
     def image(self) -> BlockTower:
         """The image tower."""
-        return self._towers.image
+        return self.towers["image"]
 
     @property
     def text(self) -> BlockTower:
         """The text tower."""
-        return self._towers.text
+        return self.towers["text"]
 
     @property
     def towers(self) -> dict[TowerName, BlockTower]:
         """The towers by name: ``image``, ``text``, and ``decoder`` if there is one (CoCa)."""
-        towers: dict[TowerName, BlockTower] = {"image": self.image, "text": self.text}
+        if self._pending and not any(parameter.is_meta for parameter in self.model.parameters()):
+            self._take_apart()
+        towers: dict[TowerName, BlockTower] = {"image": self._towers.image, "text": self._towers.text}
         return towers if self._towers.decoder is None else towers | {"decoder": self._towers.decoder}
 
     @property

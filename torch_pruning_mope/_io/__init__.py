@@ -5,8 +5,7 @@ Pictures and URLs have theirs in ``_pictures`` and ``_urls``, whose imports take
 
 from ._files import MOST_TEXT, OutsideError, list_files, open_inside, open_regular, printable, resolve_inside
 from ._folder import SAVING, located, write_folder
-from ._json import parse_json, read_json
-from ._jsonl import append_jsonl
+from ._json import append_jsonl, parse_json, read_json
 from ._lock import hold
 from ._whole import sync, write_whole
 

@@ -28,7 +28,7 @@ def located(folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def write_folder(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+def write_folder(folder: Path) -> Iterator[Path]:
     """Yields a folder to write into; without an error, its files then replace those of the target at one instant."""
     # Processes of one machine that write to the same target wait for each other. Symbolic links under the names that
     # this function works with are removed, never followed.
@@ -46,15 +46,16 @@ def write_folder(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         if (folder / SAVING).is_dir():
             _remove_link(folder / SAVING / _OLD)
             (folder / SAVING / _OLD).mkdir(exist_ok=True)
-            _move(folder, names)
-            _clear(folder, names)
+            saved = _names(folder / SAVING)
+            _move(folder, saved)
+            _clear(folder, saved)
         part = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=folder))
         stack.callback(shutil.rmtree, part, ignore_errors=True)
         yield part
+        new = _names(part)
         (part / _OLD).mkdir()
         for path in (*part.rglob("*"), part):
             sync(path)
-        new = [name for name in names if os.path.lexists(part / name)]
         part.rename(folder / SAVING)
         try:
             _move(folder, new)
@@ -63,6 +64,10 @@ def write_folder(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             (folder / SAVING).rename(part)
             raise
         _clear(folder, new)
+
+
+def _names(saved: Path) -> list[str]:
+    return sorted(path.name for path in saved.iterdir() if path.name != _OLD)
 
 
 def _is_folder(path: Path) -> bool:

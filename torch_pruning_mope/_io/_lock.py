@@ -14,9 +14,8 @@ from ..errors import FolderInUseError
 from ._json import parse_json
 
 LOCK = ".lock"
-_guard = threading.RLock()
-_held: dict[Path, tuple[int, int, int]] = {}
-"""Folders that this process holds: the thread, how often it has entered, the open lock file."""
+_held: dict[tuple[Path, int], int] = {}
+"""Open lock files, by folder and by the thread that holds it."""
 
 
 @contextmanager
@@ -26,26 +25,21 @@ def hold(folder: Path, what: str = "work") -> Iterator[None]:
     # names the holder. Where there are no locks (Windows, some network file systems) nobody is kept out.
     if folder.is_file():  # one look: a folder that others hold may go at any moment
         raise NotADirectoryError(f"folder must be a folder, or nothing yet; found a file at {folder}. Name another.")
-    place, thread = folder.resolve(), threading.get_ident()
-    with _guard:
-        owner, depth, handle = _held.get(place, (thread, 0, -1))
-        if owner != thread:
-            raise FolderInUseError(_refusal(folder, "another thread of this process"))
-        missing = [] if depth else [parent for parent in (place, *place.parents) if not parent.exists()]
-        if not depth:
-            handle = _locked(folder, place / LOCK, what)
-        _held[place] = thread, depth + 1, handle
+    place = folder.resolve()
+    key = place, threading.get_ident()
+    if key in _held:
+        yield
+        return
+    missing = [parent for parent in (place, *place.parents) if not parent.exists()]
+    _held[key] = _locked(folder, place / LOCK, what)
     try:
         yield
     finally:
-        with _guard:
-            _held[place] = thread, depth, handle
-            if not depth:
-                del _held[place]
-                _unlock(place / LOCK, handle)
-                for made in missing:
-                    with suppress(OSError):  # something is in it
-                        made.rmdir()
+        if (handle := _held.pop(key, None)) is not None:
+            _unlock(place / LOCK, handle)
+            for made in missing:
+                with suppress(OSError):  # something is in it
+                    made.rmdir()
 
 
 def _locked(folder: Path, file: Path, what: str) -> int:
@@ -67,7 +61,9 @@ def _locked(folder: Path, file: Path, what: str) -> int:
         except BlockingIOError:
             holder = _holder(handle)
             os.close(handle)
-            raise FolderInUseError(_refusal(folder, holder)) from None
+            raise FolderInUseError(
+                f"folder must be in use by nobody else; {folder} is held by {holder}. Wait, or name another."
+            ) from None
         except OSError:  # a file system without locks
             return handle
         with suppress(FileNotFoundError):
@@ -79,9 +75,7 @@ def _locked(folder: Path, file: Path, what: str) -> int:
 
 def _close_in_child() -> None:
     """A worker that outlives its killed parent must not hold what the parent held."""
-    global _guard
-    _guard = threading.RLock()
-    for _, _, handle in _held.values():
+    for handle in _held.values():
         os.close(handle)
     _held.clear()
 
@@ -109,10 +103,8 @@ def _holder(handle: int) -> str:
     """The holder in words; the file may be half written."""
     try:
         found = parse_json(os.read(handle, 1000))
+        if found["pid"] == os.getpid() and found["host"] == socket.gethostname():
+            return "another thread of this process"
         return f"process {int(found['pid'])} on {found['host']} ({found['for']}, since {found['since']})"
     except (ValueError, KeyError, TypeError, OSError):
         return "another process"
-
-
-def _refusal(folder: Path, holder: str) -> str:
-    return f"folder must be in use by nobody else; {folder} is held by {holder}. Wait, or name another."

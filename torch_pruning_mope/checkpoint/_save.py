@@ -43,7 +43,7 @@ def save(
     state = {name: tensor.detach() for name, tensor in encoder.model.state_dict().items()}
     content = _content(encoder, origin, spec, state)
     card = model_card(origin.description, before, sizes_of(encoder), dict(metrics or {}))
-    with write_folder(folder, [BASE, WEIGHTS, CARD, CONFIG]) as new:
+    with write_folder(folder) as new:
         _write_base(new, origin)
         save_tensors(new / WEIGHTS, state, {"format": "pt"})
         listed = (*sorted(new.glob(f"{BASE}/*")), new / WEIGHTS)

@@ -7,15 +7,15 @@ import typer
 
 from ._command import Call, GoesOnArgument, command
 from ._evaluate import Measuring
-from ._options import Budgets, QuietOption, Scoring, budget_option, data_option, scoring_option
+from ._options import Budgets, QuietOption, Refit, Scoring, budget_option, data_option, scoring_option
 from ._score import Kind
-from ._source import Part, Source
+from ._source import OtherData, Part, Source
 from ._table import rows_table
 
 
 @dataclass(frozen=True)
 class _Compression:
-    """What goes, in how many stages, and how the rest is refitted."""
+    """What goes, in how many stages, and what is measured in the end."""
 
     kind: Annotated[
         list[Kind] | None, scoring_option(help="Units that may go; may be repeated.", show_default="head, neurons")
@@ -26,13 +26,6 @@ class _Compression:
     reconstruct_pairs: Annotated[
         int | None, typer.Option(help="Images to refit on.", show_default="those scored on")
     ] = None
-    ridge: Annotated[
-        float | None,
-        typer.Option(
-            help="Penalty on the change of the weights, relative to the inputs'; by cross-validation if not given."
-        ),
-    ] = None
-    inputs: Annotated[bool, typer.Option("--inputs", help="Refit q, k, v and the first layers of MLPs too.")] = False
     time_models: Annotated[bool, typer.Option("--time/--no-time", help="Time the models in the evaluation.")] = True
     test_pairs: Annotated[
         int | None, data_option(help="Images to test on at most.", show_default="all; of emoji 3000")
@@ -47,6 +40,7 @@ def compress_command(
     source: Source,
     scoring: Scoring,
     compression: _Compression,
+    refit: Refit,
     quiet: QuietOption = False,
 ) -> None:
     """Makes a smaller model without training, in one command: scores, prunes and reconstructs in stages; evaluates; reports.
@@ -59,32 +53,29 @@ def compress_command(
     from ..runs import compress
     from ._evaluate import rows_of
     from ._parts import Parts
-    from ._source import OtherData
-    from ._started import StartedRun, first_rank
+    from ._started import StartedRun
 
     folder = call.folder(run)
     with folder.held():
         loaded = source.load()
         dense = DualEncoder(loaded.model)
         parts = Parts(source, loaded, progress=not quiet)
-        scored = parts.pairs(Part.calibration, source.pairs or 1000)
         more = compression.reconstruct_pairs
         small = compress(
             dense,
-            scored,
+            parts.scored(),
             kinds=tuple(kind.value for kind in compression.kind or (Kind.head, Kind.neurons)),
             metric=scoring.metric,
             groups=scoring.groups,
             stages=compression.stages if compression.stages == "auto" else int(compression.stages),  # type: ignore[arg-type]
             reconstruct_pairs=None if more is None else parts.pairs(Part.calibration, more),
-            ridge=compression.ridge,
-            inputs=compression.inputs,
             path=call.folder(run, about={"data": parts.digest}),
             progress=not quiet,
             **budgets.amounts(),
             **budgets.rules(),
+            **asdict(refit),
         )
-        if not first_rank():
+        if not folder.writes:
             return
         small.save_pretrained(run / "pruned", base=source.model)
         permitted = OtherData(allow_commands=source.allow_commands, follow_links=source.follow_links)

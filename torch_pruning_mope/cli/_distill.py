@@ -41,27 +41,22 @@ def distill_command(
     from ..distillation import DistillationLoss, TeacherCache, distill
     from ..dual_encoder import DualEncoder
     from ..runs import TrainingLog
-    from ._started import StartedRun, first_rank
+    from ._started import started
 
-    folder = call.folder(run)
-    with folder.held():
-        begun = StartedRun(folder, other, progress=not quiet)
+    with started(call, run, other, progress=not quiet) as begun:
         student = DualEncoder.from_pretrained(begun.needs("pruned", "prune"))
         student.model.to(begun.source.device)
         loaded = begun.load()
         parts, part = begun.chosen(loaded, Part.train)
-        memory = training.in_memory or training.cache
-        options: dict[str, Any] = {"limit": pairs, "seed": seed, "workers": training.workers, "memory": memory}
-        train = parts.batches(part, training.batch_size, **options)
+        train = parts.batches(part, limit=pairs, seed=seed, **training.reading())
         teacher: Any = DualEncoder(loaded.model)
-        teacher.model.requires_grad_(False)
         if training.cache:
             teacher = TeacherCache.of(teacher, train, path=run / "teacher", hidden=objective.hidden > 0)  # type: ignore[arg-type]
-        log = TrainingLog(folder)
+        log = TrainingLog(begun.folder)
 
         def on_step(entry: Any) -> None:
             if not log.has_begun:  # so nothing was refused
-                folder.record()
+                begun.folder.record()
             log.add(entry)
 
         history = distill(
@@ -78,11 +73,11 @@ def distill_command(
             progress=not quiet,
             **training.arguments(),
         )
-        if not first_rank():
-            return
-        log.finish(history)
-        student.save_pretrained(run / "distilled", base=run / "pruned")
-        folder.record()
+        if begun.folder.writes:
+            log.finish(history)
+            student.save_pretrained(run / "distilled", base=run / "pruned")
+    if not begun.folder.writes:
+        return
     first, last = history[0].loss, history[-1].loss
     call.say(f"loss {first:.4g} → {last:.4g} in {len(history)} steps", f"model in {run / 'distilled'}")
     call.answer({"steps": len(history), "first": first, "last": last})

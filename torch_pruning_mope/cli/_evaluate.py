@@ -1,8 +1,9 @@
 """``mope evaluate``: what a model retrieves and classifies."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,28 +19,10 @@ if TYPE_CHECKING:
     from ._parts import Parts
     from ._started import StartedRun
 
-    Model = tuple[str, str, LoadedModel]  # criterion, stage, and the model with its parts
 
-
-class Task(StrEnum):
-    """What is measured."""
-
-    retrieval = "retrieval"
-    zero_shot = "zero-shot"
-
-
-class Rival(StrEnum):
-    """Criteria of Torch-Pruning."""
-
-    l1 = "l1"
-    taylor = "taylor"
-    hessian = "hessian"
-    random = "random"
-
-    @property
-    def label(self) -> str:
-        """Its name in tables."""
-        return {"l1": "L1", "taylor": "Taylor", "hessian": "Hessian"}.get(self.value, self.value)
+Task = StrEnum("Task", {"retrieval": "retrieval", "zero_shot": "zero-shot"})
+Rival = StrEnum("Rival", ["l1", "taylor", "hessian", "random"])
+_LABELS = {"l1": "L1", "taylor": "Taylor", "hessian": "Hessian"}
 
 
 @dataclass(frozen=True)
@@ -104,14 +87,11 @@ def evaluate_command(
         rows = [_row_of_name(str(model), device, measuring, other, progress=not quiet)]
     else:
         from ..evaluation import save_evaluation
-        from ._started import StartedRun
+        from ._started import started
 
-        folder = call.folder(run)
-        with folder.held():
-            begun = StartedRun(folder, other, progress=not quiet)
+        with started(call, run, other, progress=not quiet) as begun:
             rows = rows_of(begun, measuring, against or [], progress=not quiet)
             save_evaluation(rows, run / "evaluation.json")
-            folder.record()
     call.show(rows_table(rows))
     call.answer({"rows": rows})
 
@@ -120,7 +100,12 @@ def rows_of(
     begun: "StartedRun", measuring: Measuring, against: Sequence[Rival], *, progress: bool
 ) -> list[dict[str, Any]]:
     """A row for each model of a run, and for each rival."""
-    return [_row(begun, measuring, *entry, progress=progress) for entry in _models(begun, against)]
+    rows = []
+    for criterion, stage, loaded in _models(begun, against):
+        about = {"label": begun.model_name, "criterion": criterion, "stage": stage, "progress": progress}
+        choose = partial(begun.chosen, loaded, measuring.part)
+        rows.append(_row(measuring, loaded, begun.other.over(begun.source), choose, **about))
+    return rows
 
 
 def _row_of_name(name: str, device: str, measuring: Measuring, other: OtherData, *, progress: bool) -> dict[str, Any]:
@@ -130,30 +115,32 @@ def _row_of_name(name: str, device: str, measuring: Measuring, other: OtherData,
 
     source = other.over(Source(model=name, device=device))
     loaded = source.load()
-    stage = "shipped" if isinstance(loaded.model, ExportedEncoder) else "dense"
-    about = {
-        "label": shown(name),
-        "criterion": "" if stage == "shipped" else "dense",
-        "stage": stage,
-        "progress": progress,
-    }
-    if measuring.task is Task.zero_shot:
-        return _finished(measuring.row(source.data, loaded, **_reading(source), **about), source, Part.all)
-    part = measuring.part if source.data == EMOJI else Part.all
-    data = measuring.pairs_of(Parts(source, loaded, progress=progress), part)
-    return _finished(measuring.row(data, loaded, **about), source, part)
+    shipped = isinstance(loaded.model, ExportedEncoder)
+    about = {"criterion": "" if shipped else "dense", "stage": "shipped" if shipped else "dense", "progress": progress}
+
+    def choose() -> tuple[Parts, Part]:
+        return Parts(source, loaded, progress=progress), Part.all
+
+    return _row(measuring, loaded, source, choose, label=shown(name), **about)
 
 
 def _row(
-    begun: "StartedRun", measuring: Measuring, criterion: str, stage: str, loaded: "LoadedModel", *, progress: bool
+    measuring: Measuring,
+    loaded: "LoadedModel",
+    source: Source,
+    choose: "Callable[[], tuple[Parts, Part]]",
+    **about: Any,
 ) -> dict[str, Any]:
-    about = {"label": begun.model_name, "criterion": criterion, "stage": stage, "progress": progress}
+    """One model's row, with the data that it was measured on."""
+    from ..runs import shown
+
     if measuring.task is Task.zero_shot:
-        source = begun.other.over(begun.source)
-        return _finished(measuring.row(source.data, loaded, **_reading(source), **about), source, Part.all)
-    parts, part = begun.chosen(loaded, measuring.part)
-    part = measuring.part if parts.source.data == EMOJI else part
-    return _finished(measuring.row(measuring.pairs_of(parts, part), loaded, **about), parts.source, part)
+        row, part = measuring.row(source.data, loaded, **_reading(source), **about), Part.all
+    else:
+        parts, part = choose()
+        part = measuring.part if source.data == EMOJI else part
+        row = measuring.row(measuring.pairs_of(parts, part), loaded, **about)
+    return row | {"data": shown(source.data), "part": part.value}
 
 
 def _reading(source: Source) -> dict[str, Any]:
@@ -163,14 +150,8 @@ def _reading(source: Source) -> dict[str, Any]:
     return {name: value for name, value in (own | permitted).items() if value is not None}
 
 
-def _finished(row: dict[str, Any], source: Source, part: Part) -> dict[str, Any]:
-    from ..runs import shown
-
-    return row | {"data": shown(source.data), "part": part.value}
-
-
-def _models(begun: "StartedRun", against: Sequence[Rival]) -> "Iterator[Model]":
-    """All models that are there, one at a time; then the rivals."""
+def _models(begun: "StartedRun", against: Sequence[Rival]) -> "Iterator[tuple[str, str, LoadedModel]]":
+    """Criterion, stage and model, of all that are there, one at a time; then of the rivals."""
     from ..checkpoint import load_model
     from ..runtime import DEPLOYMENT
     from ._export import SHIPPED
@@ -183,4 +164,4 @@ def _models(begun: "StartedRun", against: Sequence[Rival]) -> "Iterator[Model]":
     if (begun.path / SHIPPED / DEPLOYMENT).is_file():
         yield "MoPE", "shipped", load_model(str(begun.path / SHIPPED))
     for name, loaded in rivals(begun, [rival.value for rival in against]):
-        yield Rival(name).label, "pruned", loaded
+        yield _LABELS.get(name, name), "pruned", loaded

@@ -13,20 +13,8 @@ SHIPPED = "export-onnx"
 """Folder of a run whose files are evaluated beside its models."""
 
 
-class ExportFormat(StrEnum):
-    """Forms."""
-
-    onnx = "onnx"
-    torch = "torch"
-    executorch = "executorch"
-    open_clip = "open_clip"
-    transformers = "transformers"
-
-
-class Quantize(StrEnum):
-    """Types of quantised files."""
-
-    int8 = "int8"
+ExportFormat = StrEnum("ExportFormat", ["onnx", "torch", "executorch", "open_clip", "transformers"])
+Quantize = StrEnum("Quantize", ["int8"])
 
 
 @command("export")
@@ -57,11 +45,9 @@ def export_command(
     from ..checkpoint import load
     from ..deploy import export
     from ._source import Part
-    from ._started import StartedRun
+    from ._started import started
 
-    folder = call.folder(run)
-    with folder.held():
-        begun = StartedRun(folder)
+    with started(call, run) as begun:
         own = f"export-{format.value}"
         target = call.output(run, own)
         if target != run / own and target.exists() and any(target.iterdir()) and not force:
@@ -72,8 +58,7 @@ def export_command(
             parts = begun.parts(loaded)
             options = {"quantize": quantize.value, "pairs": parts.pairs(Part.calibration, 256), "max_drop": max_drop}
             options["test_pairs"] = parts.pairs(Part.test, pairs)
-        files = export(loaded, target, format=format.value, **options)
-        folder.record()
+        files = export(loaded, target, format=format.value, **options)  # type: ignore[arg-type]
     for file in files:
         call.say(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
     call.answer({"files": [str(file) for file in files]})

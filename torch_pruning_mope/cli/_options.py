@@ -27,6 +27,9 @@ ParametersOption = Annotated[
 RoundToOption = Annotated[
     str, budget_option(help="Every MLP keeps a multiple of this many neurons; 'auto' for what suits the device.")
 ]
+ReconstructOption = Annotated[
+    bool, typer.Option("--reconstruct/--no-reconstruct", help="Refit what is left onto the dense model's outputs.")
+]
 UniformOption = Annotated[bool, budget_option("--uniform", help="All layers of a tower keep as many units.")]
 
 
@@ -65,6 +68,19 @@ class Budgets:
 
 
 @dataclass(frozen=True)
+class Refit:
+    """How the weights that are left are refitted."""
+
+    ridge: Annotated[
+        float | None,
+        typer.Option(
+            help="Penalty on the change of the weights, relative to the inputs'; by cross-validation if not given."
+        ),
+    ] = None
+    inputs: Annotated[bool, typer.Option("--inputs", help="Refit q, k, v and the first layers of MLPs too.")] = False
+
+
+@dataclass(frozen=True)
 class Training:
     """How a model is trained, whatever it is trained for."""
 
@@ -80,6 +96,11 @@ class Training:
     )
     in_memory: Annotated[bool, training_option("--in-memory", help="Hold the training pairs in memory.")] = False
     workers: WorkersOption = 0
+
+    def reading(self) -> dict[str, Any]:
+        """How pairs are read."""
+        in_memory = self.in_memory or self.cache
+        return {"batch_size": self.batch_size, "workers": self.workers, "memory": in_memory}
 
     def arguments(self) -> dict[str, Any]:
         """Those of ``distill``."""

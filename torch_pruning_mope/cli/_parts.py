@@ -41,6 +41,10 @@ class Parts:
             listed = [[entry.name, entry.captions] for entry in whole.entries]
         return hashlib.sha256(json.dumps([self.source.division(), listed]).encode()).hexdigest()
 
+    def scored(self) -> Pairs:
+        """The calibration pairs that units are scored on."""
+        return self.pairs(Part.calibration, self.source.pairs or 1000)
+
     def pairs(self, part: Part, limit: int | None = None, seed: int | None = None) -> Pairs:
         """A part in memory; ``limit`` is of images (None: all, or the usual number of scenes), ``seed`` of drawn scenes."""
         return self.with_captions(part, limit, seed)[0]
@@ -62,7 +66,7 @@ class Parts:
         return pairs, [caption for entry in dataset.entries[:limit] for caption in entry.captions]
 
     def batches(
-        self, part: Part, batch_size: int, *, limit: int | None, seed: int, workers: int, memory: bool
+        self, part: Part, *, batch_size: int, limit: int | None, seed: int, workers: int, memory: bool
     ) -> Pairs | PairLoader:
         """A part to train on: in memory (emoji scenes always), or read as it is needed, each rank its share."""
         if self.source.data == EMOJI or memory:

@@ -16,7 +16,7 @@ def plan(call: Call, run: OptionalRun = None, model: ModelInstead = None, *, bud
     """Chooses what to remove for a budget, and says what would be left. Without a budget: what budgets can be met."""
     from ..dual_encoder import DualEncoder
     from ..planning import make_plan
-    from ._started import StartedRun
+    from ._started import StartedRun, started
 
     if (run is None) == (model is None):
         raise ValueError("one of RUN and --model must be given; found " + ("none." if run is None else "both."))
@@ -25,18 +25,15 @@ def plan(call: Call, run: OptionalRun = None, model: ModelInstead = None, *, bud
     if run is None:
         _show_range(call, DualEncoder(Source(model=str(model)).load().model), amounts if is_asked else {}, rules)
         return
-    folder = call.folder(run)
     if not is_asked:
-        begun = StartedRun(folder)
+        begun = StartedRun(call.folder(run))
         if (run / "scores.json").exists():
             rules["kinds"] = {entry.unit.kind for entry in begun.scores().scores}
         _show_range(call, DualEncoder(begun.load().model), {}, rules)
         return
-    with folder.held():
-        begun = StartedRun(folder)
+    with started(call, run) as begun:
         made = make_plan(DualEncoder(begun.load().model), begun.scores(), **amounts, **rules)
         made.save(run / "plan.json")
-        folder.record()
     call.say(made, f"plan in {run / 'plan.json'}")
     call.answer(asdict(made))
 

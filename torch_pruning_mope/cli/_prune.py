@@ -7,23 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from ._command import Call, RunArgument, command
-from ._options import QuietOption
+from ._options import QuietOption, ReconstructOption, Refit
 from ._source import OtherData, Part
 
 RECONSTRUCTION = "reconstruction.json"
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """How the weights that are left are refitted."""
+class Reconstruction(Refit):
+    """How the weights that are left are refitted, and on which pairs."""
 
-    ridge: Annotated[
-        float | None,
-        typer.Option(
-            help="Penalty on the change of the weights, relative to the inputs'; by cross-validation if not given."
-        ),
-    ] = None
-    inputs: Annotated[bool, typer.Option("--inputs", help="Refit q, k, v and the first layers of MLPs too.")] = False
     part: Annotated[Part, typer.Option(help="Part of the run's pairs to refit on.")] = Part.calibration
     pairs: Annotated[
         int | None, typer.Option(help="Images of it at most; no labels are used.", show_default="those scored on")
@@ -36,9 +29,7 @@ def prune(
     run: RunArgument,
     reconstruction: Reconstruction,
     other: OtherData,
-    reconstruct: Annotated[
-        bool, typer.Option("--reconstruct/--no-reconstruct", help="Refit what is left onto the dense model's outputs.")
-    ] = True,
+    reconstruct: ReconstructOption = True,
     quiet: QuietOption = False,
 ) -> None:
     """Removes what the plan says, exactly, refits the weights that are left, without training, and saves the smaller model."""
@@ -56,11 +47,9 @@ def reconstruct_command(
 def _prune(call: Call, run: Path, other: OtherData, reconstruction: Reconstruction | None, *, progress: bool) -> None:
     from ..dual_encoder import DualEncoder
     from ..planning import Plan
-    from ._started import StartedRun
+    from ._started import started
 
-    folder = call.folder(run)
-    with folder.held():
-        begun = StartedRun(folder, other, progress=progress)
+    with started(call, run, other, progress=progress) as begun:
         made = Plan.load(begun.needs("plan.json", "plan"))
         encoder = DualEncoder(begun.load().model)
         before = encoder.counts()
@@ -69,9 +58,8 @@ def _prune(call: Call, run: Path, other: OtherData, reconstruction: Reconstructi
         (run / RECONSTRUCTION).unlink(missing_ok=True)
         if reconstruction is not None:
             found = refit(begun, encoder, reconstruction, progress=progress)
-            folder.write(RECONSTRUCTION, found.to_json())
+            begun.folder.write(RECONSTRUCTION, found.to_json())
         encoder.save_pretrained(run / "pruned", base=begun.source.model)
-        folder.record()
     call.say(f"{after.heads} of {before.heads} heads and {after.neurons} of {before.neurons} neurons left")
     if reconstruction is not None:
         call.say(f"{len(found.layers)} layers refitted on {found.inputs.get('image', 0)} images without training")
@@ -86,7 +74,6 @@ def refit(begun: Any, encoder: Any, how: Reconstruction, *, progress: bool) -> A
 
     loaded = begun.load()
     parts, part = begun.chosen(loaded, how.part)
-    limit = how.pairs or (begun.source.pairs or 1000 if part is Part.calibration else None)
-    pairs = parts.pairs(part, limit)
+    pairs = parts.scored() if part is Part.calibration and not how.pairs else parts.pairs(part, how.pairs)
     dense = DualEncoder(loaded.model)
     return reconstruct(encoder, dense, pairs, ridge=how.ridge, inputs=how.inputs, progress=progress)

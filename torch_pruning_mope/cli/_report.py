@@ -27,11 +27,9 @@ def report(
     """Writes one self-contained HTML page of what was scored, removed, trained and measured, with figures beside it."""
     from ..dual_encoder import DualEncoder
     from ..report import changed_examples, write_report
-    from ._started import StartedRun
+    from ._started import started
 
-    folder = call.folder(run)
-    with folder.held():
-        begun = StartedRun(folder, other)
+    with started(call, run, other) as begun:
         target = call.output(run, "report.html")
         if target.exists() and not force and not _is_ours(target):
             raise ValueError(
@@ -40,14 +38,13 @@ def report(
         if not target.parent.is_dir():
             raise ValueError(f"--output must be in a folder that exists; found none at {target.parent}.")
         found = None
-        if examples and folder.latest is not None:
+        if examples and begun.folder.latest is not None:
             loaded = begun.load()
             parts, part = begun.chosen(loaded, Part.test)
             after = DualEncoder(begun.load_saved(begun.latest.name).model)
             shown, captions = parts.with_captions(part, pairs, seed)
             found = changed_examples(DualEncoder(loaded.model), after, shown, count=examples, captions=captions)
         page = write_report(run, output=target, examples=found, title=title)
-        folder.record()
     call.say(f"page in {page}")
     call.answer({"report": str(page)})
 

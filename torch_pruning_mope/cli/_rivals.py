@@ -32,8 +32,7 @@ def rivals(begun: StartedRun, criteria: Sequence[str]) -> Iterator[tuple[str, Lo
     for criterion in criteria:
         loaded = begun.load()
         encoder = DualEncoder(loaded.model)
-        pairs = begun.parts(loaded).pairs(Part.calibration, begun.source.pairs or 1000)
-        table = stock_scores(encoder, pairs, criterion, seed=begun.source.seed)  # type: ignore[arg-type]
+        table = stock_scores(encoder, begun.parts(loaded).scored(), criterion, seed=begun.source.seed)  # type: ignore[arg-type]
         # Putting back what fits would count a copy of the model for each of thousands of neurons.
         make_plan(encoder, table, refill=False, **options).apply(encoder)
         if (begun.path / RECONSTRUCTION).exists():  # as the run's own model was

@@ -3,33 +3,14 @@
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from ._command import Call, GoesOnArgument, command
 from ._options import QuietOption, Scoring, scoring_option
-from ._source import Part, Source
+from ._source import Source
 
-if TYPE_CHECKING:
-    from ..scoring import ScoreTable
-
-
-class Kind(StrEnum):
-    """Kinds of units."""
-
-    head = "head"
-    neurons = "neurons"
-    block = "block"
-    attention = "attention"
-    mlp = "mlp"
-
-
-class Interaction(StrEnum):
-    """How removals are combined."""
-
-    single = "single"
-    nested = "nested"
-    greedy = "greedy"
-    joint = "joint"
+Kind = StrEnum("Kind", ["head", "neurons", "block", "attention", "mlp"])
+Interaction = StrEnum("Interaction", ["single", "nested", "greedy", "joint"])
 
 
 @dataclass(frozen=True)
@@ -59,7 +40,6 @@ def score_command(
     from ..dual_encoder import DualEncoder
     from ..scoring import estimate_cost, fingerprint, score
     from ._parts import Parts
-    from ._started import first_rank
 
     kinds = tuple(kind.value for kind in units.kind or (Kind.head, Kind.neurons, Kind.block))
     options: dict[str, Any] = {"kinds": kinds, "groups": scoring.groups, "interaction": units.interaction.value}
@@ -68,7 +48,7 @@ def score_command(
         loaded = source.load()
         encoder = DualEncoder(loaded.model)
         parts = Parts(source, loaded, progress=not quiet)
-        pairs = parts.pairs(Part.calibration, source.pairs or 1000)
+        pairs = parts.scored()
         if units.estimate:
             call.say(estimate_cost(encoder, pairs, **options))
             return
@@ -90,18 +70,10 @@ def score_command(
             progress=not quiet,
             **options,
         )
-    if first_rank():
+    if folder.writes:
         call.say(table, f"scores of {len(table.scores)} units in {run / 'scores.json'}")
-        call.answer(summary(table))
-
-
-def summary(table: "ScoreTable") -> dict[str, Any]:
-    """The scores in brief, as JSON holds them."""
-    return {
-        "metric": table.metric,
-        "dense": table.dense,
-        "scores": [
+        rows = [
             {"unit": str(entry.unit), "score": entry.value, "stderr": entry.stderr, "parameters": entry.parameters}
             for entry in table.scores
-        ],
-    }
+        ]
+        call.answer({"metric": table.metric, "dense": table.dense, "scores": rows})

@@ -8,6 +8,7 @@ from ._options import (
     PairsOption,
     ParametersOption,
     QuietOption,
+    ReconstructOption,
     RoundToOption,
     Scoring,
     Training,
@@ -19,10 +20,12 @@ from ._options import (
 )
 from ._source import Part, Source
 
+FinetuneStepsOption = Annotated[int, training_option(help="Steps that the dense model is fine-tuned first.", min=0)]
+
 
 @dataclass(frozen=True)
 class _Stage:
-    """What is left, and in how many rounds."""
+    """What is left."""
 
     width: Annotated[
         str | None,
@@ -31,11 +34,8 @@ class _Stage:
     parameters: ParametersOption = None
     round_to: RoundToOption = "1"
     uniform: UniformOption = False
-    rounds: Annotated[int, budget_option(help="Rounds of pruning a little and distilling.", min=1)] = 1
+    reconstruct: ReconstructOption = True
     train_pairs: PairsOption = None
-
-
-FinetuneStepsOption = Annotated[int, training_option(help="Steps that the dense model is fine-tuned first.", min=0)]
 
 
 @command("pretrain-stage")
@@ -75,27 +75,17 @@ def _run(
     call: Call, function: Any, stage: _Stage, source: Source, scoring: Scoring, training: Training, **options: Any
 ) -> None:
     """Either stage, and the checkpoint that comes of it."""
-    from ..dual_encoder import DualEncoder
     from ._parts import Parts
-    from ._started import first_rank
 
     run = call.given["run"]
     folder = call.folder(run)
     with folder.held():
         loaded = source.load()
-        DualEncoder(loaded.model)
         parts = Parts(source, loaded, progress=options["progress"])
-        memory = training.in_memory or training.cache
-        reading: dict[str, Any] = {
-            "limit": stage.train_pairs,
-            "seed": source.seed,
-            "workers": training.workers,
-            "memory": memory,
-        }
         student = function(
             loaded.model,
-            parts.pairs(Part.calibration, source.pairs or 1000),
-            parts.batches(Part.train, training.batch_size, **reading),
+            parts.scored(),
+            parts.batches(Part.train, limit=stage.train_pairs, seed=source.seed, **training.reading()),
             path=call.folder(run, about={"data": parts.digest}),
             width=budget("width", stage.width),
             parameters=budget("parameters", stage.parameters),
@@ -103,13 +93,13 @@ def _run(
             groups=scoring.groups,
             round_to=multiple(stage.round_to),
             uniform=stage.uniform,
-            rounds=stage.rounds,
+            reconstruct=stage.reconstruct,
             cache_teacher=training.cache,
             seed=source.seed,
             **training.arguments(),
             **options,
         )
-        if not first_rank():
+        if not folder.writes:
             return
         student.save_pretrained(run / "distilled", base=source.model)
     left = student.counts()

@@ -1,6 +1,7 @@
 """A run that has begun, as later commands see it."""
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ..dual_encoder import DualEncoder
 from ..loading import LoadedModel
 from ..runs import RunFolder, shown
 from ..scoring import ScoreTable, fingerprint
+from ._command import Call
 from ._parts import Parts
 from ._source import OtherData, Part, Source
 
@@ -77,6 +79,10 @@ class StartedRun:
         return self.folder.latest or self.needs("pruned", "prune")
 
 
-def first_rank() -> bool:
-    """Whether this process writes; under ``torchrun`` the others leave files alone."""
-    return os.environ.get("RANK", "0") == "0"
+@contextmanager
+def started(call: Call, run: Path, other: OtherData | None = None, *, progress: bool = True) -> Iterator[StartedRun]:
+    """Yields a run that is held meanwhile; records the command's settings once it is done."""
+    folder = call.folder(run)
+    with folder.held():
+        yield StartedRun(folder, other, progress=progress)
+        folder.record()

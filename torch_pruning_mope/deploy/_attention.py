@@ -1,4 +1,7 @@
-"""Attention in deployment form: one matrix product for queries, keys and values, and no scale of its own."""
+"""Attention in deployment form: one matrix product for queries, keys and values.
+
+:class:`PrunableAttention` loses its scale too; transformers' own classes keep all but their projections.
+"""
 
 from typing import Any
 
@@ -57,8 +60,15 @@ class _OneProjection(PrunableAttention):
         return parts
 
 
-_DEPLOYED: dict[str, type[PrunableAttention]] = {}
+_DEPLOYED: dict[str, type[nn.Module]] = {}
 """Types of attention in deployment form, by the full names of their originals."""
+
+
+def _change_class(attention: nn.Module, mixin: type[nn.Module]) -> None:
+    """Mutates an attention: mixes a deployment form into its class."""
+    kind = type(attention)
+    folded = type(f"Folded{kind.__name__.lstrip('_')}", (mixin, kind), {})
+    attention.__class__ = _DEPLOYED.setdefault(full_name(kind), folded)
 
 
 @torch.no_grad()
@@ -85,9 +95,7 @@ def fold_attention(attention: PrunableAttention) -> None:
         bias = torch.cat([part * factor for part, factor in zip(biases, scales, strict=True)])
     del folded.q_proj, folded.k_proj, folded.v_proj
     folded.qkv_proj = linear_of(weight, bias)
-    kind = type(attention)
-    name = f"Folded{kind.__name__.lstrip('_')}"
-    folded.__class__ = _DEPLOYED.setdefault(full_name(kind), type(name, (_OneProjection, kind), {}))
+    _change_class(attention, _OneProjection)
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -98,3 +106,69 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return linear
+
+
+_NAMES = {
+    **dict.fromkeys(
+        (
+            "clip.modeling_clip.CLIPAttention",
+            "siglip.modeling_siglip.SiglipAttention",
+            "siglip2.modeling_siglip2.Siglip2Attention",
+            "chinese_clip.modeling_chinese_clip.ChineseCLIPVisionAttention",
+            "altclip.modeling_altclip.AltCLIPAttention",
+        ),
+        ("q_proj", "k_proj", "v_proj"),
+    ),
+    **dict.fromkeys(
+        (
+            "bert.modeling_bert.BertSelfAttention",
+            "roberta.modeling_roberta.RobertaSelfAttention",
+            "xlm_roberta.modeling_xlm_roberta.XLMRobertaSelfAttention",
+            "altclip.modeling_altclip.AltRobertaSelfAttention",
+            "chinese_clip.modeling_chinese_clip.ChineseCLIPTextSelfAttention",
+        ),
+        ("query", "key", "value"),
+    ),
+}
+"""Self-attentions that take hidden states, and use them for nothing but these projections and their shape."""
+
+
+class _Part(nn.Module):
+    """Stands in for a projection: takes its channels of what all three put out."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        super().__init__()
+        self.start, self.stop = start, stop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., 3 H E]`` to ``[..., H E]``."""
+        return x[..., self.start : self.stop]
+
+
+class _ProjectsFirst(nn.Module):
+    """Mixed into the attention's own class: projects the hidden states once."""
+
+    qkv_proj: nn.Linear
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the original."""
+        return super().forward(self.qkv_proj(hidden_states), *args, **kwargs)
+
+
+@torch.no_grad()
+def fold_transformers_attention(attention: Any) -> None:
+    """Mutates an attention of a known type: fuses its projections. Others are left alone."""
+    names = _NAMES.get(full_name(type(attention)).removeprefix("transformers.models."))
+    if names is None:
+        return
+    linears = [getattr(attention, name) for name in names]
+    biases = [linear.bias for linear in linears]
+    if any(bias is None for bias in biases):
+        return
+    joint = linear_of(torch.cat([linear.weight for linear in linears]), torch.cat(biases))
+    start = 0
+    for name, linear in zip(names, linears, strict=True):
+        setattr(attention, name, _Part(start, start + linear.out_features))
+        start += linear.out_features
+    attention.qkv_proj = joint
+    _change_class(attention, _ProjectsFirst)

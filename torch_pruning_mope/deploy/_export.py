@@ -2,28 +2,25 @@
 
 import copy
 import functools
-import shutil
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
+from .._io import write_folder
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..errors import ExportError, MopeError
 from ..loading import LoadedModel
 from ._deployment import write_deployment
 from ._encoders import deployed_encoders, some_inputs, weights_of_one
-from ._gate import Runners, check_disjoint, check_drop, measure
-from ._programs import Runner, onnx_runner, write_executorch, write_onnx, write_program
-from ._quantize import BOUND, CALIBRATION, Quantization, quantize_onnx
-from ._stock_open_clip import write_open_clip
-from ._stock_transformers import write_transformers
+from ._gate import Gate
+from ._programs import Runner, write_executorch, write_onnx, write_program
+from ._quantize import Quantization
+from ._stock import write_open_clip, write_transformers
 
 Format = Literal["onnx", "torch", "executorch", "open_clip", "transformers"]
 _PROGRAMS = {
@@ -96,26 +93,17 @@ def export(
     encoder = EncoderCore(copy.deepcopy(given).eval())
     encoder.check_has_weights()
     encoder.model.cpu()
-    task = None if quantize is None else _Quantization(Pairs.coerce(pairs or ()), test_pairs, max_drop)
+    gate = None if quantize is None else Gate(Pairs.coerce(pairs or ()), test_pairs, max_drop)
     target = Path(folder)
-    before = target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".export-", dir=target))
-    try:
+    with write_folder(target) as partial:
         if format in _PROGRAMS:
             runners = _write_programs(encoder, partial, format, opset)
-            about = None if task is None else task.run(runners, partial)
+            about = None if gate is None else gate.quantize(runners, partial)
             write_deployment(encoder, loaded, partial, format, about)
         else:
             for tower, run in _STOCK[format](encoder, partial).items():
                 _check(encoder, tower, functools.partial(encoder.embed, tower), run)
-        # Weights before the files that refer to them.
-        names = sorted((path.name for path in partial.iterdir()), key=lambda name: name.endswith((".onnx", ".json")))
-        return [(partial / name).replace(target / name) for name in names]
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not before and not any(target.iterdir()):
-            target.rmdir()
+        return [target / path.name for path in sorted(partial.iterdir())]
 
 
 def _check_arguments(form: str, opset: int | None, quantize: str | None, pairs: object) -> None:
@@ -129,37 +117,6 @@ def _check_arguments(form: str, opset: int | None, quantize: str | None, pairs: 
     if quantize is not None and (form != "onnx" or pairs is None):
         found = f"format {form!r}" if form != "onnx" else "no pairs"
         raise ValueError(f"quantize={quantize!r} must come with format='onnx' and calibration pairs; found {found}.")
-
-
-class _Quantization:
-    """Quantises written ONNX files, unless that costs too much recall."""
-
-    def __init__(self, pairs: Pairs, test: Pairs | Iterable[object] | None, max_drop: float) -> None:
-        self._pairs, self._max_drop = pairs, max_drop
-        self._test = None if test is None else Pairs.coerce(test)
-        if self._test is not None:
-            check_disjoint(pairs, self._test)
-
-    def run(self, runners: Runners, folder: Path) -> dict[str, Any]:
-        """Mutates the folder; returns what ``deployment.json`` says of it."""
-        layers = {
-            tower: quantize_onnx(folder / f"{tower}.onnx", inputs.cpu())
-            for tower, inputs in (("image", self._pairs.images), ("text", self._pairs.tokens))
-        }
-        about: dict[str, Any] = {
-            "type": "int8",
-            "scheme": "static, QDQ, weights signed per channel, activations unsigned per tensor",
-            "calibration_images": min(CALIBRATION, self._pairs.num_images),
-            "error_bound": BOUND,
-            "layers": {tower: asdict(found) for tower, found in layers.items()},
-            "measured": None,
-        }
-        if self._test is not None:
-            quantized: Runners = {tower: onnx_runner(folder / f"{tower}.onnx") for tower in runners}
-            measured = measure(runners, quantized, self._test)
-            check_drop(measured, self._max_drop)
-            about["measured"] = {**asdict(measured), "max_drop": self._max_drop}
-        return about
 
 
 def _write_programs(encoder: EncoderCore, folder: Path, format: str, opset: int | None) -> dict[TowerName, Runner]:  # noqa: A002

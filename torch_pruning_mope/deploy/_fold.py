@@ -14,11 +14,10 @@ from ..surgery import PrunableAttention
 from ..towers import Tower, Towers, register_towers
 from ..towers._open_clip import OpenClipText, OpenClipVision
 from ..towers._timm import TimmVit
-from ._attention import fold_attention
+from ._attention import fold_attention, fold_transformers_attention
 from ._blocks import Narrowing, fold_blocks
 from ._empty import replace_dropout, replace_empty
 from ._text import FoldedClip, FoldedTextTransformer
-from ._transformers import fold_transformers_attention
 
 
 def fold(model: nn.Module | EncoderCore) -> Any:

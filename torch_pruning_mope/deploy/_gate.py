@@ -1,7 +1,8 @@
-"""Recall of exported files on test pairs, before and after quantisation."""
+"""Quantised files, and their recall on test pairs before and after."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from ..data import Pairs
 from ..encoder import TowerName
 from ..errors import ExportError
 from ..metrics import Recall, normalised
-from ._programs import Runner
+from ._programs import Runner, onnx_runner
+from ._quantize import BOUND, CALIBRATION, quantize_onnx
 
 _BATCH = 64
 Runners = Mapping[TowerName, Runner]
@@ -24,54 +26,63 @@ class Measured:
     pairs: int
     recall_float: float
     recall: float
-    cosine: dict[str, float]
+    cosine: dict[TowerName, float]
 
 
-def check_disjoint(pairs: Pairs, test: Pairs) -> None:
-    """Refuses test pairs that are calibration pairs too."""
-    seen, tested = (_digests(each.images) for each in (pairs, test))
-    if shared := len(seen & tested):
-        raise ValueError(
-            f"test_pairs must not be calibration pairs; found {shared} images in both. Calibrate on pairs that are not tested."
-        )
+class Gate:
+    """Quantises written ONNX files, unless that costs too much recall on test pairs, which may be None."""
 
+    def __init__(self, pairs: Pairs, test: Pairs | Iterable[object] | None, max_drop: float) -> None:
+        self._pairs, self._max_drop = pairs, max_drop
+        self._test = None if test is None else Pairs.coerce(test)
+        if self._test is not None and (shared := len(_digests(pairs) & _digests(self._test))):
+            raise ValueError(
+                f"test_pairs must not be calibration pairs; found {shared} images in both. Calibrate on pairs that are not "
+                "tested."
+            )
 
-def _digests(images: Tensor) -> set[int]:
-    return {hash(image.contiguous().numpy().tobytes()) for image in images.cpu()}
+    def quantize(self, runners: Runners, folder: Path) -> dict[str, Any]:
+        """Mutates the folder; returns the entry of ``deployment.json``."""
+        inputs = {"image": self._pairs.images, "text": self._pairs.tokens}
+        layers = {tower: quantize_onnx(folder / f"{tower}.onnx", own.cpu()) for tower, own in inputs.items()}
+        about: dict[str, Any] = {
+            "type": "int8",
+            "scheme": "static, QDQ, weights signed per channel, activations unsigned per tensor",
+            "calibration_images": min(CALIBRATION, self._pairs.num_images),
+            "error_bound": BOUND,
+            "layers": {tower: asdict(found) for tower, found in layers.items()},
+            "measured": None,
+        }
+        if self._test is not None:
+            found = measure(runners, {tower: onnx_runner(folder / f"{tower}.onnx") for tower in runners}, self._test)
+            if not found.recall_float - found.recall <= self._max_drop:
+                raise ExportError(
+                    f"quantised files must lose at most {self._max_drop:g} points of mean R@1; found {found.recall_float:.2f} "
+                    f"before and {found.recall:.2f} after, on {found.pairs} test images. Nothing was written. Give more "
+                    "calibration pairs, a larger max_drop, or export without quantize."
+                )
+            about["measured"] = {**asdict(found), "max_drop": self._max_drop}
+        return about
 
 
 def measure(before: Runners, after: Runners, test: Pairs) -> Measured:
     """Embeds test pairs with both."""
-    (image, text), (new_image, new_text) = _embeddings(before, test), _embeddings(after, test)
-    recall_before, recall_after = (
-        100 * float(Recall((1,)).per_image(images[None], texts[None], test.image_index.cpu()).mean())
-        for images, texts in ((image, text), (new_image, new_text))
-    )
-    cosine = {"image": _cosine(image, new_image), "text": _cosine(text, new_text)}
-    return Measured(test.num_images, recall_before, recall_after, cosine)
+    floats, quantized = (_embeddings(runners, test) for runners in (before, after))
+    recalls = [
+        100 * float(Recall((1,)).per_image(found["image"][None], found["text"][None], test.image_index.cpu()).mean())
+        for found in (floats, quantized)
+    ]
+    cosine = {tower: float((floats[tower] * quantized[tower]).sum(-1).mean()) for tower in floats}
+    return Measured(test.num_images, recalls[0], recalls[1], cosine)
 
 
-def check_drop(measured: Measured, max_drop: float) -> None:
-    """Refuses files that lost too much recall."""
-    if not measured.recall_float - measured.recall <= max_drop:
-        raise ExportError(
-            f"quantised files must lose at most {max_drop:g} points of mean R@1; found {measured.recall_float:.2f} before and "
-            f"{measured.recall:.2f} after, on {measured.pairs} test images. Nothing was written. Give more calibration pairs, "
-            "a larger max_drop, or export without quantize."
-        )
+def _embeddings(runners: Runners, pairs: Pairs) -> dict[TowerName, Tensor]:
+    inputs: dict[TowerName, Tensor] = {"image": pairs.images, "text": pairs.tokens}
+    return {
+        tower: torch.cat([normalised(runners[tower](part), tower).float() for part in own.cpu().split(_BATCH)])
+        for tower, own in inputs.items()
+    }
 
 
-def _embeddings(runners: Runners, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    image, text = (
-        torch.cat([normalised(runners[tower](part), tower).float() for part in inputs.cpu().split(_BATCH)])
-        for tower, inputs in _inputs(pairs)
-    )
-    return image, text
-
-
-def _inputs(pairs: Pairs) -> Iterable[tuple[TowerName, Tensor]]:
-    return ("image", pairs.images), ("text", pairs.tokens)
-
-
-def _cosine(found: Any, expected: Any) -> float:
-    return float((found * expected).sum(-1).mean())
+def _digests(pairs: Pairs) -> set[int]:
+    return {hash(image.contiguous().numpy().tobytes()) for image in pairs.images.cpu()}

@@ -70,9 +70,3 @@ def scalar(value: float | Tensor, name: str, like: Tensor, *, positive: bool = T
         raise ValueError(f"{name} must be {kind}; found {value}. CLIP's is logit_scale.exp(), 1 to 100.")
     # In float32 at least: 14.29 is 14.3125 in bfloat16.
     return torch.tensor(float(value), device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-
-
-def logits(rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
-    """Scaled similarities ``[rows, columns]``, in the embeddings' own precision also under autocast."""
-    with torch.autocast(rows.device.type, enabled=False):
-        return (scale.to(rows.dtype) * rows) @ columns.mT

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 Group = Any
@@ -29,13 +29,10 @@ class Rows:
     all: Float[Tensor, "N J"]
     start: int
 
-
-class BatchLoss(nn.Module):
-    """A loss of a batch that ranks share, without parameters."""
-
-    def __init__(self, *, group: Group = None) -> None:
-        super().__init__()
-        self.group = group
+    @property
+    def places(self) -> Int[Tensor, "n"]:
+        """Positions of this rank's rows among all."""
+        return torch.arange(self.start, self.start + len(self.own), device=self.own.device)
 
 
 def is_alone(group: Group) -> bool:

@@ -6,14 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._checks import check_counterparts, check_embeddings, owners, scalar
-from ._contrast import info_nce, sigmoid
-from ._features import check_sizes, features
-from ._gather import BatchLoss, Group, gathered, summed
-from ._hidden import Hidden, hidden_states
-from ._similarity import similarity, teacher_rows
+from ._gather import Group, gathered, summed
+from ._terms import Hidden, features, hidden_states, info_nce, sigmoid, similarity
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,19 +32,19 @@ class Encoded:
     hidden: Hidden | None = None
 
 
-class DistillationLoss(BatchLoss):
+class DistillationLoss(nn.Module):
     """Weighted sum L_itc + α·L_sim + β·L_feat + γ·L_hidn of MoPE-CLIP (arXiv 2403.07839).
 
     The default leaves out hidden states, which did harm at every weight that we tried; :meth:`paper` is the published
     objective. With ``features=0`` it is TinyCLIP's. A term of weight 0 is not computed and needs no input; with
-    ``contrastive`` alone no teacher is needed. Embeddings are gathered once for all terms.
+    ``contrastive`` alone no teacher is needed: the loss of CLIP, or of SigLIP. Embeddings are gathered once for all terms.
 
     Args:
-        contrastive: Weight of :class:`InfoNCELoss`, or of :class:`SigmoidLoss`.
-        similarity: Weight of :class:`SimilarityLoss`, α.
-        features: Weight of :class:`FeatureLoss`, β.
-        hidden: Weight of :class:`HiddenLoss`, γ.
-        sigmoid: L_itc is SigLIP's.
+        contrastive: Weight of L_itc, CLIP's contrastive loss (arXiv 2103.00020), in nats, as the mean over captions.
+        similarity: Weight α of L_sim: soft cross-entropy from the teacher's similarities to the student's.
+        features: Weight β of L_feat: mean squared error of normalised embeddings, over dimensions and towers.
+        hidden: Weight γ of L_hidn: mean squared error of hidden states, summed over the student's blocks, over towers.
+        sigmoid: L_itc is SigLIP's (arXiv 2303.15343).
         group: Process group that shares the batch; by default all ranks.
 
     Raises:
@@ -64,7 +61,8 @@ class DistillationLoss(BatchLoss):
         sigmoid: bool = False,
         group: Group = None,
     ) -> None:
-        super().__init__(group=group)
+        super().__init__()
+        self.group = group
         weights = {"contrastive": contrastive, "similarity": similarity, "features": features, "hidden": hidden}
         for name, weight in weights.items():
             if not math.isfinite(weight) or weight < 0:
@@ -95,7 +93,7 @@ class DistillationLoss(BatchLoss):
             student: Outputs on this rank's batch, with gradients.
             teacher: Outputs on the same batch.
             image_index: Position, among this rank's images, of each caption's image; by default caption j has image j.
-            lengths: See :class:`HiddenLoss`.
+            lengths: Tokens that count in L_hidn, by tower, ``[B]`` each; None for all.
 
         Returns:
             The weighted sum, whose gradients are to be averaged over ranks, as DDP does; and each term by the name of its
@@ -127,19 +125,19 @@ class DistillationLoss(BatchLoss):
             shares["contrastive"] = (
                 info_nce(images, texts, owner, scale) if bias is None else sigmoid(images, texts, owner, scale, bias)
             )
-        if teacher is not None and "similarity" in self.weights:
-            rows = teacher_rows(teacher.images, teacher.texts, student.images, self.group)
+        if teacher is None:
+            return shares
+        if "similarity" in self.weights:
+            others = [each.detach().to(scale.device) for each in (teacher.images, teacher.texts)]
+            rows = [
+                gathered(each, f"teacher_{name}", self.group)
+                for each, name in zip(others, ("images", "texts"), strict=True)
+            ]
             theirs = scalar(teacher.logit_scale, "teacher_logit_scale", student.images).detach()
-            shares["similarity"] = similarity(images, texts, scale, *rows, theirs)
-        if teacher is not None and "features" in self.weights:
-            counts = len(images.all), len(texts.all)
-            shares["features"] = features(student.images, student.texts, teacher.images, teacher.texts, counts)
-        if (
-            teacher is not None
-            and student.hidden is not None
-            and teacher.hidden is not None
-            and "hidden" in self.weights
-        ):
+            shares["similarity"] = similarity(images, texts, scale, rows[0], rows[1], theirs)
+        if "features" in self.weights:
+            shares["features"] = features(images, texts, teacher.images, teacher.texts)
+        if "hidden" in self.weights and student.hidden is not None and teacher.hidden is not None:
             shares["hidden"] = hidden_states(student.hidden, teacher.hidden, lengths, self.group)
         return shares
 
@@ -161,8 +159,12 @@ class DistillationLoss(BatchLoss):
                 "outputs on the batch, or set their weights to 0."
             )
         check_counterparts(student.images, student.texts, teacher.images, teacher.texts)
-        if "features" in self.weights:
-            check_sizes(student.images, teacher.images)
+        sizes = student.images.shape[1], teacher.images.shape[1]
+        if "features" in self.weights and sizes[0] != sizes[1]:
+            raise ValueError(
+                f"L_feat must have embeddings of the same size; found {sizes[0]} of the student and {sizes[1]} of the teacher. "
+                "Set its weight to 0: L_sim carries over between sizes."
+            )
         without = [name for name, side in (("student", student), ("teacher", teacher)) if side.hidden is None]
         if "hidden" in self.weights and without:
             raise ValueError(

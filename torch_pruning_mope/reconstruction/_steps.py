@@ -77,7 +77,7 @@ class StreamSteps(Steps):
         pooled_only = state.pooled is not None and step >= self._last_mixing
         out = part.output(part.hidden(state, pooled_only=pooled_only))
         base = state.narrow() if pooled_only else state
-        return base.with_x(part.finish(base.x, out))
+        return part.finish(base, out)
 
 
 class HookSteps(Steps):
@@ -111,7 +111,8 @@ class HookSteps(Steps):
 
 def steps_of(encoder: EncoderCore, tower: TowerName) -> Steps:
     """The steps of a tower."""
-    return (StreamSteps if isinstance(encoder.towers[tower], Tower) else HookSteps)(encoder, tower)
+    view = encoder.towers[tower]
+    return (StreamSteps if isinstance(view, Tower) and view.keeps_stream else HookSteps)(encoder, tower)
 
 
 def stream_of(state: Any) -> Tensor:

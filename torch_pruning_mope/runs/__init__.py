@@ -1,4 +1,4 @@
-"""One run in one folder, by command or by function; and the paper's two stages: prune width, then depth, and distil.
+"""Runs in a folder: compression without training, and the paper's two stages: prune width, then depth, and distil.
 
 What is done is not done again: the same call on the same model goes on where it stopped, to the same bits on a CPU. A folder
 holds, as far as the run has come:
@@ -8,6 +8,7 @@ holds, as far as the run has come:
     scores.json         the score table
     plan.json           what goes
     reconstruction.json errors of each layer before and after it was refitted
+    stage-1/, …         scores, plan and errors of each stage of a compression
     pruned/             checkpoint of the pruned model, refitted unless told not to
     training/           checkpoints of the distillation
     training.jsonl      a line per training step
@@ -26,8 +27,6 @@ A stage has, besides:
     depth.json          scores of layers: a greedy path
     depth-plan.json     the plan of those that go
     training-depth/     checkpoints of the distillation at the end, in the fine-tuning stage
-
-With several rounds, the last five are in folders `round-1`, `round-2`, … of their own.
 """
 
 from ._compress import compress

@@ -1,20 +1,23 @@
 """A smaller model without training: scored, cut and reconstructed in stages."""
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..data import Pairs
 from ..dual_encoder import DualEncoder
 from ..metrics import MetricLike, resolve_metric
-from ..planning import Budget, Multiple, limits_of, plan_range
-from ..scoring import Rewiring, fingerprint
-from ._compression import Compression
+from ..planning import Budget, Limit, Multiple, limits_of, plan_range
+from ..scoring import Ranks, Rewiring, estimate_cost, fingerprint
 from ._folder import RunFolder
-from ._shares import Stages, stage_limits
+from ._pipeline import Pipeline
+from ._shares import Stages, budgets_of, stage_limits
 
 
 def compress(
@@ -79,57 +82,86 @@ def compress(
     dense = copy.deepcopy(model) if isinstance(model, DualEncoder) else DualEncoder(copy.deepcopy(model))
     dense.check_has_weights()
     pairs = Pairs.coerce(pairs)
-    found = plan_range(
-        dense, kinds=kinds, groups=groups, round_to=round_to, uniform=uniform, min_heads=min_heads,
-        min_neurons=min_neurons, latency=latency is not None, batch_size=batch_size,
-    )  # fmt: skip
+    planning: dict[str, Any] = {
+        "min_heads": min_heads,
+        "min_neurons": min_neurons,
+        "round_to": round_to,
+        "uniform": uniform,
+        "batch_size": batch_size,
+    }
+    reachable = plan_range(dense, kinds=kinds, groups=groups, latency=latency is not None, **planning)
     budgets: dict[Any, Budget | None] = {
         "parameters": parameters,
         "multiply_adds": multiply_adds,
         "latency": latency,
     }
-    found.check(**budgets)
-    limits = limits_of(budgets, found.sizes("largest"))
-    run = Compression(
+    reachable.check(**budgets)
+    whole = reachable.sizes("largest")
+    all_limits = stage_limits(limits_of(budgets, whole), reachable.sizes("smallest"), stages)
+    more = pairs if reconstruct_pairs is None else reconstruct_pairs
+    scoring: dict[str, Any] = {"metric": metric, "kinds": kinds, "groups": groups, "rewire": rewire}
+    run = Pipeline(
         dense=dense,
         pairs=pairs,
-        reconstruct_pairs=pairs if reconstruct_pairs is None else reconstruct_pairs,
-        limits=stage_limits(limits, found.sizes("smallest"), stages),
-        scoring={"metric": metric, "kinds": kinds, "groups": groups, "rewire": rewire, "reconstruct": True},
-        planning={
-            "min_heads": min_heads,
-            "min_neurons": min_neurons,
-            "round_to": round_to,
-            "uniform": uniform,
-            "batch_size": batch_size,
-        },
-        refit={"ridge": ridge, "inputs": inputs},
+        scoring=scoring | {"interaction": "joint", "reconstruct": True},
+        planning=planning,
+        refit={"pairs": more, "ridge": ridge, "inputs": inputs},
         folder=path if isinstance(path, RunFolder) or path is None else RunFolder(path),
         progress=progress,
     )
     if run.folder is None:
-        return run.finish()
-    with run.folder.held():
-        run.folder.claim(_about(run, budgets, stages))
-        return run.finish()
-
-
-def _about(run: Compression, budgets: Mapping[str, Any], stages: Stages) -> dict[str, Any]:
-    """What the run is, as its folder knows it."""
-    scoring = {**run.scoring, "metric": resolve_metric(run.scoring["metric"]).name}
-    rewire = scoring["rewire"]
-    scoring |= {
-        "kinds": sorted(scoring["kinds"]),
-        "rewire": rewire if isinstance(rewire, str) else type(rewire).__name__,
-    }
-    return {
+        return _finished(run, all_limits)
+    about = {
         "begun_by": "compress",
         **{measure: dict(budget) if isinstance(budget, Mapping) else budget for measure, budget in budgets.items()},
         "stages": stages if isinstance(stages, str | int) else list(stages),
-        **scoring,
-        **run.planning,
-        **run.refit,
-        "calibration": run.pairs.fingerprint(),
-        "reconstruct_pairs": run.reconstruct_pairs.fingerprint(),
-        "weights": fingerprint(run.dense.model),
+        "metric": resolve_metric(metric).name,
+        "kinds": sorted(kinds),
+        "groups": groups,
+        "rewire": rewire if isinstance(rewire, str) else type(rewire).__name__,
+        **planning,
+        "ridge": ridge,
+        "inputs": inputs,
+        "calibration": pairs.fingerprint(),
+        "reconstruct_pairs": more.fingerprint(),
+        "weights": fingerprint(dense.model),
     }
+    with run.folder.held():
+        run.folder.claim(about)
+        return _finished(run, all_limits)
+
+
+def _finished(run: Pipeline, all_limits: Sequence[Sequence[Limit]]) -> DualEncoder:
+    """The model after all stages, of which those that were done before are resumed."""
+    ranks = Ranks()
+    show = run.progress and ranks.rank == 0
+    try:
+        if show and not (run.folder is not None and (run.folder.path / "stage-1/plan.json").exists()):
+            plain = {name: value for name, value in run.scoring.items() if name != "reconstruct"}
+            cost = estimate_cost(run.dense, run.pairs, repeats=1, **plain)
+            seconds = f"{'at least ' if cost.at_least else ''}{cost.seconds:.0f} s"
+            tqdm.write(f"compress: {len(all_limits)} stages; scores of the first take {seconds}", file=sys.stderr)
+        for limits in all_limits:
+            if run.plans and not budgets_of(limits, run.sizes):
+                continue
+            step = f"stage-{len(run.plans) + 1}"
+            files = f"{step}/plan.json", f"{step}/scores.json"
+            plan = run.prune(step, limits, ranks, files=files, until=partial(_until, run, limits))
+            if show:
+                tqdm.write(f"compress, {step}: {'; '.join(str(plan).splitlines())}", file=sys.stderr)
+        return run.current
+    finally:
+        ranks.close()
+
+
+def _until(run: Pipeline, limits: Sequence[Limit]) -> float | None:
+    """Share of the blocks' parameters after which a path may stop; None where all of it may be needed."""
+    limit, *others = limits
+    if others or limit.measure != "parameters" or run.planning["uniform"]:
+        return None
+    blocks = [layer.block.module for layer in run.current.layers if layer.tower in limit.towers]
+    parameters = sum(parameter.numel() for block in blocks for parameter in block.parameters())
+    share = 1.05 * (limit.of(run.sizes) - limit.most) / parameters
+    share += 0.1 if run.planning["min_heads"] or run.planning["min_neurons"] else 0.0
+    share += 0.05 if run.planning["round_to"] != 1 else 0.01
+    return share if share < 1 else None

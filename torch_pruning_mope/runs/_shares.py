@@ -23,11 +23,11 @@ def stage_limits(limits: Sequence[Limit], least: Sizes, stages: Stages) -> list[
     return [*between, list(limits)]
 
 
-def budgets_of(limits: Sequence[Limit], now: Sizes | None) -> dict[str, Any]:
-    """Arguments of :func:`torch_pruning_mope.make_plan` for the limits that do not hold yet; None: none does."""
+def budgets_of(limits: Sequence[Limit], now: Sizes) -> dict[str, Any]:
+    """Arguments of :func:`torch_pruning_mope.make_plan` for the limits that do not hold yet, as far as is known."""
     budgets: dict[str, Any] = {}
     for limit in limits:
-        if now is None or limit.of(now) > limit.most:
+        if limit.measure not in now or limit.of(now) > limit.most:
             if limit.towers == TOWERS:
                 budgets[limit.measure] = limit.most
             else:

@@ -86,7 +86,8 @@ class StreamWalk:
 
     def depth(self, ablation: Ablation) -> int:
         """Position of the (first) sub-layer that an ablation is in; the end for what runs with the readout, such as a pool."""
-        return min(ablation.layer * self.per_block + (ablation.part == "neurons"), self.depths)
+        second = ablation.part == "neurons" and self.per_block > 1
+        return min(ablation.layer * self.per_block + second, self.depths)
 
     def lengths(self, inputs: Tensor) -> Tensor | None:
         """Tokens of each input up to its end; None where inputs run whole."""
@@ -101,8 +102,8 @@ class StreamWalk:
         return int(stream.x.shape[1])
 
     def kept(self, stream: Stream) -> Sequence[Tensor]:
-        """The tensors that keeping a stream holds."""
-        return (stream.x,)
+        """The tensors that keeping a stream holds: hidden states, and outputs that wait for those after them."""
+        return (stream.x, *stream.outs)
 
     def point(self, depth: int, stream: Stream) -> Point:
         """A sub-layer up to its output, narrowed to the pooled token where nothing later mixes tokens."""
@@ -120,7 +121,7 @@ class StreamWalk:
     def finish(self, depth: int, point: Point) -> Stream:
         """The stream after a sub-layer."""
         base: Stream = point.base
-        return base.with_x(self.sublayers[depth].finish(base.x, point.out))
+        return self.sublayers[depth].finish(base, point.out)
 
     def step(self, depth: int, stream: Stream) -> Stream:
         """The stream after a sub-layer, from the stream before it."""
@@ -152,7 +153,7 @@ class StreamWalk:
         ]
         base: Stream = point.base
         many = base if len(outs) == 1 else base.repeat(len(outs))
-        many = many.with_x(sublayer.finish(many.x, outs[0] if len(outs) == 1 else torch.cat(outs)))
+        many = sublayer.finish(many, outs[0] if len(outs) == 1 else torch.cat(outs))
         embeddings: Tensor = self.run(depth + 1, many).unflatten(0, (len(outs), -1))
         return embeddings
 
@@ -166,7 +167,7 @@ def _without(sublayer: Sublayer, hidden: Tensor, out: Tensor, channels: Sequence
     weight, bias = sublayer.output.weight, sublayer.output.bias
     gone = torch.tensor(channels, device=hidden.device)
     if 2 * len(channels) <= weight.shape[1]:
-        rows = torch.addmm(out.flatten(0, 1), hidden[..., gone].flatten(0, 1), weight[:, gone].mT, alpha=-1)
+        rows = torch.addmm(out.flatten(0, -2), hidden[..., gone].flatten(0, -2), weight[:, gone].mT, alpha=-1)
         return rows.view_as(out)
     kept = torch.ones(weight.shape[1], dtype=torch.bool, device=hidden.device)
     kept[gone] = False

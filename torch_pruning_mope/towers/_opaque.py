@@ -120,7 +120,7 @@ class OpaqueTower(BlockTower):
         return self.encode(self._example())
 
     def examples(self, count: int) -> Tensor:
-        """Inputs that differ in all places: noise, or token ids of the vocabulary."""
+        """Inputs that differ: noise, or token ids of the vocabulary, of which some end with what is often padding."""
         example = self._example()
         shape = (count, *example.shape[1:])
         generator = torch.Generator().manual_seed(0)
@@ -128,7 +128,10 @@ class OpaqueTower(BlockTower):
             return torch.randn(shape, generator=generator).to(example)
         if self._vocabulary is None:
             self._vocabulary = vocabulary_of(self.root, self.run, example)
-        return torch.randint(min(1, self._vocabulary - 1), self._vocabulary, shape, generator=generator).to(example)
+        tokens = torch.randint(min(2, self._vocabulary - 1), self._vocabulary, shape, generator=generator)
+        for row, padding in zip(range(1, count), (0, 1), strict=False):
+            tokens[row, (shape[1] + 1) // 2 :] = padding
+        return tokens.to(example)
 
     def _blocks(self, layer: FoundLayer, call: _Call) -> Iterator[Block]:
         siblings = layer.siblings if call.residual and not self._fixed(layer.module) else None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
 from torch_pruning_mope import DualEncoder
-from torch_pruning_mope._io import SAVING, write_folder
+from torch_pruning_mope._io import SAVING
 from torch_pruning_mope.checkpoint import _save, load
 from torch_pruning_mope.checkpoint._files import is_plain
 from torch_pruning_mope.errors import ModelLoadError
@@ -219,9 +219,3 @@ def test_push_to_hub(encoder: DualEncoder, tmp_path: Path, monkeypatch: pytest.M
 def test_plain_names_stay_in_their_folder(name: str) -> None:
     if is_plain(name):
         assert (Path("/a/b") / name).resolve().parent == Path("/a/b")
-
-
-def test_what_is_not_written_is_skipped(tmp_path: Path) -> None:
-    with write_folder(tmp_path / "folder", ["a", "b"]) as new:
-        (new / "b").write_text("b")
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["b"]

@@ -52,7 +52,7 @@ def inputs_of(encoder: DualEncoder, tower: str, count: int) -> Tensor:
 def test_onnx(tmp_path: Path) -> None:
     import onnxruntime
 
-    encoder, folder = pruned(clip()), tmp_path / "deployed"
+    encoder, folder = pruned(clip(vision={"layers": 2})), tmp_path / "deployed"
     with unchanged(encoder.model):
         files = export(encoder, folder)
     assert sorted(path.name for path in files) == ["deployment.json", "image.onnx", "text.onnx"]
@@ -66,6 +66,7 @@ def test_onnx(tmp_path: Path) -> None:
                 assert_close(torch.from_numpy(found), encoder.embed(tower, inputs), 1e-5)  # type: ignore[arg-type]
     about = json.loads((folder / "deployment.json").read_text())
     assert (about["context_length"], about["vocabulary"], about["image"]) == (9, 50, [3, 24, 24])
+    assert about["quantization"] is None
     assert about["logit_scale"] == pytest.approx(encoder.model.logit_scale.exp().item())
 
 
@@ -83,12 +84,12 @@ def test_torch_programs_hold_the_weights_of_their_encoder_alone(tmp_path: Path) 
 
 def test_executorch_programs_embed_as_the_model_does(tmp_path: Path) -> None:
     runtime = pytest.importorskip("executorch.runtime", reason="of another torch", exc_type=ImportError).Runtime.get()
-    encoder = pruned(clip())
+    encoder = pruned(clip(vision={"layers": 2, "image_size": 16}, text={"layers": 1}))
     files = export(encoder, tmp_path, format="executorch")
     assert sorted(path.name for path in files) == ["deployment.json", "image.pte", "text.pte"]
     for tower in ("image", "text"):
         method = runtime.load_program(tmp_path / f"{tower}.pte").load_method("forward")
-        inputs = inputs_of(encoder, tower, 5)
+        inputs = inputs_of(encoder, tower, 2)
         found = [method.execute([one])[0].clone() for one in inputs.split(1)]
         with torch.no_grad():
             assert_close(torch.cat(found), encoder.embed(tower, inputs), 1e-5)  # type: ignore[arg-type]
@@ -111,7 +112,7 @@ def test_executorch_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["SigLIP", "CoCa", "EVA02", "Swin", "transformers SigLIP"])
+@pytest.mark.parametrize("family", ["CoCa", "EVA02", "Swin", "transformers SigLIP"])
 def test_onnx_of_families(family: str, tmp_path: Path) -> None:
     files = export(pruned(zoo.build(family)), tmp_path)  # which checks them
     assert len(files) == 3

@@ -7,16 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from torch_pruning_mope.distillation import (
-    DistillationLoss,
-    Encoded,
-    FeatureLoss,
-    HiddenLoss,
-    InfoNCELoss,
-    SigmoidLoss,
-    SimilarityLoss,
-    chunked_backward,
-)
+from torch_pruning_mope.distillation import DistillationLoss, Encoded, chunked_backward
+
+from .terms import features, hidden, info_nce, sigmoid, similarity
 
 OWNER = torch.tensor([0, 2, 1, 0, 2, 3, 4, 4, 5])
 """Captions 0 to 4 are of images 0 to 2, the last of image 5 alone: where the splits below cut."""
@@ -68,14 +61,12 @@ class Part:
 
 def losses() -> dict[str, Callable[[Encoded, Encoded, Part], Tensor]]:
     return {
-        "info_nce": lambda s, t, part: InfoNCELoss()(s.images, s.texts, s.logit_scale, part.index),
-        "sigmoid": lambda s, t, part: SigmoidLoss()(s.images, s.texts, s.logit_scale, s.logit_bias, part.index),
-        "similarity": lambda s, t, part: SimilarityLoss()(
-            s.images, s.texts, s.logit_scale, t.images, t.texts, t.logit_scale
-        ),
-        "features": lambda s, t, part: FeatureLoss()(s.images, s.texts, t.images, t.texts),
-        "hidden": lambda s, t, part: HiddenLoss()(s.hidden, t.hidden),
-        "lengths": lambda s, t, part: HiddenLoss()(s.hidden, t.hidden, {"text": part.lengths}),
+        "info_nce": lambda s, t, part: info_nce(s.images, s.texts, s.logit_scale, part.index),
+        "sigmoid": lambda s, t, part: sigmoid(s.images, s.texts, s.logit_scale, s.logit_bias, part.index),
+        "similarity": lambda s, t, part: similarity(s.images, s.texts, s.logit_scale, t.images, t.texts, t.logit_scale),
+        "features": lambda s, t, part: features(s.images, s.texts, t.images, t.texts),
+        "hidden": lambda s, t, part: hidden(s.hidden, t.hidden),
+        "lengths": lambda s, t, part: hidden(s.hidden, t.hidden, {"text": part.lengths}),
         "distillation": lambda s, t, part: DistillationLoss.paper()(s, t, image_index=part.index)[0],
         "group": lambda s, t, part: DistillationLoss.paper(
             sigmoid=True, group=dist.group.WORLD if dist.is_initialized() else None
@@ -103,7 +94,7 @@ def chunked(rank: int, world: int) -> dict[str, Tensor]:
     value = chunked_backward(
         lambda rows: model(part.images[rows], texts[rows]),
         [slice(0, 2), slice(2, count)],
-        lambda images, texts, scale, bias: SigmoidLoss()(images, texts, scale, bias),
+        lambda images, texts, scale, bias: sigmoid(images, texts, scale, bias),
         no_sync=model.no_sync if world > 1 else None,
     )
     gradients = {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
@@ -134,6 +125,6 @@ def run(rank: int) -> dict[str, Any]:
     found = results(rank, 2, list(SPLITS))
     found["chunked"] = chunked(rank, 2)
     width, none = torch.ones(2, 3 + rank), torch.ones(0, 3)
-    found["widths"] = refused(lambda: InfoNCELoss()(width, width, 2.0))
-    found["empty"] = refused(lambda: InfoNCELoss()(none, none, 2.0))
+    found["widths"] = refused(lambda: info_nce(width, width, 2.0))
+    found["empty"] = refused(lambda: info_nce(none, none, 2.0))
     return found

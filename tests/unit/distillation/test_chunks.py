@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from tests.asserts import assert_close
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.distillation import HiddenLoss, InfoNCELoss, chunked_backward
+from torch_pruning_mope.distillation import chunked_backward
+
+from .terms import hidden, info_nce
 
 
 class Model(nn.Module):
@@ -59,10 +61,10 @@ def test_equal_the_whole_batch(sizes: list[int]) -> None:
     model = Model().train()
     chunks = cut((torch.randn(12, 6), torch.randn(12, 7)), sizes)
     torch.manual_seed(7)
-    expected_value = at_once(model, chunks, InfoNCELoss())
+    expected_value = at_once(model, chunks, info_nce)
     expected, state = gradients(model), torch.get_rng_state()
     torch.manual_seed(7)
-    value = chunked_backward(lambda chunk: model(*chunk), chunks, InfoNCELoss())
+    value = chunked_backward(lambda chunk: model(*chunk), chunks, info_nce)
     assert not value.requires_grad
     assert_close(value, expected_value, 1e-6)
     assert torch.equal(torch.get_rng_state(), state)  # as if there had been one pass
@@ -79,7 +81,7 @@ def test_a_real_clip_with_several_captions_and_a_temperature_outside() -> None:
         return model.encode_image(chunk[0]), model.encode_text(chunk[1])
 
     def loss(images: Tensor, texts: Tensor) -> Tensor:
-        return InfoNCELoss()(images, texts, model.logit_scale.exp(), index)
+        return info_nce(images, texts, model.logit_scale.exp(), index)
 
     loss(*encode((pairs.images, tokens))).backward()
     expected = gradients(model)
@@ -92,15 +94,15 @@ def test_a_chunks_own_mean_loss_is_averaged() -> None:
     model, teacher = Model().eval(), torch.randn(10, 1, 5)
     batch = torch.randn(10, 6), torch.randn(10, 7)
 
-    def hidden(images: Tensor, rows: slice) -> Tensor:
-        return HiddenLoss()({"image": {0: images[:, None]}}, {"image": {0: teacher[rows]}})
+    def own_loss(images: Tensor, rows: slice) -> Tensor:
+        return hidden({"image": {0: images[:, None]}}, {"image": {0: teacher[rows]}})
 
     def encode(rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         images, texts, scale = model(batch[0][rows], batch[1][rows])
-        return images, texts, scale, hidden(images, rows)
+        return images, texts, scale, own_loss(images, rows)
 
     def loss(images: Tensor, texts: Tensor, scale: Tensor, own: Tensor) -> Tensor:
-        return InfoNCELoss()(images, texts, scale) + 3 * own
+        return info_nce(images, texts, scale) + 3 * own
 
     whole = loss(*encode(slice(0, 10)))
     whole.backward()
@@ -114,11 +116,11 @@ def test_adds_to_gradients_and_leaves_a_frozen_tower_alone() -> None:
     model = Model().eval()
     model.image.requires_grad_(False)
     chunks = cut((torch.randn(6, 6), torch.randn(6, 7)), [3, 3])
-    at_once(model, chunks, InfoNCELoss())
-    at_once(model, chunks, InfoNCELoss())
+    at_once(model, chunks, info_nce)
+    at_once(model, chunks, info_nce)
     expected = gradients(model)
     for _ in range(2):
-        chunked_backward(lambda chunk: model(*chunk), chunks, InfoNCELoss())
+        chunked_backward(lambda chunk: model(*chunk), chunks, info_nce)
     assert_same(gradients(model), expected)
 
 
@@ -127,10 +129,10 @@ def test_under_autocast_the_weights_keep_their_gradients() -> None:
     model = Model().eval()
     chunks = cut((torch.randn(8, 6), torch.randn(8, 7)), [4, 4])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        at_once(model, chunks, InfoNCELoss())
+        at_once(model, chunks, info_nce)
     expected = gradients(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        chunked_backward(lambda chunk: model(*chunk), chunks, InfoNCELoss())
+        chunked_backward(lambda chunk: model(*chunk), chunks, info_nce)
     assert_same(gradients(model), expected, 0.02)
 
 
@@ -157,9 +159,9 @@ def test_holds_the_graph_of_one_chunk() -> None:
     chunks = cut((torch.randn(64, 6), torch.randn(64, 7)), [8] * 8)
     peaks = []
     for run in (
-        lambda: at_once(model, chunks, InfoNCELoss()),
-        lambda: at_once(model, chunks[:1], InfoNCELoss()),
-        lambda: chunked_backward(lambda chunk: model(*chunk), chunks, InfoNCELoss()),
+        lambda: at_once(model, chunks, info_nce),
+        lambda: at_once(model, chunks[:1], info_nce),
+        lambda: chunked_backward(lambda chunk: model(*chunk), chunks, info_nce),
     ):
         held = Held()
         with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept):
@@ -186,7 +188,7 @@ def test_random_numbers_go_on_after_a_failure(fails_at: int) -> None:
     state = torch.get_rng_state()
     torch.manual_seed(3)
     with pytest.raises(RuntimeError, match="no"):
-        chunked_backward(encode, chunks, InfoNCELoss())
+        chunked_backward(encode, chunks, info_nce)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -207,7 +209,7 @@ def test_no_sync_is_for_all_but_the_last_chunk() -> None:
         return model(*chunk)
 
     chunks = cut((torch.randn(6, 6), torch.randn(6, 7)), [2, 2, 2])
-    chunked_backward(encode, chunks, InfoNCELoss(), no_sync=NoSync)
+    chunked_backward(encode, chunks, info_nce, no_sync=NoSync)
     assert "".join(log) == "(xxx)(x)(x)x"
 
 
@@ -232,7 +234,7 @@ def test_no_sync_is_for_all_but_the_last_chunk() -> None:
 def test_bad_encoders(encode: Any, chunks: int, match: str) -> None:
     model, batch = Model(), (torch.randn(3, 6), torch.randn(3, 7))
     with pytest.raises(ValueError, match=match):
-        chunked_backward(lambda chunk: encode(model, chunk), [batch] * chunks, InfoNCELoss())
+        chunked_backward(lambda chunk: encode(model, chunk), [batch] * chunks, info_nce)
 
 
 def test_a_loss_without_a_graph_is_refused() -> None:
@@ -240,6 +242,6 @@ def test_a_loss_without_a_graph_is_refused() -> None:
     with pytest.raises(
         ValueError, match="loss must return a tensor that depends on what encode returned; found one without"
     ):
-        chunked_backward(lambda chunk: model(*chunk), [batch], lambda *given: InfoNCELoss()(*given).detach())
+        chunked_backward(lambda chunk: model(*chunk), [batch], lambda *given: info_nce(*given).detach())
     with torch.no_grad(), pytest.raises(ValueError, match="nor call chunked_backward under no_grad"):
-        chunked_backward(lambda chunk: model(*chunk), [batch], InfoNCELoss())
+        chunked_backward(lambda chunk: model(*chunk), [batch], info_nce)

@@ -10,17 +10,12 @@ import torch
 from torch import Tensor
 
 from tests.asserts import assert_close, unchecked
-from torch_pruning_mope.distillation import (
-    DistillationLoss,
-    Encoded,
-    FeatureLoss,
-    HiddenLoss,
-    InfoNCELoss,
-    SigmoidLoss,
-    SimilarityLoss,
-)
+from torch_pruning_mope.distillation import DistillationLoss, Encoded
+
+from .terms import OFF, features, hidden, info_nce, sigmoid, similarity
 
 INDEX = torch.tensor([0, 1, 2, 3, 1])
+FOUR = torch.randn(4, 8)
 
 
 def states(*blocks: int, width: int = 6) -> dict[int, Tensor]:
@@ -32,19 +27,19 @@ def encoded(scale: float, *blocks: int, size: int = 8) -> Encoded:
     return Encoded(torch.randn(4, size), torch.randn(5, size), torch.tensor(scale), torch.tensor(-3.0), hidden)
 
 
-@pytest.mark.parametrize("sigmoid", [False, True])
-def test_is_the_weighted_sum(sigmoid: bool) -> None:
+@pytest.mark.parametrize("siglip", [False, True])
+def test_is_the_weighted_sum(siglip: bool) -> None:
     student, teacher = encoded(9.0, 0, 2), encoded(20.0, 0, 1, 2)
     for tensor in (student.images, student.texts, student.logit_scale):
         tensor.requires_grad_()  # type: ignore[union-attr]
     pair, other = (student.images, student.texts), (teacher.images, teacher.texts)
     expected = {
-        "contrastive": SigmoidLoss()(*pair, 9.0, -3.0, INDEX) if sigmoid else InfoNCELoss()(*pair, 9.0, INDEX),
-        "similarity": SimilarityLoss()(*pair, 9.0, *other, 20.0),
-        "features": FeatureLoss()(*pair, *other),
-        "hidden": HiddenLoss()(student.hidden, teacher.hidden),
+        "contrastive": sigmoid(*pair, 9.0, -3.0, INDEX) if siglip else info_nce(*pair, 9.0, INDEX),
+        "similarity": similarity(*pair, 9.0, *other, 20.0),
+        "features": features(*pair, *other),
+        "hidden": hidden(student.hidden, teacher.hidden),
     }
-    total, terms = DistillationLoss.paper(sigmoid=sigmoid)(student, teacher, image_index=INDEX)
+    total, terms = DistillationLoss.paper(sigmoid=siglip)(student, teacher, image_index=INDEX)
     assert list(terms) == list(expected)
     for name, term in terms.items():
         assert not term.requires_grad
@@ -57,8 +52,7 @@ def test_is_the_weighted_sum(sigmoid: bool) -> None:
 
 @pytest.mark.parametrize("kept", ["contrastive", "similarity", "features", "hidden"])
 def test_terms_of_weight_zero_are_skipped(kept: str) -> None:
-    off = {"contrastive": 0.0, "similarity": 0.0, "features": 0.0, "hidden": 0.0}
-    loss = DistillationLoss(**off | {kept: 2.5})
+    loss = DistillationLoss(**OFF | {kept: 2.5})
     student, teacher = encoded(9.0, 1), encoded(9.0, 1, size=8 if kept == "features" else 12)
     if kept != "hidden":
         student, teacher = replace(student, hidden=None), replace(teacher, hidden=None)
@@ -72,7 +66,7 @@ def test_lengths_reach_l_hidn() -> None:
     student, teacher = encoded(9.0, 1), encoded(9.0, 1)
     lengths = {"text": torch.tensor([1, 2, 3, 1])}
     _, terms = DistillationLoss.paper()(student, teacher, image_index=INDEX, lengths=lengths)
-    assert_close(terms["hidden"], HiddenLoss()(student.hidden, teacher.hidden, lengths), 1e-6)
+    assert_close(terms["hidden"], hidden(student.hidden, teacher.hidden, lengths), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -116,11 +110,11 @@ def test_bad_batches(change: Callable[[Encoded, Encoded], Any], match: str) -> N
         DistillationLoss.paper(sigmoid=True)(student, teacher, image_index=INDEX)
 
 
-def info_nce(images: Any, texts: Any, scale: Any = 9.0, index: Any = None) -> None:
-    unchecked(InfoNCELoss.forward)(InfoNCELoss(), images, texts, scale, index)
-
-
-FOUR = torch.randn(4, 8)
+def refused(images: Any, texts: Any, scale: Any = 9.0, index: Any = None) -> None:
+    student = Encoded(FOUR, FOUR, 9.0)
+    for name, value in (("images", images), ("texts", texts), ("logit_scale", scale)):
+        object.__setattr__(student, name, value)  # past the run-time type check of the tests
+    unchecked(DistillationLoss._shares)(DistillationLoss(**OFF | {"contrastive": 1.0}), student, None, index, None)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +153,12 @@ FOUR = torch.randn(4, 8)
 )
 def test_bad_embeddings(arguments: tuple[Any, ...], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        info_nce(*arguments)
+        refused(*arguments)
 
 
 def test_bad_bias() -> None:
     with pytest.raises(ValueError, match="logit_bias must be a finite number; found nan"):
-        SigmoidLoss()(FOUR, FOUR, 9.0, math.nan)
+        sigmoid(FOUR, FOUR, 9.0, math.nan)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +176,7 @@ def test_bad_bias() -> None:
             {"image": states(3, width=4)},
             {"image": states(3)},
             None,
-            "same width as the teacher's; found 4 and 6 in block 3 of the image tower. L_hidn needs the residual width whole",
+            r"found \[4, 3, 4\] and \[4, 3, 6\] in block 3 of the image tower.* L_hidn needs the residual width whole",
         ),
         (
             {"image": {3: torch.zeros(4, 2, 6)}},
@@ -201,4 +195,4 @@ def test_bad_bias() -> None:
 )
 def test_bad_hidden_states(student: Any, teacher: Any, lengths: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        HiddenLoss()(student, teacher, lengths)
+        hidden(student, teacher, lengths)

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, DistillClipLoss, SigLipLoss
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.asserts import assert_close
-from torch_pruning_mope.distillation import FeatureLoss, HiddenLoss, InfoNCELoss, SigmoidLoss, SimilarityLoss
 from torch_pruning_mope.metrics import contrastive_losses
 
 from . import reference
+from .terms import features, hidden, info_nce, sigmoid, similarity
 
 OWNERS = pytest.mark.parametrize("owner", [[0, 1, 2], [2, 0, 1], [0, 2, 1, 0, 2, 2], [1, 1]], ids=str)
 
@@ -46,23 +46,23 @@ def test_golden_values() -> None:
         return math.log1p(math.exp(x))
 
     expected = (softplus(-1) + softplus(2 * half - 2) + softplus(2 * half - 1) + softplus(-2)) / 4
-    assert InfoNCELoss()(images, texts, 2.0).item() == pytest.approx(expected, rel=1e-6)
+    assert info_nce(images, texts, 2.0).item() == pytest.approx(expected, rel=1e-6)
     assert expected == pytest.approx(0.533256, abs=1e-6)
     expected = (softplus(0) + softplus(-1) + softplus(2 * half - 1) + softplus(-1)) / 2
-    assert SigmoidLoss()(images, texts, 2.0, -1.0).item() == pytest.approx(expected, rel=1e-6)
+    assert sigmoid(images, texts, 2.0, -1.0).item() == pytest.approx(expected, rel=1e-6)
     assert expected == pytest.approx(1.222193, abs=1e-6)
     # A soft target is p = e / (e + 1) of the right one: cross-entropy is softplus(-d) + (1 - p) d at a margin d.
     wrong = 1 / (math.e + 1)
     margins = [1, 2 - 2 * half, 1 - 2 * half, 2]
     expected = sum(softplus(-d) + wrong * d for d in margins) / 4
-    found = SimilarityLoss()(images, texts, 2.0, teacher_images, teacher_texts, 1.0).item()
+    found = similarity(images, texts, 2.0, teacher_images, teacher_texts, 1.0).item()
     assert found == pytest.approx(expected, rel=1e-6)
     assert expected == pytest.approx(0.703758, abs=1e-6)
     # Only the first caption is off, by 60 degrees: a squared distance of 1, of 2 captions and 2 dimensions, of 2 towers.
-    assert FeatureLoss()(images, texts, teacher_images, teacher_texts).item() == pytest.approx(1 / 8, rel=1e-6)
+    assert features(images, texts, teacher_images, teacher_texts).item() == pytest.approx(1 / 8, rel=1e-6)
     student = {"image": {0: torch.zeros(1, 2, 2), 3: torch.ones(1, 2, 2)}, "text": {1: torch.zeros(1, 1, 2)}}
     teacher = {"image": {i: torch.full((1, 2, 2), 2.0) for i in range(4)}, "text": {1: torch.tensor([[[0.0, 4.0]]])}}
-    assert HiddenLoss()(student, teacher).item() == pytest.approx((4 + 1 + 8) / 2)
+    assert hidden(student, teacher).item() == pytest.approx((4 + 1 + 8) / 2)
 
 
 @OWNERS
@@ -70,28 +70,28 @@ def test_golden_values() -> None:
 def test_follow_their_definitions(owner: list[int], scale: float) -> None:
     images, texts, index = rows(3), rows(len(owner)), torch.tensor(owner)
     teacher_images, teacher_texts = rows(3, 4), rows(len(owner), 4)
-    assert InfoNCELoss()(images, texts, scale, index).item() == pytest.approx(
+    assert info_nce(images, texts, scale, index).item() == pytest.approx(
         reference.info_nce(images, texts, scale, owner), rel=1e-12
     )
-    assert SigmoidLoss()(images, texts, scale, -3.0, index).item() == pytest.approx(
+    assert sigmoid(images, texts, scale, -3.0, index).item() == pytest.approx(
         reference.sigmoid(images, texts, scale, -3.0, owner), rel=1e-12
     )
-    found = SimilarityLoss()(images, texts, scale, teacher_images, teacher_texts, 5.0).item()
+    found = similarity(images, texts, scale, teacher_images, teacher_texts, 5.0).item()
     assert found == pytest.approx(
         reference.similarity((images, texts, scale), (teacher_images, teacher_texts, 5.0)), rel=1e-12
     )
-    found = FeatureLoss()(images, texts, images + 0.1, -texts).item()
+    found = features(images, texts, images + 0.1, -texts).item()
     assert found == pytest.approx(reference.features(images, texts, images + 0.1, -texts), rel=1e-12)
     student = {"image": {1: rows(3, 8).view(3, 2, 4)}, "text": {0: rows(2, 5)[None], 4: rows(2, 5)[None]}}
     teacher = {t: {i: x + torch.randn_like(x) for i, x in blocks.items()} for t, blocks in student.items()}
-    assert HiddenLoss()(student, teacher).item() == pytest.approx(reference.hidden(student, teacher), rel=1e-12)
+    assert hidden(student, teacher).item() == pytest.approx(reference.hidden(student, teacher), rel=1e-12)
 
 
 @OWNERS
 def test_info_nce_is_the_metric(owner: list[int]) -> None:
     images, texts, index = rows(3), rows(len(owner)), torch.tensor(owner)
     metric = contrastive_losses(unit(images)[None], unit(texts)[None], index, 20.0).mean()
-    assert_close(InfoNCELoss()(images, texts, 20.0, index), metric, 1e-12)
+    assert_close(info_nce(images, texts, 20.0, index), metric, 1e-12)
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -99,21 +99,16 @@ def test_info_nce_is_the_metric(owner: list[int]) -> None:
 def test_equal_open_clips(count: int, scale: float) -> None:
     images, texts, teacher_images, teacher_texts = (torch.randn(count, 8) for _ in range(4))
     pair, teacher = (unit(images), unit(texts)), (unit(teacher_images), unit(teacher_texts))
-    assert InfoNCELoss()(images, texts, scale).item() == pytest.approx(ClipLoss()(*pair, scale).item(), rel=1e-5)
+    assert info_nce(images, texts, scale).item() == pytest.approx(ClipLoss()(*pair, scale).item(), rel=1e-5)
     theirs = SigLipLoss()(*pair, scale, -10.0).item()
-    assert SigmoidLoss()(images, texts, scale, -10.0).item() == pytest.approx(theirs, rel=1e-5)
+    assert sigmoid(images, texts, scale, -10.0).item() == pytest.approx(theirs, rel=1e-5)
     _, theirs = DistillClipLoss()(*pair, scale, *teacher, 40.0)
-    ours = SimilarityLoss()(images, texts, scale, teacher_images, teacher_texts, 40.0).item()
+    ours = similarity(images, texts, scale, teacher_images, teacher_texts, 40.0).item()
     assert ours == pytest.approx(theirs.item(), rel=1e-5)
 
 
-class Hidden(nn.Module):
-    """Hidden states of one block as a plain argument."""
-
-    def forward(self, states: Tensor, teacher: Tensor, lengths: Tensor | None = None) -> Any:
-        return HiddenLoss()(
-            {"text": {2: states}}, {"text": {2: teacher}}, {"text": lengths} if lengths is not None else None
-        )
+def of_one_block(states: Tensor, teacher: Tensor, lengths: Tensor | None = None) -> Tensor:
+    return hidden({"text": {2: states}}, {"text": {2: teacher}}, {"text": lengths} if lengths is not None else None)
 
 
 INDEX = torch.tensor([1, 0, 1, 2])
@@ -122,23 +117,21 @@ INDEX = torch.tensor([1, 0, 1, 2])
 @pytest.mark.parametrize(
     ("loss", "wanted", "rest"),
     [
-        (InfoNCELoss(), (rows(4), rows(4), torch.tensor(3.0, dtype=torch.float64)), ()),
-        (InfoNCELoss(), (rows(3), rows(4), torch.tensor([3.0], dtype=torch.float64)), (INDEX,)),
-        (SigmoidLoss(), (rows(3), rows(4), *torch.tensor([3.0, -2.0], dtype=torch.float64)), (INDEX,)),
+        (info_nce, (rows(4), rows(4), torch.tensor(3.0, dtype=torch.float64)), ()),
+        (info_nce, (rows(3), rows(4), torch.tensor([3.0], dtype=torch.float64)), (INDEX,)),
+        (sigmoid, (rows(3), rows(4), *torch.tensor([3.0, -2.0], dtype=torch.float64)), (INDEX,)),
         (
-            SimilarityLoss(),
+            similarity,
             (rows(3), rows(4), torch.tensor(3.0, dtype=torch.float64)),
             (rows(3, 5), rows(4, 5), torch.tensor(2.0, dtype=torch.float64)),
         ),
-        (FeatureLoss(), (rows(3), rows(4)), (rows(3), rows(4))),
-        (Hidden(), (rows(6, 4).view(2, 3, 4),), (rows(6, 4).view(2, 3, 4),)),
-        (Hidden(), (rows(6, 4).view(2, 3, 4),), (rows(6, 4).view(2, 3, 4), torch.tensor([1, 3]))),
+        (features, (rows(3), rows(4)), (rows(3), rows(4))),
+        (of_one_block, (rows(6, 4).view(2, 3, 4),), (rows(6, 4).view(2, 3, 4),)),
+        (of_one_block, (rows(6, 4).view(2, 3, 4),), (rows(6, 4).view(2, 3, 4), torch.tensor([1, 3]))),
     ],
     ids=["InfoNCE", "InfoNCE, captions", "sigmoid, captions", "similarity", "features", "hidden", "hidden, lengths"],
 )
-def test_gradients_are_the_numerical_ones(
-    loss: nn.Module, wanted: tuple[Tensor, ...], rest: tuple[Tensor, ...]
-) -> None:
+def test_gradients_are_the_numerical_ones(loss: Any, wanted: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> None:
     inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in wanted)
     assert torch.autograd.gradcheck(lambda *given: loss(*given, *rest), inputs)
 
@@ -147,9 +140,9 @@ def test_the_teacher_gets_no_gradient() -> None:
     student, teacher = [rows(3), rows(3)], [rows(3).requires_grad_(), rows(3).requires_grad_()]
     states = rows(3)[None].requires_grad_()
     values = [
-        SimilarityLoss()(student[0], student[1], 2.0, teacher[0], teacher[1], torch.tensor(2.0, requires_grad=True)),
-        FeatureLoss()(*student, *teacher),
-        HiddenLoss()({"image": {0: rows(3)[None]}}, {"image": {0: states}}),
+        similarity(student[0], student[1], 2.0, teacher[0], teacher[1], torch.tensor(2.0, requires_grad=True)),
+        features(*student, *teacher),
+        hidden({"image": {0: rows(3)[None]}}, {"image": {0: states}}),
     ]
     assert not any(value.requires_grad for value in values)
 
@@ -158,9 +151,9 @@ def test_only_tokens_before_the_end_count() -> None:
     states = torch.zeros(2, 3, 4)
     teacher = torch.ones(2, 3, 4)
     teacher[0, 1:] = 100
-    assert Hidden()(states, teacher, torch.tensor([1, 3])).item() == pytest.approx(0.5)
+    assert of_one_block(states, teacher, torch.tensor([1, 3])).item() == pytest.approx(0.5)
     teacher[0, 1:] = math.nan
-    assert Hidden()(states, teacher, torch.tensor([1, 3])).item() == pytest.approx(0.5)
+    assert of_one_block(states, teacher, torch.tensor([1, 3])).item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -170,25 +163,19 @@ def test_half_precision_is_computed_in_full(dtype: torch.dtype) -> None:
     full = [tensor.float() for tensor in given]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = [
-            InfoNCELoss()(images, texts, 50.0),
-            SigmoidLoss()(images, texts, 50.0, -10.0),
-            SimilarityLoss()(images, texts, torch.tensor(50.0), teacher_images, teacher_texts, 50.0),
-            FeatureLoss()(*given),
-            Hidden()(images[None], texts[None]),
+            info_nce(images, texts, 50.0),
+            sigmoid(images, texts, 50.0, -10.0),
+            similarity(images, texts, torch.tensor(50.0), teacher_images, teacher_texts, 50.0),
+            features(*given),
+            of_one_block(images[None], texts[None]),
         ]
     expected = [
-        InfoNCELoss()(full[0], full[1], 50.0),
-        SigmoidLoss()(full[0], full[1], 50.0, -10.0),
-        SimilarityLoss()(full[0], full[1], 50.0, full[2], full[3], 50.0),
-        FeatureLoss()(*full),
-        Hidden()(full[0][None], full[1][None]),
+        info_nce(full[0], full[1], 50.0),
+        sigmoid(full[0], full[1], 50.0, -10.0),
+        similarity(full[0], full[1], 50.0, full[2], full[3], 50.0),
+        features(*full),
+        of_one_block(full[0][None], full[1][None]),
     ]
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.float32
         assert_close(a, b, 1e-6)
-
-
-def test_modules_hold_no_state() -> None:
-    for loss in (InfoNCELoss(), SigmoidLoss(), SimilarityLoss(), FeatureLoss(), HiddenLoss()):
-        assert not loss.state_dict()
-        assert not list(loss.parameters())

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torch_pruning_mope.distillation import FeatureLoss, HiddenLoss, InfoNCELoss, SigmoidLoss, SimilarityLoss
+from .terms import features, hidden, info_nce, sigmoid, similarity
 
 FEW = settings(max_examples=40, deadline=None)
 
@@ -29,11 +29,11 @@ class Batch:
     def losses(self) -> dict[str, Tensor]:
         teacher = self.teacher_images, self.teacher_texts
         return {
-            "info_nce": InfoNCELoss()(self.images, self.texts, self.scale, self.index),
-            "sigmoid": SigmoidLoss()(self.images, self.texts, self.scale, -5.0, self.index),
-            "similarity": SimilarityLoss()(self.images, self.texts, self.scale, *teacher, self.scale),
-            "features": FeatureLoss()(self.images, self.texts, *teacher),
-            "hidden": HiddenLoss()({"image": {1: self.states}}, {"image": {0: self.states, 1: self.teacher_states}}),
+            "info_nce": info_nce(self.images, self.texts, self.scale, self.index),
+            "sigmoid": sigmoid(self.images, self.texts, self.scale, -5.0, self.index),
+            "similarity": similarity(self.images, self.texts, self.scale, *teacher, self.scale),
+            "features": features(self.images, self.texts, *teacher),
+            "hidden": hidden({"image": {1: self.states}}, {"image": {0: self.states, 1: self.teacher_states}}),
         }
 
 

@@ -82,7 +82,7 @@ def chunks_of_one_rank() -> dict[str, torch.Tensor]:
     first, second = (losses_in_ranks.Part(rank, 2, "even") for rank in range(2))
     student = losses_in_ranks.Student()
     images, texts = torch.cat([first.images, second.images]), torch.cat([first.texts[:3], second.texts[:3]])
-    loss = losses_in_ranks.SigmoidLoss()(*student(images, texts))
+    loss = losses_in_ranks.sigmoid(*student(images, texts))
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
     return {"loss": loss.detach(), **gradients}

@@ -12,7 +12,7 @@ from tests.asserts import unchanged, unchecked
 from tests.unit import zoo
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope.cost import footprints
-from torch_pruning_mope.runs import _compression as steps
+from torch_pruning_mope.runs import _pipeline as steps
 from torch_pruning_mope.runs import compress
 from torch_pruning_mope.runs._shares import _shares
 
@@ -42,44 +42,37 @@ def bits(encoder: mope.DualEncoder) -> dict[str, bytes]:
 def test_stages_lead_to_the_budget_and_end_in_one_refit_of_the_dense_weights(
     encoder: mope.DualEncoder, pairs: mope.Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every stage scores, on a joint path, the model that the last one left."""
     seen: list[Any] = []
+    sizes: list[int] = []
 
     def planned(*args: Any, **settings: Any) -> Any:
         seen.append(mope.make_plan(*args, **settings))
         return seen[-1]
 
+    def scored(of: mope.DualEncoder, *args: Any, **settings: Any) -> mope.ScoreTable:
+        sizes.append(left(of))
+        assert settings["interaction"] == "joint"
+        return mope.score(of, *args, **settings)
+
     monkeypatch.setattr(steps, "make_plan", planned)
+    monkeypatch.setattr(steps, "score", scored)
     whole, more = left(encoder), pairs_for(encoder.model, 40, seed=5)
     with unchanged(encoder.model):
         small = compress(encoder.model, pairs, parameters="40%", stages=[0.8, 0.5], reconstruct_pairs=more, **QUICK)
     assert 0.35 * whole < left(small) <= 0.4 * whole
-    assert [set(plan.settings["budgets"]) for plan in seen] == [{"parameters"}] * len(seen)
-    assert len(seen) == 3
+    assert [set(plan.settings["budgets"]) for plan in seen] == [{"parameters"}] * 3
+    assert sizes[0] == whole > sizes[1] > sizes[2]
+    assert torch.isfinite(small.embed("image", pairs.images)).all()
+    assert sum(map(sum, small.removed.values())) == sum(
+        getattr(encoder.counts(), kind) - getattr(small.counts(), kind) for kind in ("heads", "neurons")
+    )
     # The same by hand: each plan on what the one before it left, the weights refitted once, from the dense ones.
     by_hand = mope.DualEncoder(copy.deepcopy(encoder.model))
     for plan in seen:
         mope.remove_units(by_hand, plan.units)
     mope.reconstruct(by_hand, encoder, more, progress=False)
     assert bits(by_hand) == bits(small)
-
-
-def test_every_stage_scores_the_model_that_the_last_one_left(
-    encoder: mope.DualEncoder, pairs: mope.Pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[int, Any]] = []
-
-    def scored(of: mope.DualEncoder, *args: Any, **settings: Any) -> mope.ScoreTable:
-        seen.append((left(of), settings))
-        return mope.score(of, *args, **settings)
-
-    monkeypatch.setattr(steps, "score", scored)
-    whole = left(encoder)
-    compress(encoder, pairs, parameters="50%", stages=3, min_heads=1, **QUICK)
-    sizes = [size for size, _ in seen]
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) == 3
-    assert sizes[0] == whole
-    assert all(settings["interaction"] == "joint" for _, settings in seen)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +102,8 @@ def test_budgets_hold(encoder: mope.DualEncoder, pairs: mope.Pairs, budget: dict
             assert len({layer.block.feed_forward.num_units for layer in small.layers if layer.tower == tower}) == 1
 
 
-@pytest.mark.parametrize("family", ["transformers CLIP", "SigLIP"])
-def test_other_families(family: str) -> None:
-    encoder = mope.DualEncoder(zoo.build(family))
+def test_another_family() -> None:
+    encoder = mope.DualEncoder(zoo.build("SigLIP"))
     whole = left(encoder)
     small = compress(encoder, zoo.pairs_of(encoder, 8), parameters="80%", min_heads=1, **QUICK)
     assert left(small) <= 0.8 * whole
@@ -121,12 +113,23 @@ class _Killed(BaseException):
     pass
 
 
+@pytest.fixture(scope="module")
+def expected() -> dict[str, bytes]:
+    """The result of a run that nothing interrupts."""
+    model = clip(vision={"layers": 2}, text={"layers": 1})
+    return bits(compress(model, pairs_for(model, 6), parameters="50%", stages=2, **QUICK))
+
+
 @pytest.mark.parametrize("at", ["score", "make_plan", "reconstruct"])
 def test_it_goes_on_to_the_same_bits(
-    encoder: mope.DualEncoder, pairs: mope.Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    encoder: mope.DualEncoder,
+    pairs: mope.Pairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: str,
+    expected: dict[str, bytes],
 ) -> None:
     arguments: dict[str, Any] = {"parameters": "50%", "stages": 2, "path": tmp_path / "run", **QUICK}
-    expected = bits(compress(encoder, pairs, **arguments | {"path": None}))
     original, calls = getattr(steps, at), 0
 
     def killed(*args: Any, **settings: Any) -> Any:
@@ -146,6 +149,8 @@ def test_it_goes_on_to_the_same_bits(
     assert bits(compress(encoder, pairs, **arguments)) == expected
     scores_left = {"score": 1, "make_plan": 1, "reconstruct": 0}[at]
     assert len(counted) == scores_left
+    if at != "score":
+        return
     assert bits(compress(encoder, pairs, **arguments)) == expected  # done: rebuilt without a score
     assert len(counted) == scores_left
     with pytest.raises(mope.errors.WrongModelError, match="has other weights"):
@@ -191,11 +196,3 @@ def test_other_stages_are_refused(stages: Any) -> None:
         ValueError, match="stages must be 'auto', a number of at least 1, or decreasing shares between 0 and 1"
     ):
         unchecked(_shares)(stages, 0.1)
-
-
-def test_what_it_makes_computes(encoder: mope.DualEncoder, pairs: mope.Pairs) -> None:
-    small = compress(encoder, pairs, parameters="60%", **QUICK)
-    assert torch.isfinite(small.embed("image", pairs.images)).all()
-    assert sum(map(sum, small.removed.values())) == sum(
-        getattr(encoder.counts(), kind) - getattr(small.counts(), kind) for kind in ("heads", "neurons")
-    )

@@ -1,4 +1,4 @@
-"""The two stages, in rounds too, and that they go on where they stopped."""
+"""The two stages, and that they go on where they stopped."""
 
 import json
 import shutil
@@ -12,9 +12,7 @@ from safetensors import safe_open
 import torch_pruning_mope as mope
 from tests.asserts import unchanged
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.cost import Footprint
-from torch_pruning_mope.runs import RunFolder, TrainingLog, _steps
-from torch_pruning_mope.runs._rounds import round_budget
+from torch_pruning_mope.runs import RunFolder, TrainingLog, _pipeline
 
 TRAINING: dict[str, Any] = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "save_every": 2, "progress": False}
 STAGES = {"pretrain": mope.pretrain_stage, "finetune": mope.finetune_stage}
@@ -38,31 +36,22 @@ def weights(encoder: mope.DualEncoder) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in encoder.model.parameters()])
 
 
-def total(encoder: mope.DualEncoder) -> int:
-    return sum(size.parameters for size in mope.cost.footprints(encoder).values())
+def total(encoder: mope.DualEncoder, tower: str | None = None) -> int:
+    return sum(size.parameters for name, size in mope.cost.footprints(encoder).items() if tower in {None, name})
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "training.jsonl").read_text().splitlines()]
 
 
-WHOLE = total(mope.DualEncoder(clip(**SMALL)))
-
-
 RUNS: dict[str, tuple[str, dict[str, Any], list[str], dict[str, int]]] = {
     "pretrain": ("pretrain", {}, ["width", "depth"], {"training": 4}),
     "depth alone": ("finetune", {"width": None}, ["depth"], {"training-depth": 4}),
-    "in rounds": (
-        "pretrain",
-        {"rounds": 2, "uniform": True},
-        ["round-1/width", "round-2/width", "round-2/depth"],
-        {"round-1/training": 4, "round-2/training": 4},
-    ),
-    "finetune, width alone, in rounds": (
+    "width alone": (
         "finetune",
-        {"parameters": None, "width": "62%", "rounds": 2, "spacing": "linear", "finetune_steps": 3},
-        ["round-1/width", "round-2/width"],
-        {"training-dense": 3, "round-1/training-width": 4, "round-2/training-width": 4},
+        {"parameters": None, "width": {"image": "62%"}, "finetune_steps": 3, "uniform": True, "reconstruct": False},
+        ["width"],
+        {"training-dense": 3, "training-width": 4},
     ),
     "finetune": ("finetune", {}, ["width", "depth"], {"training-width": 4, "training-depth": 4}),
 }
@@ -84,7 +73,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 def test_stages_meet_their_budgets_and_keep_what_they_did(name: str, whole: Whole, data: dict[str, Any]) -> None:
     student, told, path = whole[name]
     files, trainings = RUNS[name][2:]
-    assert total(student) <= 0.62 * WHOLE
+    tower = "image" if name == "width alone" else None
+    assert total(student, tower) <= 0.62 * total(mope.DualEncoder(clip(**SMALL)), tower)
+    assert (path / f"{files[-1]}-reconstruction.json").exists() == (name != "width alone")
     assert student.embed("image", data["train"].images).isfinite().all()
     for step in files:
         mope.ScoreTable.load(path / f"{step}.json")
@@ -102,13 +93,11 @@ def test_stages_meet_their_budgets_and_keep_what_they_did(name: str, whole: Whol
     assert not list(path.rglob("*.part"))
 
 
-ROUNDS = "finetune, width alone, in rounds"
 POINTS = [
     ("pretrain", "score", 1, False),
     ("pretrain", "make_plan", 2, True),
-    ("pretrain", "distill", 1, True),
-    (ROUNDS, "distill", 1, False),
-    (ROUNDS, "distill", 3, True),
+    ("width alone", "distill", 1, False),
+    ("finetune", "distill", 2, True),
 ]
 
 
@@ -125,7 +114,7 @@ def test_stages_go_on_where_they_stopped(
 ) -> None:
     """Killed as a step begins; and as training is past a checkpoint."""
     stage, options = RUNS[name][:2]
-    original, calls = getattr(_steps, at), []
+    original, calls = getattr(_pipeline, at), []
 
     def dies(*args: Any, **kwargs: Any) -> Any:
         calls.append(None)
@@ -143,7 +132,7 @@ def test_stages_go_on_where_they_stopped(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_steps, at, dies)
+        patch.setattr(_pipeline, at, dies)
         with pytest.raises(KeyboardInterrupt):
             run(stage, tmp_path, data, **options)
     assert torch.equal(weights(run(stage, tmp_path, data, **options)), weights(whole[name][0]))
@@ -154,10 +143,10 @@ def test_stages_go_on_where_they_stopped(
 def test_a_run_that_is_done_is_not_done_again(
     data: dict[str, Any], whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, _, path = whole[ROUNDS]
-    monkeypatch.setattr(_steps, "score", None)
+    expected, _, path = whole["width alone"]
+    monkeypatch.setattr(_pipeline, "score", None)
     logged, seen = lines(path), list[mope.distillation.TrainingStep]()
-    again = run("finetune", path, data, on_step=seen.append, **RUNS[ROUNDS][1])
+    again = run("finetune", path, data, on_step=seen.append, **RUNS["width alone"][1])
     assert torch.equal(weights(again), weights(expected))
     assert not seen
     assert lines(path) == logged
@@ -215,7 +204,7 @@ def test_a_teacher_is_run_once_on_fixed_views_alone(tmp_path: Path, data: dict[s
         ({"parameters": "3%"}, r"budgets must leave parameters of at least .*, the least that can be reached"),
         ({"width": None, "parameters": "20%"}, r"budgets must leave parameters of at least .* with such units"),
         ({"parameters": "80%"}, "parameters must be less than width"),
-        ({"rounds": 0}, r"rounds must be at least 1.*found 0, 0 and 'geometric'"),
+        ({"finetune_steps": -1}, "finetune_steps must be at least 0; found -1"),
         ({"batch_size": 100}, "batch_size must be at least 2 and at most the 24 training images"),
     ],
 )
@@ -233,10 +222,10 @@ def test_another_run_is_refused(tmp_path: Path, data: dict[str, Any], monkeypatc
     def stops(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_steps, "score", stops)
+    monkeypatch.setattr(_pipeline, "score", stops)
     with pytest.raises(KeyboardInterrupt):
         run("pretrain", tmp_path, data)
-    for options, names in (({"width": "81%"}, "width"), ({"groups": 3, "rounds": 2}, "groups, rounds")):
+    for options, names in (({"width": "81%"}, "width"), ({"groups": 3, "uniform": True}, "groups, uniform")):
         with pytest.raises(ValueError, match=rf"path must be free, or of the same run; .* has other {names}\."):
             run("pretrain", tmp_path, data, **options)
     with pytest.raises(ValueError, match="has other weights"):
@@ -246,24 +235,6 @@ def test_another_run_is_refused(tmp_path: Path, data: dict[str, Any], monkeypatc
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"path must hold a run; .* is damaged"):
         run("pretrain", tmp_path, data)
-
-
-def test_rounds_lead_to_the_budget() -> None:
-    def sizes(image: int, text: int) -> dict[Any, Footprint]:
-        return {"image": Footprint(image, 0, 0), "text": Footprint(text, 0, 0)}
-
-    whole = sizes(800, 200)
-    found = [round_budget("25%", whole, whole, r, 2, "geometric", alone=True) for r in (1, 2)]
-    assert found == [pytest.approx(500), 250]
-    assert [round_budget(400, whole, whole, r, 3, "linear", alone=True) for r in (1, 2, 3)] == [800, 600, 400]
-    by_tower = {"image": "50%", "text": 100}
-    assert round_budget(by_tower, whole, whole, 1, 1, "linear", alone=True) == {"image": 400, "text": 100}
-    # Of what a round finds, where layers go too; and not of what is small enough.
-    now = sizes(600, 150)
-    assert round_budget("25%", whole, now, 2, 2, "geometric", alone=False) == pytest.approx(375)
-    assert round_budget("40%", whole, now, 2, 2, "linear", alone=False) == pytest.approx(450)
-    assert round_budget({"image": "50%", "text": "80%"}, whole, now, 2, 2, "linear", alone=True) == {"image": 400}
-    assert round_budget("80%", whole, now, 1, 1, "geometric", alone=True) is None
 
 
 def test_a_torn_line_is_mended(tmp_path: Path) -> None:
