@@ -59,8 +59,8 @@ def isotonic(losses: Sequence[float]) -> list[float]:
 class Bench:
     """One model, which is masked and never changed, its test pairs, and the rows found so far."""
 
-    def __init__(self, test: mope.Pairs) -> None:
-        self.encoder = mope.DualEncoder(mope.load_tiny_clip())
+    def __init__(self, test: mope.Pairs, encoder: mope.DualEncoder | None = None) -> None:
+        self.encoder = mope.DualEncoder(mope.load_tiny_clip()) if encoder is None else encoder
         self.test = test
         self.blocks = {Unit("block", layer.tower, layer.index, 0) for layer in self.encoder.layers}  # type: ignore[arg-type]
         self.size = sum(freed_parameters(self.encoder, block) for block in self.blocks)
