@@ -39,13 +39,23 @@ class Study:
         settings: ``steps``, ``learning_rate``, ``batch_size``, ``train``, ``pairs``, ``test`` (numbers of pairs), ``groups``.
         file: Where rows are kept; those that are there are not made again. None for memory.
         scores: Folder for score tables; None to make them anew in each process.
+        dense: Another model than the tiny CLIP.
+        test: Its test pairs.
     """
 
-    def __init__(self, settings: dict[str, Any], file: Path | None = None, scores: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        file: Path | None = None,
+        scores: Path | None = None,
+        *,
+        dense: mope.DualEncoder | None = None,
+        test: mope.Pairs | None = None,
+    ) -> None:
         self.settings, self.file, self.folder = settings, file, scores
-        self.dense = mope.DualEncoder(mope.load_tiny_clip())
-        self.test = mope.emoji_pairs("test", settings["test"], seed=0)
-        self.bench = paths.Bench(self.test)
+        self.dense = mope.DualEncoder(mope.load_tiny_clip()) if dense is None else dense
+        self.test = mope.emoji_pairs("test", settings["test"], seed=0) if test is None else test
+        self.bench = paths.Bench(self.test, None if dense is None else copy.deepcopy(dense))
         self.size = blocks_size(self.dense)
         self.found: dict[str, Any] = {}
         if file is not None and file.exists():

@@ -1,103 +1,305 @@
-"""Recall without training: what criteria remove, refitted in closed form, by share of the blocks' parameters kept.
+"""Recall without training: what criteria leave, refitted in closed form in several ways, by share of the blocks kept.
 
-    python benchmarks/reconstruction.py --json benchmarks/figures/reconstruction.json
+    python benchmarks/reconstruction.py --json benchmarks/figures/reconstruction.json --seeds 0 1 2
+    python benchmarks/reconstruction.py --json FILE --model ViT-B-32@laion2b_s34b_b79k --data captions_val2017.json --root PATH
 
-The tiny CLIP. Every criterion gets the same reconstruction, on the same unlabelled pairs, which are none of the test pairs.
-``MoPE, aware`` is ``mope.compress``: scores that know of the refit, in stages. ``MoPE, blind`` is the joint path of the plain
-metric. Rows that the file has are not made again.
+Without ``--model``, the tiny CLIP. Every criterion gets the same refits on the same unlabelled pairs, none of which are test
+pairs. ``MoPE, aware`` removes what ``mope.compress`` removes: scores that know of the refit, in stages. ``MoPE, blind`` is the
+joint path of the plain metric. Rows that the file has are not made again.
+
+Refits: ``none``; ``bias only`` (FLAP); ``own output`` (GRAIL, CORP); ``stream`` (``mope.reconstruct``); ``stream, 1e-4`` (the
+same with a fixed ridge); ``stream and inputs`` (``mope.reconstruct(inputs=True)``).
 """
 
 import argparse
 import copy
-import json
+import functools
+import statistics
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _baselines
 import _study
+import matplotlib as mpl
 import torch
 
 import torch_pruning_mope as mope
 from torch_pruning_mope.cost import footprints
+from torch_pruning_mope.planning import Plan, plan_range
 
-SETTINGS = {"steps": 0, "learning_rate": 0.0, "batch_size": 128, "train": 8, "pairs": 1000, "test": 2000, "groups": 8}
+SETTINGS = {"steps": 100, "learning_rate": 1e-3, "batch_size": 128, "train": 8000}
 FLOOR_BELOW = 0.3
 """Shares at which rivals keep a head in each layer, without which they empty the attention of whole layers."""
+FLOOR = ", a head in each layer"
+CRITERIA = ("MoPE, aware", f"MoPE, aware{FLOOR}", "MoPE, blind", "Hessian", "Taylor", "L1", "random")
+REFITS = ("none", "bias only", "own output", "stream", "stream, 1e-4", "stream and inputs")
+COLOURS = dict(
+    zip(CRITERIA, ("#000000", "#555555", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#999999"), strict=True)
+)
+STAGES = (0.5, 0.3, 0.2, 0.14, 0.1)
+"""Shares of the blocks at which aware scores are measured anew."""
 
 
-def recall(study: _study.Study, encoder: mope.DualEncoder) -> float:
-    """Mean R@1 of both directions on the test pairs, in percent."""
-    return _study.mean_r1(_study.recall(encoder, study.test))
+class Reconstruction:
+    """Rows of all cells.
+
+    Args:
+        study: The model and its rows.
+        pairs: By seed, pairs to score on, and those to refit on.
+        work: Folder of what goes on after an interruption.
+    """
+
+    def __init__(
+        self, study: _study.Study, pairs: Callable[[int], tuple[mope.Pairs, mope.Pairs]], work: Path, deepest: float
+    ) -> None:
+        self.study, self.work, self.deepest = study, work, deepest
+        self.pairs = functools.lru_cache(1)(pairs)
+        study.calibration = lambda seed: self.pairs(seed)[0]  # type: ignore[method-assign]
+        self.sums = functools.lru_cache(1)(lambda seed: _baselines.dense_sums(study.dense, self.pairs(seed)[1]))
+        self.aware = functools.lru_cache(2)(self._aware)
+
+    def _aware(self, seed: int, min_heads: int) -> tuple[dict[float, list[Plan]], float]:
+        """By share, the plans of ``mope.compress``, stage by stage; and the seconds of CPU of all stages."""
+        total = sum(footprint.parameters for footprint in footprints(self.study.dense).values())
+        groups = self.study.settings["groups"]
+        least = plan_range(self.study.dense, kinds=("head", "neurons"), groups=groups, min_heads=min_heads)
+        smallest = sum(footprint.parameters for footprint in least.smallest.values())
+        stages = [share for share in STAGES if share >= self.deepest]
+        limits = [int(total - (1 - share) * self.study.size) for share in stages]
+        shares = [(limit - smallest) / (total - smallest) for limit in limits[:-1]]
+        path, began = self.work / f"aware-{seed}-{min_heads}", time.process_time()
+        mope.compress(
+            self.study.dense, self.pairs(seed)[0], parameters=limits[-1], stages=shares, groups=groups,
+            min_heads=min_heads, reconstruct_pairs=self.pairs(seed)[1], path=path, progress=False,
+        )  # fmt: skip
+        plans = [Plan.load(file) for file in sorted(path.glob("stage-*/plan.json"))]
+        assert len(plans) == len(stages)  # noqa: S101
+        return {share: plans[: i + 1] for i, share in enumerate(stages)}, time.process_time() - began
+
+    def selected(self, seed: int, share: float, name: str) -> mope.DualEncoder:
+        """A copy of the dense model without what a criterion removes."""
+        if name.startswith("MoPE, aware"):
+            return self.study.built(plan.units for plan in self.aware(seed, int(name.endswith(FLOOR)))[0][share])
+        if name == "MoPE, blind":
+            return self.study.built(self.study.plan(seed, share))
+        order, _ = self.study.order(seed, name)
+        units = self.study.cut(order, int(share * self.study.size), min_heads=int(share < FLOOR_BELOW))
+        return self.study.built([units])
+
+    def refitted(self, small: mope.DualEncoder, seed: int, refit: str) -> mope.DualEncoder:
+        """A refitted copy."""
+        small = mope.DualEncoder(copy.deepcopy(small.model)) if refit == "none" else copy.deepcopy(small)
+        if refit in {"bias only", "own output"}:
+            _baselines.refit(small, self.study.dense, self.sums(seed), bias_only=refit == "bias only")
+        elif refit != "none":
+            ridge = 1e-4 if refit == "stream, 1e-4" else None
+            mope.reconstruct(
+                small, self.study.dense, self.pairs(seed)[1], ridge=ridge, inputs=refit == "stream and inputs", progress=False
+            )  # fmt: skip
+        return small
+
+    def cell(self, seed: int, share: float, name: str, refits: list[str]) -> None:
+        """Makes the rows of a cell that are missing."""
+        keys = [{"seed": seed, "share": share, "criterion": name, "refit": refit} for refit in refits]
+        keys = [key for key in keys if not self.study.has("rows", **key)]
+        if not keys:
+            return
+        small = self.selected(seed, share, name)
+        kept = _study.blocks_size(small) / self.study.size
+        for key in keys:
+            began = time.process_time()
+            model = self.refitted(small, seed, key["refit"])
+            seconds = time.process_time() - began
+            self.study.add("rows", key | {"r1": self.recall(model), "kept": kept, "seconds": seconds})
+
+    def recall(self, encoder: mope.DualEncoder) -> float:
+        """Mean R@1 of both directions on the test pairs, in percent."""
+        return _study.mean_r1(_study.recall(encoder, self.study.test))
+
+    def train(self, seed: int, share: float, steps: int, rate: float, *, validation: bool = False) -> None:
+        """A row after distillation of the aware student, refitted with its inputs; of the dense model at a share of 1."""
+        part = "rates" if validation else "trained"
+        key = {"seed": seed, "share": share, "steps": steps, "rate": rate}
+        if self.study.has(part, **key):
+            return
+        if share == 1:
+            student = self.study.built(())
+        else:
+            name = f"MoPE, aware{FLOOR if share <= 0.1 else ''}"
+            student = self.refitted(self.selected(seed, share, name), seed, "stream and inputs")
+        cost = self.study.distil(student, seed, steps=steps, learning_rate=rate)
+        pairs = mope.emoji_pairs("calibration", 2000, seed=1000) if validation else self.study.test
+        self.study.add(part, key | {"r1": _study.mean_r1(_study.recall(student, pairs))} | cost)
 
 
-def aware(study: _study.Study, seed: int, share: float, many: mope.Pairs, folder: Path | None) -> dict[str, Any]:
-    """The row of ``mope.compress``."""
-    total = sum(footprint.parameters for footprint in footprints(study.dense).values())
-    began = time.process_time()
-    small = mope.compress(
-        study.dense,
-        study.calibration(seed),
-        parameters=int(total - (1 - share) * study.size),
-        reconstruct_pairs=many,
-        groups=study.settings["groups"],
-        path=None if folder is None else folder / f"{seed}-{share}",
-        progress=False,
-    )
-    row = {"criterion": "MoPE, aware", "removed": None, "reconstructed": recall(study, small)}
-    return row | {"kept": _study.blocks_size(small) / study.size, "seconds": time.process_time() - began}
+def report(study: _study.Study) -> str:
+    """Tables: recall by criterion and refit, leads over the best rival, and after training."""
+    rows = study.rows("rows")
+    shares = sorted({row["share"] for row in rows}, reverse=True)
+    lines = [f"mean R@1 of the dense model: {study.rows('dense')[0]['r1']:.1f}"]
+    for refit in [refit for refit in REFITS if any(row["refit"] == refit for row in rows)]:
+        lines += ["", f"| refit: {refit} | " + " | ".join(f"{s:.0%}" for s in shares) + " |"]
+        lines += ["|---" * (len(shares) + 1) + "|"]
+        for name in CRITERIA:
+            found = [list(_values(rows, refit, name, share).values()) for share in shares]
+            if any(found):
+                lines.append(f"| {name} | " + " | ".join(map(_study.spread, found)) + " |")
+    lines += ["", "| lead over the best rival, seed by seed | " + " | ".join(f"{s:.0%}" for s in shares) + " |"]
+    lines += ["|---" * (len(shares) + 1) + "|"]
+    for refit in ("stream", "stream and inputs"):
+        for name in CRITERIA[:2]:
+            leads = [_leads(rows, refit, name, share) for share in shares]
+            if any(leads):
+                lines.append(f"| {name}, {refit} | " + " | ".join(map(_study.spread, leads)) + " |")
+    for part in ("rates", "trained"):
+        trained = study.rows(part)
+        if trained:
+            lines += [
+                "",
+                f"| {part}: share kept | steps | learning rate | mean R@1 | of the dense model's |",
+                "|---|---|---|---|---|",
+            ]
+        for share, steps, rate in dict.fromkeys((row["share"], row["steps"], row["rate"]) for row in trained):
+            mine = {r["seed"]: r["r1"] for r in trained if (r["share"], r["steps"], r["rate"]) == (share, steps, rate)}
+            dense = {r["seed"]: r["r1"] for r in trained if (r["share"], r["steps"]) == (1.0, steps)}
+            of = [value / dense[seed] for seed, value in mine.items() if seed in dense]
+            cells = (
+                f"{share:.0%}",
+                steps,
+                rate,
+                _study.spread(list(mine.values())),
+                _study.spread(of, "{:.3f}".format),
+            )
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
 
 
-def rival(study: _study.Study, seed: int, share: float, many: mope.Pairs, name: str) -> dict[str, Any]:
-    """The row of a criterion that knows nothing of the refit."""
-    if name == "MoPE, blind":
-        units: Any = study.plan(seed, share)
-    else:
-        order, _ = study.order(seed, name)
-        units = [study.cut(order, int(share * study.size), min_heads=int(share < FLOOR_BELOW))]
-    small = study.built(units)
-    removed = recall(study, small)
-    began = time.process_time()
-    mope.reconstruct(small, mope.DualEncoder(copy.deepcopy(study.dense.model)), many, progress=False)
-    row = {"criterion": name, "removed": removed, "reconstructed": recall(study, small)}
-    return row | {"kept": _study.blocks_size(small) / study.size, "seconds": time.process_time() - began}
+def _values(rows: list[Any], refit: str, name: str, share: float) -> dict[int, float]:
+    return {
+        row["seed"]: row["r1"] for row in rows if (row["refit"], row["criterion"], row["share"]) == (refit, name, share)
+    }
+
+
+def _leads(rows: list[Any], refit: str, name: str, share: float) -> list[float]:
+    """Over the stock criterion that is best on average."""
+    mine = _values(rows, refit, name, share)
+    rivals = [_values(rows, refit, rival, share) for rival in CRITERIA[3:]]
+    rivals = [rival for rival in rivals if mine and rival.keys() >= mine.keys()]
+    if not rivals:
+        return []
+    best = max(rivals, key=lambda rival: statistics.mean(rival[seed] for seed in mine))
+    return [mine[seed] - best[seed] for seed in mine]
+
+
+def plot(study: _study.Study, path: Path) -> None:
+    """Recall against the share of the blocks that is kept: removed, and reconstructed."""
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows, dense = study.rows("rows"), study.rows("dense")[0]["r1"]
+    shares = sorted({row["share"] for row in rows}, reverse=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.1), sharey=True, layout="constrained")
+    for axis, (refit, title) in zip(
+        axes, (("none", "removed"), ("stream", "removed, then reconstructed")), strict=True
+    ):
+        for name, marker in zip(CRITERIA, "oXs^Dvp", strict=True):
+            found = {share: list(_values(rows, refit, name, share).values()) for share in shares}
+            found = {100 * share: values for share, values in found.items() if values}
+            spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found.values()]
+            axis.errorbar(
+                list(found), [statistics.mean(values) for values in found.values()], spreads, label=name, color=COLOURS[name],
+                marker=marker, capsize=3, lw=2 if "aware" in name else 1.2, ls="--" if name.endswith(FLOOR) else "-",
+            )  # fmt: skip
+        axis.axhline(dense, color="#777777", lw=1, ls=":", label="dense model")
+        axis.set(xlabel="block parameters kept (%)", title=title, ylim=(0, 100))
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("mean R@1 (%)")
+    axes[0].invert_xaxis()
+    axes[1].invert_xaxis()
+    figure.legend(*axes[1].get_legend_handles_labels(), ncols=4, frameon=False, fontsize=8, loc="outside lower center")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def users_pairs(
+    dataset: Any, options: argparse.Namespace
+) -> tuple[mope.Pairs, Callable[[int], tuple[mope.Pairs, mope.Pairs]]]:
+    """Test pairs, and by seed those to score and to refit on, of other images."""
+    first = mope.split_pairs(dataset, calibration=0, test=options.test, seed=0)
+
+    def of_seed(seed: int) -> tuple[mope.Pairs, mope.Pairs]:
+        counts = options.pairs, options.reconstruct_pairs
+        parts = (mope.split_pairs(first.train, calibration=count, test=0, seed=seed) for count in counts)
+        scored, refitted = (mope.gather_pairs(part.calibration) for part in parts)
+        return scored, refitted
+
+    return mope.gather_pairs(first.test), of_seed
 
 
 def main() -> None:
     """Makes the rows that are missing and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file of the rows; those that are there are not made again")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.1])
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--model", help="a name that mope.load_model takes; the tiny CLIP by default")
+    parser.add_argument("--data", help="with --model, what mope.open_pairs takes")
+    parser.add_argument("--root", help="with --data, folder of the images")
+    parser.add_argument("--shares", type=float, nargs="+", choices=STAGES, default=[0.5, 0.3, 0.2, 0.1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(
-        "--criteria", nargs="+", default=["MoPE, aware", "MoPE, blind", "Hessian", "Taylor", "L1", "random"]
-    )
+    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
+    parser.add_argument("--refits", nargs="+", choices=REFITS, default=REFITS)
     parser.add_argument("--pairs", type=int, default=1000, help="pairs that are scored on")
     parser.add_argument("--reconstruct-pairs", type=int, default=4000)
     parser.add_argument("--test", type=int, default=2000, help="pairs of the test gallery")
     parser.add_argument("--groups", type=int, default=8, help="neuron groups per MLP")
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="distil the aware students for as many steps")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="learning rates of the distillation")
+    parser.add_argument(
+        "--validate", action="store_true", help="measure the distilled on validation pairs, to choose a rate"
+    )
+    parser.add_argument("--train", type=int, default=SETTINGS["train"], help="training pairs of the distillation")
     parser.add_argument("--work", type=Path, help="folder of what goes on after an interruption")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = SETTINGS | {"pairs": options.pairs, "test": options.test, "groups": options.groups}
-    if options.work is not None:
-        options.work.mkdir(parents=True, exist_ok=True)
-    study = _study.Study(settings, options.json, options.work)
-    if not study.has("dense"):
-        study.add("dense", {"reconstructed": recall(study, study.dense)})
-    for seed in options.seeds:
-        many = mope.emoji_pairs("calibration", options.reconstruct_pairs, seed=seed)
-        for share in options.shares:
-            for name in options.criteria:
-                key = {"seed": seed, "share": share, "criterion": name}
-                if study.has("rows", **key):
-                    continue
-                found = (
-                    aware(study, seed, share, many, options.work)
-                    if name == "MoPE, aware"
-                    else rival(study, seed, share, many, name)
+    settings = SETTINGS | {
+        name: getattr(options, name) for name in ("pairs", "test", "groups", "train", "reconstruct_pairs")
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        work = options.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        if options.model is None:
+            study = _study.Study(settings, options.json, work)
+
+            def pairs(seed: int) -> tuple[mope.Pairs, mope.Pairs]:
+                count = options.reconstruct_pairs
+                return mope.emoji_pairs("calibration", options.pairs, seed=seed), mope.emoji_pairs(
+                    "calibration", count, seed=seed
                 )
-                study.add("rows", key | {"reconstruct_pairs": options.reconstruct_pairs} | found)
-    print(json.dumps(study.found, indent=1))
+        else:
+            loaded = mope.load_model(options.model)
+            dense = mope.DualEncoder(loaded.model)
+            dataset = mope.open_pairs(options.data, loaded.preprocess, loaded.tokenizer, root=options.root)
+            test, pairs = users_pairs(dataset, options)
+            study = _study.Study(settings | {"model": options.model}, options.json, work, dense=dense, test=test)
+        if not study.has("dense"):
+            study.add("dense", {"r1": _study.mean_r1(_study.recall(study.dense, study.test))})
+        cells = Reconstruction(study, pairs, work, min(options.shares))
+        for seed in options.seeds:
+            for name in options.criteria:
+                for share in sorted(options.shares, reverse=True):
+                    cells.cell(seed, share, name, options.refits)
+        for steps in options.steps:
+            for seed in options.seeds:
+                for share in ([] if options.validate else [1.0]) + options.shares:
+                    for rate in options.rates:
+                        cells.train(seed, share, steps, rate, validation=options.validate)
+    print(report(study))
+    if options.plot:
+        plot(study, options.plot)
 
 
 if __name__ == "__main__":

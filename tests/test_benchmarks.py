@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 from open_clip import factory
+from PIL import Image
 
 import torch_pruning_mope as mope
 
@@ -31,6 +32,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
         monkeypatch.setattr(factory, name, getattr(factory, name).copy())
     (tmp_path / "small.json").write_text(json.dumps(CONFIG))
     open_clip.add_model_config(tmp_path / "small.json")
+    words = CONFIG | {"text_cfg": CONFIG["text_cfg"] | {"vocab_size": 49408}}  # type: ignore[operator]
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    open_clip.add_model_config(tmp_path / "words.json")
     monkeypatch.setattr(mope, "load_tiny_clip", small_clip)
     monkeypatch.syspath_prepend(str(FOLDER))
 
@@ -79,3 +83,32 @@ def test_paths(run: Run, tmp_path: Path) -> None:
         "paths.py", "--seeds", 0, "--pairs", 8, "--test", 8, "--groups", 2, "--parts", "joint", "merged", *files
     )["rows"]
     assert {"joint", "merged", "L1", "Fisher, gates"} <= {row["criterion"] for row in rows}
+
+
+SMALL = ("--pairs", 8, "--reconstruct-pairs", 12, "--test", 8, "--groups", 2, "--shares", 0.5)
+
+
+def test_reconstruction(run: Run, tmp_path: Path) -> None:
+    files = ("--json", tmp_path / "rows.json", "--plot", tmp_path / "plot.png")
+    options = (*SMALL, "--criteria", "MoPE, aware", "Hessian", "--train", 128, *files)
+    rows = run("reconstruction.py", *options, "--steps", 1)
+    assert len(rows["rows"]) == 2 * 6
+    assert {row["criterion"]: row["kept"] <= 0.51 for row in rows["rows"]} == {"MoPE, aware": True, "Hessian": True}
+    assert [(row["share"], row["steps"]) for row in rows["trained"]] == [(1.0, 1), (0.5, 1)]
+    assert run("reconstruction.py", *options)["rows"] == rows["rows"]
+
+
+@pytest.mark.filterwarnings("ignore:.*has no weights")
+def test_reconstruction_of_a_users_model_and_data(run: Run, tmp_path: Path) -> None:
+    lines = ["filepath\ttitle"]
+    for number, (pixels, caption) in enumerate(mope.emoji_scenes("calibration", 30)):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png\t{caption}")
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    data = ("--model", "words", "--data", tmp_path / "pairs.tsv", "--json", tmp_path / "rows.json")
+    rows = run("reconstruction.py", *SMALL, *data, "--criteria", "MoPE, aware", "L1", "--refits", "none", "stream")[
+        "rows"
+    ]
+    assert [(row["criterion"], row["refit"]) for row in rows] == [
+        (name, refit) for name in ("MoPE, aware", "L1") for refit in ("none", "stream")
+    ]

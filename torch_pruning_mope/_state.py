@@ -2,8 +2,9 @@
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -108,3 +109,32 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
+    """Inside, modules call a hook with themselves, arguments, named arguments and the output, or none before they run."""
+    register = nn.Module.register_forward_pre_hook if before else nn.Module.register_forward_hook
+    handles = [register(module, hook, with_kwargs=True) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def forwards(changes: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Inside, modules have other forwards."""
+    changed: list[tuple[nn.Module, Any]] = []
+    try:
+        for module, forward in changes:
+            changed.append((module, vars(module).get("forward")))
+            module.forward = forward
+        yield
+    finally:
+        for module, own in reversed(changed):
+            if own is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = own

@@ -1,6 +1,5 @@
 """The core of a dual encoder made prunable: towers, embeddings, counts, the dependency graph. Everything above uses it."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -26,17 +25,16 @@ from .surgery import (
 )
 from .towers import (
     BlockTower,
-    ChannelsTower,
     Counts,
     Layer,
     OpaqueTower,
     Prunable,
     Search,
     TowerName,
-    Towers,
     TwoEncoders,
     searching,
     summary,
+    take_apart,
     towers_of,
 )
 
@@ -62,6 +60,8 @@ class EncoderCore:
 
     unprunable: dict[str, str]
     """What stays as it is, by name, and why."""
+    _pending = False
+    _in_one: dict[str, str]
     origin: Any = None
     """The base of the model before pruning, if it came from a checkpoint."""
 
@@ -76,6 +76,7 @@ class EncoderCore:
                 self._find()
                 self._check_apart()
                 self._original = self._unit_counts()
+                self._take_apart()
             except BaseException:
                 exchange(model, before)
                 raise
@@ -106,7 +107,9 @@ class EncoderCore:
 
     def __repr__(self) -> str:
         """Each tower's layers, heads and neurons, and what stays and why."""
-        return summary(f"{type(self).__name__} of {type(self.model).__name__}", self.towers, self.unprunable)
+        return summary(
+            f"{type(self).__name__} of {type(self.model).__name__}", self.towers, self.unprunable, self._in_one
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the towers, whose functions may be closures over the model."""
@@ -115,8 +118,26 @@ class EncoderCore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Towers are made anew for the model that came along, so that a copy computes with its own weights."""
         vars(self).update(state)
-        with warnings.catch_warnings(action="ignore"):  # given when the model was wrapped
-            self._towers = self._with_fallbacks(towers_of(self.model))
+        self._towers = towers_of(self.model)
+        self._take_apart()
+
+    def _take_apart(self) -> None:
+        """Encoders that are run by their own code, in parts where these make up the whole; once there are weights."""
+        self._pending = any(parameter.is_meta for parameter in self.model.parameters())
+        self._in_one = {}
+        if self._pending:
+            return
+        changed: dict[str, BlockTower] = {}
+        for name in ("image", "text"):
+            tower = getattr(self._towers, name)
+            if type(tower) is OpaqueTower and tower.blocks:
+                with exclusive(self.model):
+                    found = take_apart(tower)
+                if isinstance(found, str):
+                    self._in_one[name] = found
+                else:
+                    changed[name] = found
+        self._towers = replace(self._towers, **changed)  # type: ignore[arg-type]
 
     def _check_apart(self) -> None:
         """Raises if towers share layers whose units could go: each unit would be counted and scored once for either."""
@@ -140,11 +161,16 @@ class EncoderCore:
         with searching(search):
             search.run()
             self.unprunable |= search.problems
-            self._towers = self._with_fallbacks(towers_of(self.model))
-            if not any(tower.blocks for tower in (self.image, self.text)):
+            if search.found:
+                self._towers = towers_of(self.model)
+            bare = [tower for tower in opaque if not tower.blocks]
+            for tower in bare:
+                name = next(name for name, module in self.model.named_modules() if module is tower.root)
+                self.unprunable[name] = "it has no layers of known types and none with channels of its own"
+            if len(bare) == 2:
                 raise UnsupportedModelError(
                     "a dual encoder must have layers of known types, or channels that can be cut, in one of its towers; found "
-                    f"neither in {type(self.model).__qualname__}. {self.unprunable or ''} Register its layers with "
+                    f"neither in {type(self.model).__qualname__}. {self.unprunable} Register its layers with "
                     "torch_pruning_mope.register_channels."
                 )
 
@@ -152,42 +178,22 @@ class EncoderCore:
         graph, groups = self.checked_graph()
         return graph, groups, uncuttable(graph, groups)
 
-    def _with_fallbacks(self, towers: Towers) -> Towers:
-        """Towers in which no layers were found, replaced by what the dependency graph knows of them."""
-        bare = [tower for tower in (towers.image, towers.text) if isinstance(tower, OpaqueTower) and not tower.blocks]
-        if not bare:
-            return towers
-        self._towers = towers
-        _graph, groups, firm = self._searched_graph()
-
-        def known(tower: BlockTower) -> BlockTower:
-            if not isinstance(tower, OpaqueTower) or tower not in bare:
-                return tower
-            try:
-                return ChannelsTower(tower, groups, firm)
-            except UnsupportedModelError as error:
-                self.unprunable[self._name_of(tower.root)] = str(error)
-                return tower
-
-        return replace(towers, image=known(towers.image), text=known(towers.text))
-
-    def _name_of(self, wanted: nn.Module) -> str:
-        return next(str(name) for name, module in self.model.named_modules() if module is wanted)
-
     @property
     def image(self) -> BlockTower:
         """The image tower."""
-        return self._towers.image
+        return self.towers["image"]
 
     @property
     def text(self) -> BlockTower:
         """The text tower."""
-        return self._towers.text
+        return self.towers["text"]
 
     @property
     def towers(self) -> dict[TowerName, BlockTower]:
         """The towers by name: ``image``, ``text``, and ``decoder`` if there is one (CoCa)."""
-        towers: dict[TowerName, BlockTower] = {"image": self.image, "text": self.text}
+        if self._pending and not any(parameter.is_meta for parameter in self.model.parameters()):
+            self._take_apart()
+        towers: dict[TowerName, BlockTower] = {"image": self._towers.image, "text": self._towers.text}
         return towers if self._towers.decoder is None else towers | {"decoder": self._towers.decoder}
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..encoder import EncoderCore, TowerName
+from ..scoring._replay import Replay
 from ..towers import Block, OpaqueTower, Prunable, Stream, Sublayer, Tower, first_tensor
 from ..towers._resume import resume, shape_alone
 
@@ -76,15 +77,7 @@ class StreamSteps(Steps):
         pooled_only = state.pooled is not None and step >= self._last_mixing
         out = part.output(part.hidden(state, pooled_only=pooled_only))
         base = state.narrow() if pooled_only else state
-        return base.with_x(part.finish(base.x, out))
-
-
-@dataclass(frozen=True)
-class Replay:
-    """The state of a tower between two layers: its inputs, and what the layers before put out, most in shape alone."""
-
-    inputs: Tensor
-    before: tuple[Any, ...] = ()
+        return part.finish(base, out)
 
 
 class HookSteps(Steps):
@@ -118,7 +111,8 @@ class HookSteps(Steps):
 
 def steps_of(encoder: EncoderCore, tower: TowerName) -> Steps:
     """The steps of a tower."""
-    return (StreamSteps if isinstance(encoder.towers[tower], Tower) else HookSteps)(encoder, tower)
+    view = encoder.towers[tower]
+    return (StreamSteps if isinstance(view, Tower) and view.keeps_stream else HookSteps)(encoder, tower)
 
 
 def stream_of(state: Any) -> Tensor:

@@ -3,7 +3,6 @@
 Axes as in ``towers``; ``K`` ablations run as one batch of ``K * n`` sequences, where ``n`` inputs form a chunk.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -31,67 +30,11 @@ class Point(NamedTuple):
     out: Tensor
 
 
-class Walk(ABC):
-    """A tower, some of whose units have been removed already, as a chain of steps that can be entered anywhere."""
+class StreamWalk:
+    """A tower that is taken apart into stem, sub-layers and readout, some of whose units have been removed already.
 
-    depths: int
-    """Number of steps."""
-    per_block: int
-    """Steps of one block."""
-
-    @abstractmethod
-    def depth(self, ablation: Ablation) -> int:
-        """The (first) step that an ablation is in."""
-
-    @abstractmethod
-    def lengths(self, inputs: Tensor) -> Tensor | None:
-        """See :meth:`torch_pruning_mope.towers.Tower.lengths`."""
-
-    @abstractmethod
-    def stem(self, inputs: Tensor) -> Any:
-        """The stream that enters the first step."""
-
-    @abstractmethod
-    def tokens(self, stream: Any) -> int:
-        """Places of one input in a stream."""
-
-    @abstractmethod
-    def kept(self, stream: Any) -> Sequence[Tensor]:
-        """The tensors that keeping a stream holds."""
-
-    @abstractmethod
-    def point(self, depth: int, stream: Any) -> Point:
-        """A step up to its output."""
-
-    @abstractmethod
-    def finish(self, depth: int, point: Point) -> Any:
-        """The stream after a step."""
-
-    @abstractmethod
-    def step(self, depth: int, stream: Any) -> Any:
-        """The stream after a step, from the stream before it."""
-
-    @abstractmethod
-    def run(self, depth: int, stream: Any) -> Float[Tensor, "N J"]:
-        """From the stream before a step to the embeddings."""
-
-    def refitted(self, depth: int, ablation: Ablation) -> Refit | None:  # noqa: ARG002
-        """Weights that make up for an ablation, where the walk enters a step; else the ablator sees to them."""
-        return None
-
-    @abstractmethod
-    def run_without(
-        self, depth: int, point: Point, ablations: Sequence[Ablation], refitted: Sequence[Refit | None]
-    ) -> Float[Tensor, "K n J"]:
-        """The embeddings under each of some ablations of one step, heads or neurons, with refitted weights if given."""
-
-    @abstractmethod
-    def run_past(self, depth: int, stream: Any, ablation: Ablation) -> Float[Tensor, "n J"]:
-        """The embeddings without the block that begins at a step."""
-
-
-class StreamWalk(Walk):
-    """A tower that is taken apart into stem, sub-layers and readout."""
+    A chain of ``depths`` steps, ``per_block`` of each block, that can be entered at any of them.
+    """
 
     def __init__(self, view: Tower, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
         self.tower = view
@@ -134,7 +77,7 @@ class StreamWalk(Walk):
         return self._name, ablation.layer, ablation.part
 
     def refitted(self, depth: int, ablation: Ablation) -> Refit | None:
-        """Weights and bias of a sub-layer's output layer without some more units; None where it is not refitted."""
+        """Weights and bias of a sub-layer's output layer that make up for an ablation; None where it is not refitted."""
         refits = self._ablator.refits
         if depth == self.depths or refits is None or (place := self._place(ablation)) not in refits:
             return None
@@ -143,23 +86,24 @@ class StreamWalk(Walk):
 
     def depth(self, ablation: Ablation) -> int:
         """Position of the (first) sub-layer that an ablation is in; the end for what runs with the readout, such as a pool."""
-        return min(ablation.layer * self.per_block + (ablation.part == "neurons"), self.depths)
+        second = ablation.part == "neurons" and self.per_block > 1
+        return min(ablation.layer * self.per_block + second, self.depths)
 
     def lengths(self, inputs: Tensor) -> Tensor | None:
-        """The tower's."""
+        """Tokens of each input up to its end; None where inputs run whole."""
         return self.tower.lengths(inputs)
 
     def stem(self, inputs: Tensor) -> Stream:
-        """The tower's."""
+        """The stream that enters the first step."""
         return self.tower.stem(inputs)
 
-    def tokens(self, stream: Stream) -> int:
+    def tokens(self, stream: Any) -> int:
         """Tokens of a sequence."""
         return int(stream.x.shape[1])
 
     def kept(self, stream: Stream) -> Sequence[Tensor]:
-        """The hidden states."""
-        return (stream.x,)
+        """The tensors that keeping a stream holds: hidden states, and outputs that wait for those after them."""
+        return (stream.x, *stream.outs)
 
     def point(self, depth: int, stream: Stream) -> Point:
         """A sub-layer up to its output, narrowed to the pooled token where nothing later mixes tokens."""
@@ -177,7 +121,7 @@ class StreamWalk(Walk):
     def finish(self, depth: int, point: Point) -> Stream:
         """The stream after a sub-layer."""
         base: Stream = point.base
-        return base.with_x(self.sublayers[depth].finish(base.x, point.out))
+        return self.sublayers[depth].finish(base, point.out)
 
     def step(self, depth: int, stream: Stream) -> Stream:
         """The stream after a sub-layer, from the stream before it."""
@@ -197,7 +141,7 @@ class StreamWalk(Walk):
     def run_without(
         self, depth: int, point: Point, ablations: Sequence[Ablation], refitted: Sequence[Refit | None]
     ) -> Float[Tensor, "K n J"]:
-        """All ablations run as one batch, their contribution subtracted from the recorded output."""
+        """The embeddings under each of some ablations of a step, as one batch, with refitted weights if given."""
         if depth == self.depths:
             return torch.stack([self._readout(point.base, ablation) for ablation in ablations])
         sublayer = self.sublayers[depth]
@@ -209,12 +153,12 @@ class StreamWalk(Walk):
         ]
         base: Stream = point.base
         many = base if len(outs) == 1 else base.repeat(len(outs))
-        many = many.with_x(sublayer.finish(many.x, outs[0] if len(outs) == 1 else torch.cat(outs)))
+        many = sublayer.finish(many, outs[0] if len(outs) == 1 else torch.cat(outs))
         embeddings: Tensor = self.run(depth + 1, many).unflatten(0, (len(outs), -1))
         return embeddings
 
     def run_past(self, depth: int, stream: Stream, ablation: Ablation) -> Float[Tensor, "n J"]:  # noqa: ARG002
-        """A residual block that does nothing leaves the stream as it is."""
+        """The embeddings without the block that begins at a step."""
         return self.run(depth + self.per_block, stream)
 
 
@@ -223,7 +167,7 @@ def _without(sublayer: Sublayer, hidden: Tensor, out: Tensor, channels: Sequence
     weight, bias = sublayer.output.weight, sublayer.output.bias
     gone = torch.tensor(channels, device=hidden.device)
     if 2 * len(channels) <= weight.shape[1]:
-        rows = torch.addmm(out.flatten(0, 1), hidden[..., gone].flatten(0, 1), weight[:, gone].mT, alpha=-1)
+        rows = torch.addmm(out.flatten(0, -2), hidden[..., gone].flatten(0, -2), weight[:, gone].mT, alpha=-1)
         return rows.view_as(out)
     kept = torch.ones(weight.shape[1], dtype=torch.bool, device=hidden.device)
     kept[gone] = False

@@ -4,8 +4,8 @@ from . import _open_clip as _open_clip  # these register themselves
 from . import _timm as _timm
 from . import _torch as _torch
 from . import _transformers as _transformers
+from ._apart import ApartTower
 from ._discover import register_channels
-from ._fallback import ChannelsTower
 from ._layer import Counts, Layer, TowerName
 from ._look import first_tensor
 from ._opaque import OpaqueTower
@@ -17,16 +17,17 @@ from ._search import Search, searching
 from ._structure import is_known, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
 from ._summary import summary
+from ._take_apart import take_apart
 from ._tower import Block, BlockTower, Tower
 from ._unit import KINDS, Part, Unit, UnitKind
 
 __all__ = [
     "KINDS",
+    "ApartTower",
     "AttentionSublayer",
     "Block",
     "BlockTower",
     "Channels",
-    "ChannelsTower",
     "Counts",
     "FeedForwardSublayer",
     "Layer",
@@ -52,5 +53,6 @@ __all__ = [
     "rows",
     "searching",
     "summary",
+    "take_apart",
     "towers_of",
 ]

@@ -8,7 +8,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from .._state import evaluation_mode
+from .._state import evaluation_mode, hooked
 from ..errors import UnsupportedModelError
 from ..surgery import PrunableAttention
 from ._discover import FoundLayer, discover
@@ -120,7 +120,7 @@ class OpaqueTower(BlockTower):
         return self.encode(self._example())
 
     def examples(self, count: int) -> Tensor:
-        """Inputs that differ in all places: noise, or token ids of the vocabulary."""
+        """Inputs that differ: noise, or token ids of the vocabulary, of which some end with what is often padding."""
         example = self._example()
         shape = (count, *example.shape[1:])
         generator = torch.Generator().manual_seed(0)
@@ -128,7 +128,10 @@ class OpaqueTower(BlockTower):
             return torch.randn(shape, generator=generator).to(example)
         if self._vocabulary is None:
             self._vocabulary = vocabulary_of(self.root, self.run, example)
-        return torch.randint(min(1, self._vocabulary - 1), self._vocabulary, shape, generator=generator).to(example)
+        tokens = torch.randint(min(2, self._vocabulary - 1), self._vocabulary, shape, generator=generator)
+        for row, padding in zip(range(1, count), (0, 1), strict=False):
+            tokens[row, (shape[1] + 1) // 2 :] = padding
+        return tokens.to(example)
 
     def _blocks(self, layer: FoundLayer, call: _Call) -> Iterator[Block]:
         siblings = layer.siblings if call.residual and not self._fixed(layer.module) else None
@@ -161,13 +164,8 @@ class OpaqueTower(BlockTower):
             call.count += 1
             call.residual &= first_tensor((args, kwargs)).shape == first_tensor(output).shape
 
-        hooks = [module.register_forward_hook(called, with_kwargs=True) for module in modules]
-        try:
-            with torch.no_grad(), evaluation_mode(self.root):
-                output = self.run()
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with torch.no_grad(), evaluation_mode(self.root), hooked(modules, called):
+            output = self.run()
         self.check_output(output)
         return calls
 

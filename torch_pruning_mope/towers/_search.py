@@ -31,6 +31,11 @@ class Search:
         self._undo: list[Callable[[], None]] = []
         self.problems: dict[str, str] = {}
 
+    @property
+    def found(self) -> bool:
+        """Whether anything was found."""
+        return bool(self._undo)
+
     def run(self) -> None:
         """Finds, tries and notes the units; undoes all of it if something fails."""
         try:

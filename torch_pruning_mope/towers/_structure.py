@@ -160,6 +160,11 @@ def _reserved(model: nn.Module) -> int:
     return max(tables, default=-1) + 1
 
 
+def _holder(model: nn.Module, *names: str) -> nn.Module:
+    """The part of a model that holds an encoder, if it is where it usually is; the model."""
+    return next((part for name in names if isinstance(part := getattr(model, name, None), nn.Module)), model)
+
+
 def _towers(
     model: nn.Module,
     image: Callable[[Tensor], Any],
@@ -170,22 +175,24 @@ def _towers(
     more_parameters: MoreParameters = lambda: (),
 ) -> Towers:
     length = min(places, _USUAL_LENGTH)
+    image_root = _holder(model, "vision_model", "image_model", "image_encoder", "visual")
+    text_root = _holder(model, "text_model", "text_encoder", "text")
     return Towers(
         image=OpaqueTower(
-            model,
+            image_root,
             image,
             _Example(model, shape, None),
             more_parameters=more_parameters,
             check=partial(check_images, shape=shape),
-            within=True,
+            within=image_root is model,
         ),
         text=OpaqueTower(
-            model,
+            text_root,
             text,
             _Example(model, (length,), torch.long),
             fixed=holds_positions,
             check=partial(check_tokens, vocabulary=vocabulary, context=places),
-            within=True,
+            within=text_root is model,
         ),
         encode_image=image,
         encode_text=text,

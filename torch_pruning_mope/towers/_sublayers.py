@@ -9,7 +9,7 @@ Axes: ``N`` sequences, ``T`` tokens, ``D`` residual width, ``U`` channels of ``h
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -27,11 +27,17 @@ class Stream:
         x: Hidden states ``[N, T, D]``.
         mask: Additive attention mask broadcastable to ``[N, H, T, T]`` (or ``[T, T]``), or None.
         pooled: Which token of each sequence the readout uses, ``[N]``, or None if it uses several.
+        outs: Outputs of the sub-layers of the layer at hand that have run, where its own code puts them together.
+        context: Whatever else a tower needs to go on.
+        times: How many times the inputs are repeated.
     """
 
     x: Float[Tensor, "N T D"]
     mask: Tensor | None = None
     pooled: Int[Tensor, "N"] | None = None
+    outs: tuple[Float[Tensor, "N T D"], ...] = ()
+    context: Any = None
+    times: int = 1
 
     def with_x(self, x: Float[Tensor, "N T D"]) -> "Stream":
         """The same stream with other hidden states."""
@@ -41,7 +47,8 @@ class Stream:
         """Only the pooled token of each sequence, ``T = 1``; valid where no later sub-layer mixes tokens."""
         if self.pooled is None or self.x.shape[1] == 1:
             return self
-        return Stream(self._pooled_rows(self.x), None, torch.zeros_like(self.pooled))
+        outs = tuple(self.pooled_rows(out) for out in self.outs)
+        return replace(self, x=self.pooled_rows(self.x), mask=None, pooled=torch.zeros_like(self.pooled), outs=outs)
 
     def pooled_mask(self) -> Tensor | None:
         """The mask's rows for the pooled token as query, ``[N, 1 or H, 1, T]``."""
@@ -54,7 +61,8 @@ class Stream:
         index = self.pooled.view(-1, 1, 1, 1).expand(-1, self.mask.shape[1], 1, self.mask.shape[-1])
         return self.mask.expand(len(self.x), -1, -1, -1).gather(2, index)
 
-    def _pooled_rows(self, x: Tensor) -> Tensor:
+    def pooled_rows(self, x: Float[Tensor, "N T U"]) -> Float[Tensor, "N 1 U"]:
+        """What the pooled token of each sequence has in a tensor."""
         return x[torch.arange(len(x), device=x.device), self.pooled][:, None]
 
     def repeat(self, times: int) -> "Stream":
@@ -63,7 +71,9 @@ class Stream:
         if mask is not None and mask.ndim == 4 and mask.shape[0] > 1:
             mask = mask.repeat(times, 1, 1, 1)
         pooled = None if self.pooled is None else self.pooled.repeat(times)
-        return Stream(self.x.repeat(times, 1, 1), mask, pooled)
+        outs = tuple(out.repeat(times, *[1] * (out.ndim - 1)) for out in self.outs)
+        x = self.x.repeat(times, *[1] * (self.x.ndim - 1))
+        return replace(self, x=x, mask=mask, pooled=pooled, outs=outs, times=self.times * times)
 
 
 class Sublayer(Prunable):
@@ -82,12 +92,12 @@ class Sublayer(Prunable):
         """The input of ``output``; with ``pooled_only`` that of the pooled token alone, ``T = 1``."""
 
     @abstractmethod
-    def finish(self, x: Float[Tensor, "N T D"], out: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+    def finish(self, stream: Stream, out: Float[Tensor, "N T D"]) -> Stream:
         """The stream after this sub-layer, from the stream before it and ``out = output(hidden)``."""
 
     def __call__(self, stream: Stream) -> Stream:
         """The stream after the whole sub-layer."""
-        return stream.with_x(self.finish(stream.x, self.output(self.hidden(stream))))
+        return self.finish(stream, self.output(self.hidden(stream)))
 
 
 class AttentionSublayer(Sublayer):
@@ -122,10 +132,9 @@ class AttentionSublayer(Sublayer):
             return self.attention.heads(stream.with_x(keys).narrow().x, keys, keys, stream.pooled_mask())
         return self.attention.heads(keys, keys, keys, stream.mask)
 
-    def finish(self, x: Float[Tensor, "N T D"], out: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+    def finish(self, stream: Stream, out: Float[Tensor, "N T D"]) -> Stream:
         """Adds the scaled output."""
-        result: Tensor = x + self.scale(out)
-        return result
+        return stream.with_x(stream.x + self.scale(out))
 
 
 class FeedForwardSublayer(Sublayer):
@@ -159,7 +168,6 @@ class FeedForwardSublayer(Sublayer):
         neurons: Tensor = self.first(self.norm((stream.narrow() if pooled_only else stream).x))
         return neurons
 
-    def finish(self, x: Float[Tensor, "N T D"], out: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+    def finish(self, stream: Stream, out: Float[Tensor, "N T D"]) -> Stream:
         """Adds the scaled output."""
-        result: Tensor = x + self.scale(out)
-        return result
+        return stream.with_x(stream.x + self.scale(out))

@@ -93,6 +93,9 @@ class Tower(BlockTower):
     less.
     """
 
+    keeps_stream = True
+    """Whether the hidden states of a stream are the residual stream after every sub-layer, not just after every layer."""
+
     @abstractmethod
     def stem(self, inputs: Tensor) -> Stream:
         """What happens before the first block.

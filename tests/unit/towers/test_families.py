@@ -178,15 +178,18 @@ def test_engine_equals_plain_loop_equals_removal(family: str, tower: TowerName) 
         }
         assert found.keys() == set(range(len(units)))
         expected = [plain.embeddings(tower, inputs, [ablation]) for ablation in ablations]
-    blocks, removed = encoder.towers[tower].blocks, set[Any]()
+    blocks, gone = encoder.towers[tower].blocks, dict[Any, Any]()
     for place, unit in enumerate(units):
         assert not torch.allclose(expected[place], dense, rtol=1e-6), f"{unit} has no effect"
         assert_close(found[place], expected[place], 1e-5)
-        like = unit.layer if unit.kind == "block" else type(blocks[unit.layer].module)
-        if (unit.kind, like) not in removed:  # the others, by the same code
-            removed.add((unit.kind, like))
+        if unit.kind == "block":
             with torch.no_grad():
                 assert_close(expected[place], physically_without(encoder, unit).embed(tower, inputs), 1e-5)
+        else:  # one of each kind of each type of layer
+            gone.setdefault((unit.kind, type(blocks[unit.layer].module)), unit)
+    without = plain.embeddings(tower, inputs, [single_ablation(unit) for unit in gone.values()])
+    with torch.no_grad():
+        assert_close(without, physically_without(encoder, *gone.values()).embed(tower, inputs), 1e-5)
 
 
 @each_family
