@@ -24,7 +24,7 @@ def report(
     output: Annotated[Path | None, typer.Option(help="The file.", show_default="RUN/report.html")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Writes one self-contained HTML page of what was scored, removed, trained and measured; figures go into the run's folder."""
+    """Writes one self-contained HTML page of what was scored, removed, trained and measured; figures go into RUN."""
     from ..dual_encoder import DualEncoder
     from ..report import changed_examples, write_report
     from ._started import started
