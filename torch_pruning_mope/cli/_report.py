@@ -43,7 +43,8 @@ def report(
             parts, part = begun.chosen(loaded, Part.test)
             after = DualEncoder(begun.load_saved(begun.latest.name).model)
             shown, captions = parts.with_captions(part, pairs, seed)
-            found = changed_examples(DualEncoder(loaded.model), after, shown, count=examples, captions=captions)
+            texts = {"captions": captions, "tokenizer": loaded.tokenizer}
+            found = changed_examples(DualEncoder(loaded.model), after, shown, count=examples, **texts)
         page = write_report(run, output=target, examples=found, title=title)
     call.say(f"page in {page}")
     call.answer({"report": str(page)})
