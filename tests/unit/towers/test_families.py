@@ -192,7 +192,16 @@ def test_engine_equals_plain_loop_equals_removal(family: str, tower: TowerName) 
         assert_close(without, physically_without(encoder, *gone.values()).embed(tower, inputs), 1e-5)
 
 
-@each_family
+_REFITTED = {
+    "open_clip ViT", "open_clip ResNet", "CoCa, attentional pool", "EVA02-E", "MobileCLIP-S", "Swin", "mT5",
+    "transformers SigLIP",
+}  # fmt: skip
+"""One for each way to run a tower, and each type of output layer and of what stands before it."""
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=() if each in _REFITTED else pytest.mark.slow) for each in zoo.FAMILIES]
+)
 def test_scores_with_reconstruction_equal_removal_and_least_squares(family: str) -> None:
     """By both engines; one unit of each kind of layer is removed."""
     encoder = DualEncoder(zoo.build(family).double())
@@ -273,8 +282,16 @@ def _prepare_training(encoder: DualEncoder, pairs: Pairs) -> None:
             parameter.requires_grad_(False)
 
 
-@each_family
-@pytest.mark.parametrize("ratio", [0.3, 0.7])
+def _in_turn(*options: Any) -> Any:
+    """Each family with one of the options; with the others too among the slow tests."""
+    return [
+        pytest.param(family, option, marks=() if place % len(options) == turn else pytest.mark.slow)
+        for place, family in enumerate(zoo.FAMILIES)
+        for turn, option in enumerate(options)
+    ]
+
+
+@pytest.mark.parametrize(("family", "ratio"), _in_turn(0.3, 0.7))
 def test_everything_pruned_in_one_step(family: str, ratio: float) -> None:
     encoder, pairs = _wrapped(family)
     whole, dimensions = DualEncoder(copy.deepcopy(encoder.model)), _dimensions(encoder)
@@ -393,8 +410,7 @@ def _assert_prunes_by(family: str, name: str, *, global_pruning: bool) -> None:
         assert_finite(embeddings)
 
 
-@each_family
-@pytest.mark.parametrize("criterion", ["Taylor", "Hessian"])
+@pytest.mark.parametrize(("family", "criterion"), _in_turn("Taylor", "Hessian"))
 def test_torch_prunings_gradient_criteria(family: str, criterion: str) -> None:
     _assert_prunes_by(family, criterion, global_pruning=False)
 
