@@ -32,7 +32,6 @@ from torch_pruning_mope.scoring import (
     PrefixEngine,
     enumerate_units,
     greedy_path,
-    joint_path,
     nested_ablations,
     neuron_orders,
     single_ablation,
@@ -110,7 +109,7 @@ class Bench:
             if ("heads" if lazy else "full") not in parts:
                 continue
             meter, clock = self.meter(pairs, self.loss()), time.perf_counter()
-            orders[name] = [unit for unit, _ in greedy_path(meter, units, lazy=lazy)]
+            orders[name] = [unit for unit, _ in greedy_path(meter, dict.fromkeys(units, 1), lazy=lazy)]
             cost[name] = {"evaluations": meter.evaluations, "seconds": time.perf_counter() - clock}
         for name, order in orders.items():
             for ratio in HEAD_RATIOS:
@@ -151,7 +150,8 @@ class Bench:
 
     def joint_order(self, meter: Meter, units: Order) -> Order:
         """The joint path."""
-        return [unit for unit, _ in joint_path(meter, self.encoder, units, budget=int(max(BUDGETS) * self.size) + 1)]
+        sizes = {unit: freed_parameters(self.encoder, unit) for unit in units}
+        return [unit for unit, _ in greedy_path(meter, sizes, budget=int(max(BUDGETS) * self.size) + 1)]
 
     def merged(self, meter: Meter, units: Order) -> Order:
         """Each tower's greedy heads and each MLP's nested groups, measured apart; merged by isotonic loss per parameter."""
@@ -161,7 +161,7 @@ class Bench:
         ranked: list[tuple[float, Unit]] = []
         for (_, layer), members in families.items():
             if layer is None:
-                path = greedy_path(meter, members)
+                path = greedy_path(meter, dict.fromkeys(members, 1))
                 order, losses = [unit for unit, _ in path], [loss.value for _, loss in path]
             else:
                 nested = nested_ablations(members)

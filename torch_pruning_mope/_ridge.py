@@ -11,9 +11,10 @@ the minimum is the update of Optimal Brain Surgeon (Hassibi and Stork, 1993), ``
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -140,6 +141,35 @@ def inverse_without(inverse: Float[Tensor, "V V"], gone: Sequence[int]) -> Float
     smaller[rows] = 0
     smaller[:, rows] = 0
     return smaller
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """A layer from which channels have gone.
+
+    Attributes:
+        left: Rows of the weights that are left.
+        inverse: ``A⁻¹`` of what is left.
+        weights: Their weights.
+    """
+
+    left: Int[Tensor, " K"]
+    inverse: Float[Tensor, "K K"]
+    weights: Float[Tensor, "K D"]
+
+    def without(self, gone: Tensor) -> "Refitted":
+        """The layer without some more rows."""
+        mask = torch.isin(self.left, gone.to(self.left.device))
+        places = mask.nonzero()[:, 0].tolist()
+        inverse = inverse_without(self.inverse, places)[~mask][:, ~mask]
+        return Refitted(self.left[~mask], inverse, weights_without(self.inverse, self.weights, places)[~mask])
+
+    def weights_without(self, gone: Tensor, rows: int) -> Float[Tensor, "V D"]:
+        """The weights without some more rows, with zeros in all rows that have gone."""
+        whole = self.weights.new_zeros(rows, self.weights.shape[1])
+        places = torch.isin(self.left, gone.to(self.left.device)).nonzero()[:, 0].tolist()
+        whole[self.left] = weights_without(self.inverse, self.weights, places)
+        return whole
 
 
 def removal_cost(inverse: Float[Tensor, "V V"], weights: Float[Tensor, "V D"], gone: Sequence[int]) -> float:

@@ -1,6 +1,5 @@
 """The core of a dual encoder made prunable: towers, embeddings, counts, the dependency graph. Everything above uses it."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -26,14 +25,12 @@ from .surgery import (
 )
 from .towers import (
     BlockTower,
-    ChannelsTower,
     Counts,
     Layer,
     OpaqueTower,
     Prunable,
     Search,
     TowerName,
-    Towers,
     TwoEncoders,
     searching,
     summary,
@@ -121,8 +118,7 @@ class EncoderCore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Towers are made anew for the model that came along, so that a copy computes with its own weights."""
         vars(self).update(state)
-        with warnings.catch_warnings(action="ignore"):  # given when the model was wrapped
-            self._towers = self._with_fallbacks(towers_of(self.model))
+        self._towers = towers_of(self.model)
         self._take_apart()
 
     def _take_apart(self) -> None:
@@ -165,39 +161,22 @@ class EncoderCore:
         with searching(search):
             search.run()
             self.unprunable |= search.problems
-            self._towers = self._with_fallbacks(self._towers if not search.found else towers_of(self.model))
-            if not any(tower.blocks for tower in (self.image, self.text)):
+            if search.found:
+                self._towers = towers_of(self.model)
+            bare = [tower for tower in opaque if not tower.blocks]
+            for tower in bare:
+                name = next(name for name, module in self.model.named_modules() if module is tower.root)
+                self.unprunable[name] = "it has no layers of known types and none with channels of its own"
+            if len(bare) == 2:
                 raise UnsupportedModelError(
                     "a dual encoder must have layers of known types, or channels that can be cut, in one of its towers; found "
-                    f"neither in {type(self.model).__qualname__}. {self.unprunable or ''} Register its layers with "
+                    f"neither in {type(self.model).__qualname__}. {self.unprunable} Register its layers with "
                     "torch_pruning_mope.register_channels."
                 )
 
     def _searched_graph(self) -> tuple[tp.DependencyGraph, list[Any], list[nn.Module]]:
         graph, groups = self.checked_graph()
         return graph, groups, uncuttable(graph, groups)
-
-    def _with_fallbacks(self, towers: Towers) -> Towers:
-        """Towers in which no layers were found, replaced by what the dependency graph knows of them."""
-        bare = [tower for tower in (towers.image, towers.text) if isinstance(tower, OpaqueTower) and not tower.blocks]
-        if not bare:
-            return towers
-        self._towers = towers
-        _graph, groups, firm = self._searched_graph()
-
-        def known(tower: BlockTower) -> BlockTower:
-            if not isinstance(tower, OpaqueTower) or tower not in bare:
-                return tower
-            try:
-                return ChannelsTower(tower, groups, firm)
-            except UnsupportedModelError as error:
-                self.unprunable[self._name_of(tower.root)] = str(error)
-                return tower
-
-        return replace(towers, image=known(towers.image), text=known(towers.text))
-
-    def _name_of(self, wanted: nn.Module) -> str:
-        return next(str(name) for name, module in self.model.named_modules() if module is wanted)
 
     @property
     def image(self) -> BlockTower:

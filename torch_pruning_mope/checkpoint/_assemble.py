@@ -1,6 +1,7 @@
 """Putting a pruned model together: the base without weights, cut to what is left, and then the weights."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from reprlib import repr as short
 
 import torch
@@ -12,9 +13,8 @@ from ..errors import ModelLoadError
 from ..surgery import HeadProjection
 from . import _base
 from ._checkpoint import Checkpoint
-from ._files import WEIGHTS, check_digest, inside
-from ._limits import check_size, probe_of
-from ._meta import Buffers, build, wrap
+from ._files import WEIGHTS, check_digest
+from ._meta import Buffers, build, check_size, probe_of, wrap
 from ._shrink import Shapes, shrink
 from ._spec import Spec, counts, note, spec_of
 
@@ -23,7 +23,8 @@ Wrapper = Callable[[nn.Module], EncoderCore]
 
 def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None) -> EncoderCore:
     """The encoder that was saved."""
-    shapes = tensor_shapes(inside(checkpoint.folder, WEIGHTS))
+    weights = check_digest(checkpoint.folder, WEIGHTS, checkpoint.sha256)
+    shapes = tensor_shapes(weights)
     buffers: Buffers | None = None
     encoder: EncoderCore
     if model is None:
@@ -45,7 +46,7 @@ def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None =
     note(encoder, checkpoint.spec)
     if buffers is not None:
         buffers.put_back(encoder.model)
-    _fill(encoder, checkpoint)
+    _fill(encoder, checkpoint, weights)
     return encoder
 
 
@@ -75,10 +76,10 @@ def _set_heads(model: nn.Module, heads_left: Mapping[str, tuple[int, ...]]) -> N
         projection.heads = torch.tensor(heads, dtype=torch.long)
 
 
-def _fill(encoder: EncoderCore, checkpoint: Checkpoint) -> None:
+def _fill(encoder: EncoderCore, checkpoint: Checkpoint, weights: Path) -> None:
     """Mutates the encoder's model: gives it the checkpoint's weights."""
     model: nn.Module = encoder.model
-    state: dict[str, Tensor] = read_tensors(check_digest(checkpoint.folder, WEIGHTS, checkpoint.sha256))
+    state: dict[str, Tensor] = read_tensors(weights)
     # Kernels choose by alignment how they sum: weights that lie as torch lays them give the same bits as before.
     state = {name: tensor if tensor.data_ptr() % 64 == 0 else tensor.clone() for name, tensor in state.items()}
     try:

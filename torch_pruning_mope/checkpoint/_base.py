@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -16,15 +17,11 @@ from ._files import BASE
 
 @dataclass(frozen=True)
 class Base:
-    """A model without weights.
-
-    Attributes:
-        description: As JSON; its ``kind`` says who builds it: open_clip, transformers or (``given``) the user.
-        files: Files of its tokenizer and processor by name: their content, or the checkpoint that holds them.
-    """
+    """A model without weights, as JSON whose ``kind`` says who builds it: open_clip, transformers or (``given``) the user."""
 
     description: dict[str, Any]
     files: Mapping[str, bytes | Path] = field(default_factory=dict)
+    """Files of its tokenizer and processor by name: their content, or the checkpoint that holds them."""
 
     def read(self) -> dict[str, bytes]:
         """Content of the files by name."""
@@ -63,13 +60,7 @@ def describe(base: str | None, model: nn.Module, cache: str | None) -> Base:
 
 def _library(kind: str) -> Any:
     """The module that describes and builds models of a library; the libraries are slow to import."""
-    if kind == "open_clip":
-        from . import _open_clip
-
-        return _open_clip
-    from . import _transformers
-
-    return _transformers
+    return import_module(f"._{kind}", __package__)
 
 
 def check(description: Any) -> dict[str, Any]:

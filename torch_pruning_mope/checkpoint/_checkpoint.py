@@ -23,23 +23,17 @@ _FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose configuration has been read.
-
-    Attributes:
-        folder: Its folder.
-        base: The model before pruning.
-        spec: Layers, heads, neurons and channels that are left.
-        heads_left: Heads of the base that are left, by name of the value projection that records them.
-        buffers: Types of the buffers that are not among the weights and not float32, by name.
-        sha256: SHA-256 of the weights and of the base's files, by path in the folder.
-    """
+    """A checkpoint whose configuration has been read."""
 
     folder: Path
     base: Base
     spec: Spec
     heads_left: dict[str, tuple[int, ...]]
+    """Heads of the base that are left, by name of the value projection that records them."""
     buffers: dict[str, str]
+    """Types of the buffers that are not among the weights and not float32, by name."""
     sha256: dict[str, str]
+    """SHA-256 of the weights and of the base's files, by path in the folder."""
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -89,12 +83,8 @@ def _content(folder: Path) -> Mapping[str, Any]:
     version = content.get("format_version")
     if type(version) is not int or version != VERSION:
         raise ModelLoadError(
-            f"{CONFIG} must be of format version {VERSION}; found {short(version)}. "
-            + (
-                "Save it again: version 1 was never released."
-                if version == 1
-                else "Install another torch-pruning-mope."
-            )
+            f"{CONFIG} must be of format version {VERSION}; found {short(version)}. Save it again with this version, or "
+            "install the one that wrote it."
         )
     return read_object(content, CONFIG, *_FIELDS)
 

@@ -6,7 +6,7 @@ Not one of them: theirs deletes the old configuration before it saves, and does 
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from huggingface_hub import HfApi
@@ -29,10 +29,7 @@ class HubMixin(EncoderCore):
         base: str | Path | None = None,
         metrics: Mapping[str, float] | None = None,
         cache_dir: str | Path | None = None,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **push_options: Any,
-    ) -> str | None:
+    ) -> None:
         """Writes the pruned model as a checkpoint: ``config.json``, ``model.safetensors`` and ``README.md``, a model card.
 
         The checkpoint is complete: it holds the architecture of the original, its preprocessing and its tokenizer. It is
@@ -46,18 +43,8 @@ class HubMixin(EncoderCore):
                 checkpoint of a model of your own needs a fresh one to be loaded.
             metrics: Figures for the model card.
             cache_dir: Folder of the downloaded configuration and tokenizer of ``base``.
-            push_to_hub: Whether to upload it, too.
-            repo_id: Name of the repository; by default the folder's.
-            **push_options: Options of :meth:`push_to_hub`.
-
-        Returns:
-            The address of the commit, if it was uploaded.
         """
-        target = Path(folder).expanduser()
-        save(self, target, base=base, metrics=metrics, cache=_text(cache_dir))
-        if not push_to_hub:
-            return None
-        return self.push_to_hub(repo_id or target.name, base=base, metrics=metrics, cache_dir=cache_dir, **push_options)
+        save(self, Path(folder).expanduser(), base=base, metrics=metrics, cache=_text(cache_dir))
 
     @classmethod
     def from_pretrained(

@@ -1,12 +1,12 @@
 """Writing checkpoints."""
 
-import importlib.metadata
 import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .._io import open_regular, write_folder
@@ -24,8 +24,6 @@ from ._files import BASE, CARD, CONFIG, WEIGHTS, sha256_of
 from ._load import fetch
 from ._meta import build, wrap
 from ._spec import Spec, compose, counts, ranges, spec_of, spec_to_json
-
-_LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "torch-pruning", "safetensors")
 
 
 def save(
@@ -77,7 +75,7 @@ def _content(encoder: EncoderCore, origin: Base, spec: Spec, state: Mapping[str,
     return {
         "format": FORMAT,
         "format_version": VERSION,
-        "versions": _versions(),
+        "versions": {FORMAT: __version__, "torch": torch.__version__},
         "base": origin.description,
         "towers": spec_to_json(spec),
         "heads_left": {
@@ -91,16 +89,6 @@ def _content(encoder: EncoderCore, origin: Base, spec: Spec, state: Mapping[str,
             if name not in state and buffer.is_floating_point() and str(buffer.dtype) != "torch.float32"
         },
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {FORMAT: __version__}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # an optional one
-            continue
-    return found
 
 
 def _origin(encoder: EncoderCore, base: str | None, cache: str | None) -> tuple[Base, Spec]:

@@ -20,13 +20,7 @@ _RANGES = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)?")
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer that is left.
-
-    Attributes:
-        number: Its number in the base.
-        heads: Its heads.
-        neurons: Its neurons.
-    """
+    """One layer that is left, by its number in the base."""
 
     number: int
     heads: Kept
@@ -35,13 +29,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class TowerSpec:
-    """One tower.
-
-    Attributes:
-        of: Number of layers in the base.
-        layers: The layers that are left.
-        widths: Channels of its residual streams.
-    """
+    """One tower: the number of layers in the base, the layers that are left, and channels of the residual streams."""
 
     of: int
     layers: tuple[LayerSpec, ...]

@@ -15,7 +15,7 @@ from ._table import rows_table
 
 @dataclass(frozen=True)
 class _Compression:
-    """What goes, in how many stages, and what is measured in the end."""
+    """Kinds of units, stages and evaluation."""
 
     kind: Annotated[
         list[Kind] | None, scoring_option(help="Units that may go; may be repeated.", show_default="head, neurons")

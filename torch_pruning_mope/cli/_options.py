@@ -35,7 +35,7 @@ UniformOption = Annotated[bool, budget_option("--uniform", help="All layers of a
 
 @dataclass(frozen=True)
 class Scoring:
-    """How units are scored."""
+    """Metric and neuron groups."""
 
     metric: Annotated[
         str,
@@ -46,7 +46,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Budgets:
-    """What may be left."""
+    """Budgets, and rules for what is left."""
 
     parameters: ParametersOption = None
     multiply_adds: Annotated[str | None, budget_option(help="Multiply-adds left: '50%', '8G'.")] = None
@@ -69,7 +69,7 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Refit:
-    """How the weights that are left are refitted."""
+    """Settings of the reconstruction."""
 
     ridge: Annotated[
         float | None,
@@ -82,11 +82,13 @@ class Refit:
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained, whatever it is trained for."""
+    """Settings of every training."""
 
     steps: Annotated[int, training_option(help="Optimizer steps.", min=1)] = 1000
     batch_size: Annotated[int, training_option(help="Pairs of a step, over all ranks.", min=2)] = 256
-    learning_rate: Annotated[float, training_option(help="The highest learning rate.")] = 2e-5
+    learning_rate: Annotated[
+        float, training_option(help="The highest learning rate; small models take more than this.")
+    ] = 2e-5
     precision: Annotated[str, training_option(help="Mixed precision: no, bf16 or fp16.")] = "no"
     shard: Annotated[
         bool, training_option("--shard", help="Each rank holds a part of what is trained (FSDP2); under torchrun.")
@@ -98,7 +100,7 @@ class Training:
     workers: WorkersOption = 0
 
     def reading(self) -> dict[str, Any]:
-        """How pairs are read."""
+        """Arguments of ``Parts.batches``."""
         in_memory = self.in_memory or self.cache
         return {"batch_size": self.batch_size, "workers": self.workers, "memory": in_memory}
 

@@ -17,7 +17,7 @@ from ..runs import RunFolder
 from ._source import EMOJI, Part, Source
 
 SIZES = {"calibration": 1000, "train": 10_000, "test": 3000}
-"""How many emoji scenes, of which there is no end, a part has unless told."""
+"""Default number of emoji scenes in each part; there is no end of them."""
 
 
 class Parts:

@@ -15,7 +15,7 @@ RECONSTRUCTION = "reconstruction.json"
 
 @dataclass(frozen=True)
 class Reconstruction(Refit):
-    """How the weights that are left are refitted, and on which pairs."""
+    """Settings of the reconstruction, and its pairs."""
 
     part: Annotated[Part, typer.Option(help="Part of the run's pairs to refit on.")] = Part.calibration
     pairs: Annotated[

@@ -24,7 +24,7 @@ def report(
     output: Annotated[Path | None, typer.Option(help="The file.", show_default="RUN/report.html")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Writes one self-contained HTML page of what was scored, removed, trained and measured, with figures beside it."""
+    """Writes one self-contained HTML page of what was scored, removed, trained and measured; figures go into RUN."""
     from ..dual_encoder import DualEncoder
     from ..report import changed_examples, write_report
     from ._started import started
@@ -43,7 +43,8 @@ def report(
             parts, part = begun.chosen(loaded, Part.test)
             after = DualEncoder(begun.load_saved(begun.latest.name).model)
             shown, captions = parts.with_captions(part, pairs, seed)
-            found = changed_examples(DualEncoder(loaded.model), after, shown, count=examples, captions=captions)
+            texts = {"captions": captions, "tokenizer": loaded.tokenizer}
+            found = changed_examples(DualEncoder(loaded.model), after, shown, count=examples, **texts)
         page = write_report(run, output=target, examples=found, title=title)
     call.say(f"page in {page}")
     call.answer({"report": str(page)})

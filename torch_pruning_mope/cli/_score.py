@@ -15,7 +15,7 @@ Interaction = StrEnum("Interaction", ["single", "nested", "greedy", "joint"])
 
 @dataclass(frozen=True)
 class _Units:
-    """Which units are scored, and how."""
+    """Units to score, interaction and memory."""
 
     kind: Annotated[
         list[Kind] | None, scoring_option(help="Units to score; may be repeated.", show_default="head, neurons, block")

@@ -90,7 +90,7 @@ class Source:
         return load_model(self.model, device=self.device)
 
     def division(self) -> dict[str, Any]:
-        """Which pairs, in which parts: every option but the model's."""
+        """Options that decide which pairs there are, and in which part each is."""
         ignored = {"model", "data", "root", "device", "max_skipped", "allow_commands", "follow_links"}
         kept = {name: value for name, value in asdict(self).items() if name not in ignored}
         return kept | {"data": EMOJI if self.data == EMOJI else None}
@@ -111,7 +111,7 @@ class OtherData:
 
     @property
     def is_given(self) -> bool:
-        """Whether they are."""
+        """True if other pairs are given; raises if only options of their reader are."""
         if self.data is None and (self.root is not None or self.split is not None or self.encoding is not None):
             raise ValueError("--root, --split and --encoding go with --data; found one without it. Give --data too.")
         return self.data is not None

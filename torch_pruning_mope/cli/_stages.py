@@ -25,7 +25,7 @@ FinetuneStepsOption = Annotated[int, training_option(help="Steps that the dense 
 
 @dataclass(frozen=True)
 class _Stage:
-    """What is left."""
+    """Budgets of a stage, and its training pairs."""
 
     width: Annotated[
         str | None,

@@ -23,7 +23,7 @@ OPTIONS: dict[_Form, tuple[str, ...]] = {
     "JSON lines": ("root", "image_key", "caption_key", "follow_links"),
     "annotations": ("root", "split", "follow_links"),
     "folder": ("image_key", "caption_key", "encoding", "follow_links"),
-    "shards": ("caption_key", "shuffle", "resample", "samples", "by_rank", "allow_commands", "follow_links"),
+    "shards": ("caption_key", "shuffle", "samples", "allow_commands", "follow_links"),
 }
 
 
@@ -39,9 +39,7 @@ def open_pairs(
     separator: str | None = None,
     encoding: str | None = None,
     shuffle: int | None = None,
-    resample: bool | None = None,
     samples: int | None = None,
-    by_rank: bool | None = None,
     captions: Captions = "random",
     max_skipped: float = 0.1,
     seed: int = 0,
@@ -80,9 +78,7 @@ def open_pairs(
         separator: Of the columns; by default a tab if the header has one, else a comma.
         encoding: Of tables and text files; UTF-8 by default.
         shuffle: Of shards: see `ShardedPairs`.
-        resample: Of shards: see `ShardedPairs`.
         samples: Of shards: see `ShardedPairs`.
-        by_rank: Of shards: see `ShardedPairs`.
         captions: Caption of an item, `random` or `first`.
         max_skipped: Share of entries, images or shards that may be unusable.
         seed: Of all draws.
@@ -105,9 +101,7 @@ def open_pairs(
         "separator": separator,
         "encoding": encoding,
         "shuffle": shuffle,
-        "resample": resample,
         "samples": samples,
-        "by_rank": by_rank,
         "allow_commands": allow_commands or None,
         "follow_links": follow_links or None,
     }

@@ -44,9 +44,7 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         *,
         caption_key: str = "caption",
         shuffle: int = 0,
-        resample: bool = False,
         samples: int | None = None,
-        by_rank: bool = True,
         captions: Captions = "random",
         max_skipped: float = 0.1,
         seed: int = 0,
@@ -56,8 +54,6 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         check_captions(captions)
         if shuffle < 0:
             raise ValueError(f"shuffle must be the size of a buffer, at least 0; found {shuffle}. 1000 is usual.")
-        if samples is None and resample:
-            raise ValueError("samples must be a number with resample, which has no end; found None.")
         if samples is not None and samples < 1:
             raise ValueError(f"samples must be at least 1; found {samples}. Leave it out for one pass.")
         self.urls, problems = expand_shards(shards, allow_commands=allow_commands, follow_links=follow_links)
@@ -66,7 +62,7 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         super().__init__(name, max_skipped, seed, dropped, expected=(LONG, len(self.urls)))
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.caption_key, self.captions, self.allow_commands = caption_key, captions, allow_commands
-        self.shuffle, self.resample, self.samples, self.by_rank = shuffle, resample, samples, by_rank
+        self.shuffle, self.samples = shuffle, samples
         self._lines = has_caption_lines(self.urls[0])
         self._ranges: tuple[tuple[int, float, float], ...] = ()
 
@@ -74,8 +70,6 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         if not self._reports:
             self.skipped = Skipped()
         rank, world, worker, workers = webdataset().utils.pytorch_worker_info()
-        if not self.by_rank:
-            rank, world = 0, 1
         rng = random.Random(f"{self.seed} {self.epoch} {rank} {worker}")
         own = slice(rank + world * worker, None, world * workers)
         if self.samples is None:
@@ -118,19 +112,15 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
             if not found:
                 raise DataError(
                     f"{self.name} must have shards with samples for every worker of every rank; found {len(self.urls)} shards "
-                    f"for {own.step} workers ({self.skipped}). Use fewer workers, or resample=True."
+                    f"for {own.step} workers ({self.skipped}). Use fewer workers, or more shards."
                 )
 
     def _pass(self, rng: random.Random, number: object, own: slice) -> Iterator[Described]:
-        """Returns one pass over the shards of one worker, or as many draws of shards as there are."""
+        """Returns one pass over the shards of one worker."""
         urls = list(self.urls)
-        if self.resample:
-            urls = rng.choices(urls, k=len(urls))
-        else:
-            if self.shuffle:  # the same in all workers, which then take different ones
-                random.Random(f"{self.seed} {number}").shuffle(urls)
-            urls = urls[own]
-        samples = itertools.chain.from_iterable(map(self._shard, urls))
+        if self.shuffle:  # the same in all workers, which then take different ones
+            random.Random(f"{self.seed} {number}").shuffle(urls)
+        samples = itertools.chain.from_iterable(map(self._shard, urls[own]))
         if self.shuffle:
             samples = webdataset().shuffle(self.shuffle, initial=self.shuffle, rng=rng)(samples)
         return self._usable(samples)

@@ -13,6 +13,8 @@ LABELS = {"mope": "MoPE", "fisher": "Fisher", "taylor": "Taylor", "l1": "L1 magn
 
 
 def _mope(encoder: DualEncoder, pairs: Pairs, progress: bool) -> UnitImportance:
+    # Not ``reconstruct=True``: at the demo's ratios it takes a quarter more time for the same recall once reconstructed (84.6
+    # and 84.7), and before that recall is far lower (48 and 75). It pays for deeper cuts in stages: see ``compress``.
     return MoPEImportance(encoder, pairs, metric="contrastive_loss", progress=progress)
 
 

@@ -72,7 +72,7 @@ def watched(blocks: Blocks) -> Iterator[dict[str, dict[int, Tensor]]]:
 
 
 def has_idle(encoder: EncoderCore) -> bool:
-    """Tells whether a trained parameter has no part in the embeddings, as in CoCa's decoder, which DDP must know."""
+    """True if a trained parameter has no part in the embeddings, as in CoCa's decoder, which DDP must know."""
     trained = [
         parameter
         for name, parameter in encoder.model.named_parameters()

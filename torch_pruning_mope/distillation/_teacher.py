@@ -42,7 +42,7 @@ def check_teacher(teacher: Teacher | None, pairs: Batches, teacher_pairs: Pairs 
 def run_teacher(
     teacher: Teacher | None, batch: Batch, accelerator: Any, precision: TeacherPrecision | None, *, hidden: bool
 ) -> Encoded | None:
-    """Outputs of the teacher, if there is one, without a graph; in the student's precision unless told otherwise."""
+    """Outputs of the teacher, if there is one, without a graph; in the student's precision unless another is given."""
     if teacher is None:
         return None
     device = accelerator.device

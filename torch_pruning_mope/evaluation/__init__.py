@@ -1,7 +1,6 @@
 """Quality of a dual encoder, at retrieval and zero-shot classification, and its cost."""
 
 from ._cost import latency, multiply_adds, parameters
-from ._embedder import Embedder
 from ._evaluate import costs, evaluate, save_evaluation
 from ._models import ModelCheck, check_model, check_models, families_markdown, families_table, load_families
 from ._open_clip import OpenClipModel
@@ -9,7 +8,6 @@ from ._retrieval import RetrievalResult, evaluate_retrieval
 from ._zero_shot import ZeroShotResult, evaluate_zero_shot
 
 __all__ = [
-    "Embedder",
     "ModelCheck",
     "OpenClipModel",
     "RetrievalResult",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .._state import evaluation_mode
 from ..cost import count_multiply_adds, median_seconds
 from ..dual_encoder import DualEncoder
-from ._embedder import Embedder
+from ._open_clip import OpenClipModel
 
 
 def parameters(model: DualEncoder | nn.Module) -> int:
@@ -19,10 +19,10 @@ def parameters(model: DualEncoder | nn.Module) -> int:
 def multiply_adds(model: DualEncoder | nn.Module, inputs: tuple[Tensor, Tensor] | None = None) -> int:
     """Multiply-adds of every convolution and matrix product for one image and one caption of full length."""
     images, tokens = _inputs(model, inputs)
-    embedder = Embedder(model)
-    with evaluation_mode(embedder.model):
-        of_image = count_multiply_adds(lambda: embedder.raw("image", images))
-        return of_image + count_multiply_adds(lambda: embedder.raw("text", tokens))
+    encoders = OpenClipModel(model)
+    with evaluation_mode(encoders.model):
+        of_image = count_multiply_adds(lambda: encoders.encode("image", images))
+        return of_image + count_multiply_adds(lambda: encoders.encode("text", tokens))
 
 
 @torch.inference_mode()
@@ -36,17 +36,17 @@ def latency(
     """Median seconds for images and as many captions of full length, on the model's own device."""
     if batch_size < 1 or repeats < 1:
         raise ValueError(f"batch_size and repeats must be at least 1; found {batch_size} and {repeats}.")
-    embedder = Embedder(model)
+    encoders = OpenClipModel(model)
     images, tokens = (
-        found.to(embedder.device).expand(batch_size, *found.shape[1:]).contiguous() for found in _inputs(model, inputs)
+        found.to(encoders.device).expand(batch_size, *found.shape[1:]).contiguous() for found in _inputs(model, inputs)
     )
 
     def both() -> None:
-        embedder.raw("image", images)
-        embedder.raw("text", tokens)
+        encoders.encode("image", images)
+        encoders.encode("text", tokens)
 
-    with evaluation_mode(embedder.model):
-        return median_seconds(both, embedder.device, repeats=repeats)
+    with evaluation_mode(encoders.model):
+        return median_seconds(both, encoders.device, repeats=repeats)
 
 
 def _inputs(model: DualEncoder | nn.Module, inputs: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,19 @@
-"""Any dual encoder with open_clip's methods, for tools that are written against them."""
+"""Any dual encoder, wrapped, pruned, folded or as its library built it, with open_clip's methods."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .._state import evaluation_mode
 from ..dual_encoder import DualEncoder
 from ..encoder import TowerName
-from ._embedder import Embedder
+from ..errors import UnsupportedModelError
+from ..metrics import normalised
+from ..towers import is_known, towers_of
 
 
 class OpenClipModel(nn.Module):
@@ -19,17 +24,21 @@ class OpenClipModel(nn.Module):
 
     def __init__(self, model: DualEncoder | nn.Module) -> None:
         super().__init__()
-        embedder = Embedder(model)
-        self.model = embedder.model
-        self._embedder = embedder
+        self.model: nn.Module = model.model if isinstance(model, DualEncoder) else model
+        self._encode = _encoders(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.model.parameters()).device
 
     def encode_image(self, image: Float[Tensor, "N ..."], normalize: bool = False) -> Float[Tensor, "N J"]:
         """Returns image embeddings, of unit length if asked."""
-        return self._encode("image", image, normalize)
+        return self.encode("image", image, normalize)
 
     def encode_text(self, text: Int[Tensor, "N T"], normalize: bool = False) -> Float[Tensor, "N J"]:
         """Returns text embeddings, of unit length if asked."""
-        return self._encode("text", text, normalize)
+        return self.encode("text", text, normalize)
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Any]:
         """Computes normalised embeddings of the inputs given, and the scale of the logits, by open_clip's names."""
@@ -40,6 +49,33 @@ class OpenClipModel(nn.Module):
             "logit_scale": scale.exp() if isinstance(scale, Tensor) else 100.0,
         }
 
-    def _encode(self, tower: TowerName, inputs: Tensor, normalize: bool) -> Tensor:
-        found = self._embedder.raw(tower, inputs)
+    def encode(self, tower: TowerName, inputs: Tensor, normalize: bool = False) -> Float[Tensor, "N J"]:
+        """Computes embeddings in the mode that the caller has set."""
+        weight = next(self.model.parameters())
+        inputs = inputs.to(weight.device, weight.dtype if inputs.is_floating_point() else None)
+        found = self._encode[tower](inputs)
         return F.normalize(found, dim=-1) if normalize else found
+
+    @torch.inference_mode()
+    def embed(self, tower: TowerName, inputs: Tensor, batch_size: int) -> Float[Tensor, "N J"]:
+        """Computes normalised embeddings in evaluation mode, in float32 at least."""
+        with evaluation_mode(self.model):
+            return torch.cat([normalised(self.encode(tower, part), tower) for part in inputs.split(batch_size)])
+
+
+def _encoders(model: DualEncoder | nn.Module) -> dict[TowerName, Callable[[Tensor], Tensor]]:
+    if isinstance(model, DualEncoder):
+        return {
+            "image": lambda images: model.embed("image", images),
+            "text": lambda tokens: model.embed("text", tokens),
+        }
+    image, text = getattr(model, "encode_image", None), getattr(model, "encode_text", None)
+    if callable(image) and callable(text):
+        return {"image": image, "text": text}
+    if is_known(model):
+        towers = towers_of(model)
+        return {"image": towers.encode_image, "text": towers.encode_text}
+    raise UnsupportedModelError(
+        f"model must be a DualEncoder, have encode_image and encode_text, or be of a registered type; found "
+        f"{type(model).__qualname__}. Register its towers with mope.register_towers, or give it these methods."
+    )

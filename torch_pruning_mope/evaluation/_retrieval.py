@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..data import DescribedBatch, ImagePairs, Pairs, ShardedPairs, check_batch, described_batches
 from ..dual_encoder import DualEncoder
 from ..metrics import image_to_text_ranks, text_to_image_ranks
-from ._embedder import Embedder
+from ._open_clip import OpenClipModel
 
 PairsLike = Pairs | ImagePairs | ShardedPairs | Iterable[object]
 
@@ -21,16 +21,13 @@ class RetrievalResult:
 
     Attributes:
         recalls: ``i2t_r1``, ``t2i_r1`` and so on, in percent: queries whose right answer is among the first k. An image finds
-            its answer with any of its captions.
-        lost_to_ties: By the same names, the number of queries that miss only because a wrong answer is exactly as similar as
-            the right one. Such ties count against the model; other tools let some of them pass.
+            its answer with any of its captions. A tie counts against the model; other tools let some ties pass.
         images: Number of images.
         captions: Number of captions.
         skipped: Samples that could not be read, and entries without image or caption.
     """
 
     recalls: Mapping[str, float]
-    lost_to_ties: Mapping[str, int]
     images: int
     captions: int
     skipped: int = 0
@@ -40,7 +37,7 @@ class RetrievalResult:
         """Mean of all recalls, in percent; with R@1, R@5 and R@10, MoPE-CLIP's Recall Mean."""
         return sum(self.recalls.values()) / len(self.recalls)
 
-    def to_dict(self) -> dict[str, float | int | dict[str, int]]:
+    def to_dict(self) -> dict[str, float | int]:
         """Returns plain JSON, with the recalls beside the rest."""
         return {
             **self.recalls,
@@ -48,7 +45,6 @@ class RetrievalResult:
             "images": self.images,
             "captions": self.captions,
             "skipped": self.skipped,
-            "lost_to_ties": dict(self.lost_to_ties),
         }
 
 
@@ -87,7 +83,8 @@ def evaluate_retrieval(
         raise ValueError(f"batch_size must be at least 1; found {batch_size}.")
     if limit is not None and limit < 2:
         raise ValueError(f"limit must be at least two images, which retrieval needs; found {limit}.")
-    embed = Embedder(model)
+    encoders = OpenClipModel(model)
+    embed = encoders.embed
     if isinstance(pairs, Pairs):
         pairs = pairs if limit is None else pairs.first(limit)
         images, texts = embed("image", pairs.images, batch_size), embed("text", pairs.tokens, batch_size)
@@ -99,7 +96,7 @@ def evaluate_retrieval(
     counts = torch.tensor([count for _, _, each in parts for count in each], dtype=torch.long)
     if len(counts) < 2:
         raise ValueError(f"pairs must hold at least two images; found {len(counts)}. Pass a few hundred.")
-    index = torch.arange(len(counts)).repeat_interleave(counts).to(embed.device)
+    index = torch.arange(len(counts)).repeat_interleave(counts).to(encoders.device)
     return result_of(
         torch.cat([part[0] for part in parts]),
         torch.cat([part[1] for part in parts]),
@@ -119,14 +116,11 @@ def result_of(
 ) -> RetrievalResult:
     """Returns the recalls of normalised embeddings."""
     recalls: dict[str, float] = {}
-    lost: dict[str, int] = {}
     for way, ranks_of in (("i2t", image_to_text_ranks), ("t2i", text_to_image_ranks)):
         ranks = ranks_of(images[None], texts[None], image_index)[0]
-        best = ranks_of(images[None], texts[None], image_index, ties_help=True)[0]
         for k in ks:
             recalls[f"{way}_r{k}"] = 100 * int((ranks < k).sum()) / len(ranks)
-            lost[f"{way}_r{k}"] = int(((best < k) & (ranks >= k)).sum())
-    return RetrievalResult(recalls, lost, len(images), len(texts), skipped)
+    return RetrievalResult(recalls, len(images), len(texts), skipped)
 
 
 def read_batches(

@@ -14,7 +14,6 @@ from .._state import evaluation_mode
 from ..data import ImagePairs, ShardedPairs
 from ..dual_encoder import DualEncoder
 from ..metrics import class_ranks
-from ._embedder import Embedder
 from ._open_clip import OpenClipModel
 from ._retrieval import read_batches, skipped_of
 
@@ -92,16 +91,16 @@ def evaluate_zero_shot(
         raise ValueError(f"batch_size and limit must be at least 1; found {batch_size} and {limit}.")
     prompts = template_functions(templates)
     classes = _classifier(model, tokenizer, classnames, prompts, batch_size)
-    embed = Embedder(model)
+    encoders = OpenClipModel(model)
     ranks, labels = [], []
     for pictures, found in _labelled(images, limit, batch_size=batch_size, num_workers=num_workers, progress=progress):
-        label = found.to(embed.device).long()
+        label = found.to(encoders.device).long()
         if int(label.min()) < 0 or int(label.max()) >= len(classnames):
             raise ValueError(
                 f"labels must be 0 to {len(classnames) - 1}, a name each; found {int(label.min())} to {int(label.max())}. "
                 "Give as many classnames as there are classes."
             )
-        ranks.append(class_ranks(embed("image", pictures, batch_size)[None], classes[None], label)[0].cpu())
+        ranks.append(class_ranks(encoders.embed("image", pictures, batch_size)[None], classes[None], label)[0].cpu())
         labels.append(label.cpu())
     if not ranks:
         raise ValueError("images must hold at least one; found none.")
@@ -156,28 +155,22 @@ def _labelled(
     source: ImagePairs | ShardedPairs | Iterable[object], limit: int | None, **reading: Any
 ) -> Iterator[tuple[Tensor, Int[Tensor, "B"]]]:
     """Yields images and labels, up to a number of images."""
-    if isinstance(source, ImagePairs | ShardedPairs):
-        for batch in read_batches(source, limit, **reading):
-            if batch.tokens.shape[1] != 1:
-                raise TypeError(
-                    "images must be a dataset of open_labelled, or batches (images, labels); found captions. Use open_labelled."
-                )
-            yield batch.images, batch.tokens[:, 0]
-        return
-    left = limit
-    for item in source:
-        if not (isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(part, Tensor) for part in item)):
-            raise TypeError(f"images must yield batches (images, labels) of tensors; found {type(item).__name__}.")
-        images, labels = item
-        if labels.shape != (len(images),):
-            raise ValueError(
-                f"images must yield one label per image; found {list(labels.shape)} for {len(images)} images."
+    if not isinstance(source, ImagePairs | ShardedPairs):
+        source = map(_as_pairs, source)
+    for batch in read_batches(source, limit, **reading):
+        if batch.tokens.shape[1] != 1:
+            raise TypeError(
+                "images must be a dataset of open_labelled, or batches (images, labels); found captions. Use open_labelled."
             )
-        yield images[:left], labels[:left]
-        if left is not None:
-            left -= len(images)
-            if left <= 0:
-                return
+        yield batch.images, batch.tokens[:, 0]
+
+
+def _as_pairs(batch: object) -> object:
+    """Makes images with a label each pairs whose tokens are the labels."""
+    match batch:
+        case (Tensor() as images, Tensor() as labels) if labels.ndim == 1:
+            return images, labels[:, None]
+    return batch
 
 
 def _result(

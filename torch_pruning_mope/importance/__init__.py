@@ -2,7 +2,7 @@
 
 Both score heads and FFN neurons over *all* layers at once and return numbers that are strictly ordered, with the best units
 of each layer above all others, so that Torch-Pruning removes exactly the count it is asked for: it cuts all ties of a
-threshold together, and silently spares a layer whose units all fall under it (trap X).
+threshold together, and silently spares a layer whose units all fall under it.
 """
 
 from ._mope import MoPEImportance

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from .._fingerprint import fingerprint
 from ..encoder import EncoderCore
-from ..errors import NonFiniteError, WrongModelError
+from ..errors import MissingGradientsError, NonFiniteError, WrongModelError
 from ..pruning import round_to_of
 from ..towers import Prunable
-from ._stock import call_criterion
 
 Key = tuple[str, str, int]
 """``head`` or ``neurons``, tower, layer."""
+GRADIENT_CRITERIA = (tp.importance.GroupTaylorImportance, tp.importance.GroupHessianImportance)
 
 
 class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
@@ -160,3 +160,17 @@ def _content(model: nn.Module) -> str:
             digest.update(name.encode())
             digest.update(parameter.grad.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def call_criterion(criterion: Any, group: Any) -> Tensor | None:
+    """Calls a Torch-Pruning criterion, which reads ``.grad`` without looking."""
+    if isinstance(criterion, GRADIENT_CRITERIA) and not getattr(criterion, "_accu_grad", None):
+        layers = [dep.target.module for dep, _ in group if isinstance(dep.target.module, nn.Linear | nn.Conv2d)]
+        if any(parameter.grad is None for layer in layers for parameter in layer.parameters()):
+            squared = isinstance(criterion, tp.importance.GroupHessianImportance)
+            raise MissingGradientsError(
+                f"{type(criterion).__name__} needs gradients in .grad; found None. Call encoder.accumulate_gradients(pairs"
+                f"{', squared=True' if squared else ''}) before pruner.step()."
+            )
+    result: Tensor | None = criterion(group)
+    return result

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..encoder import EncoderCore
 from ..surgery import removal_group
-from ._stock import GRADIENT_CRITERIA, call_criterion
-from ._unit import Key, UnitImportance, unit_sublayers
+from ._unit import GRADIENT_CRITERIA, Key, UnitImportance, call_criterion, unit_sublayers
 
 
 class WeightedImportance(UnitImportance):

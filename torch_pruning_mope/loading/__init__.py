@@ -1,11 +1,9 @@
 """Models by name: one grammar of names, one loader per library."""
 
 from ._exported import ExportedEncoder
-from ._failures import failure, holds
 from ._load import load_named
-from ._loaded import LoadedModel
+from ._loaded import LoadedModel, emoji_image
 from ._names import FORMS, OPEN_CLIP_CONFIG, ModelName, parse_name
-from ._tiny import emoji_image
 
 __all__ = [
     "FORMS",
@@ -14,8 +12,6 @@ __all__ = [
     "LoadedModel",
     "ModelName",
     "emoji_image",
-    "failure",
-    "holds",
     "load_named",
     "parse_name",
 ]

@@ -6,10 +6,9 @@ import torch
 
 from ..errors import ModelLoadError, MopeError
 from ._exported import load_exported_folder
-from ._failures import NETWORK, failure, holds
-from ._loaded import LoadedModel
-from ._names import OPEN_CLIP_CONFIG, ModelName, folder_form
-from ._tiny import load_tiny
+from ._failures import NETWORK, failure
+from ._loaded import LoadedModel, load_tiny
+from ._names import ModelName, folder_form
 from ._transformers import load_transformers
 
 
@@ -39,8 +38,8 @@ def _load(name: ModelName, cache: str | None) -> LoadedModel:
     if form == "architecture":
         return _open_clip.load_architecture(name, cache)
     if form == "hf-hub":
-        return _open_clip.load_hub(name, cache)
-    return _open_clip.load_folder(name, _incomplete(name.source))
+        return _open_clip.load_parts(name, cache, f"{NETWORK}; write hf:{name.source} if it is in transformers' form")
+    return _open_clip.load_parts(name, None, _incomplete(name.source))
 
 
 def _transformers(name: ModelName, cache: str | None) -> LoadedModel:
@@ -50,12 +49,8 @@ def _transformers(name: ModelName, cache: str | None) -> LoadedModel:
     except MopeError:
         raise
     except Exception as error:
-        if folder is None:
-            other = f"hf-hub:{source}" if holds(source, OPEN_CLIP_CONFIG, cache, error) else None
-        else:
-            other = f"local-dir:{source}" if (folder / OPEN_CLIP_CONFIG).is_file() else None
-        mend = NETWORK if folder is None else _incomplete(source)
-        raise failure(name.text, error, f"it is in open_clip's form: write {other}" if other else mend) from error
+        hub = f"{NETWORK}; write hf-hub:{source} if it is in open_clip's form"
+        raise failure(name.text, error, hub if folder is None else _incomplete(source)) from error
 
 
 def _incomplete(folder: str) -> str:

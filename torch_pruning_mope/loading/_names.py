@@ -18,20 +18,15 @@ _PREFIXES: dict[str, Form] = {"hf": "hf", "hf-hub": "hf-hub", "local-dir": "loca
 
 @dataclass(frozen=True)
 class ModelName:
-    """A model name, parsed.
-
-    Attributes:
-        text: The name as it was written.
-        form: Its form. ``architecture`` is one of open_clip's, with or without weights; ``mope`` and ``folder`` may be a
-            checkpoint of this package.
-        source: Architecture, repository or folder.
-        weights: For an architecture: the tag or file after ``@``; None without one.
-    """
+    """A model name, parsed; ``mope`` and ``folder`` may be a checkpoint of this package."""
 
     text: str
+    """The name as it was written."""
     form: Form
     source: str
+    """Architecture, repository or folder."""
     weights: str | None = None
+    """Of an architecture: the tag or file after ``@``; None without one."""
 
     @property
     def folder(self) -> Path | None:
@@ -89,14 +84,9 @@ def folder_form(name: str, folder: Path) -> Literal["exported", "local-dir", "hf
 
 def wrong_weights(architecture: str, weights: str, tags: list[str]) -> str:
     """The message for ``ARCH@weights`` where that is neither a tag nor a file, with the likeliest correction."""
-    import open_clip
-
+    mend = f"its tags are {', '.join(tags)}" if tags else "it has no tags: pass a file"
     if similar := _similar(weights, tags):
         mend = f"did you mean {_either(f'{architecture}@{tag}' for tag in similar)}?"
-    elif elsewhere := open_clip.list_pretrained_models_by_tag(weights):
-        mend = f"write {_either(f'{other}@{weights}' for other in elsewhere)}"
-    else:
-        mend = f"its tags are {', '.join(tags)}" if tags else "it has no tags: pass a file"
     return f"name: after {architecture}@ must come one of its pretrained tags or a file of weights, found {weights!r}; {mend}"
 
 
@@ -104,30 +94,23 @@ def _unknown(name: str, architecture: str, weights: str) -> str:
     """The message for a name of no known form, with the likeliest correction."""
     import open_clip
 
-    path = Path(name).expanduser()
-    tagged = open_clip.list_pretrained_models_by_tag(weights)
-    similar = _similar(architecture, tagged or [*open_clip.list_models(), "tiny"])
-    found = repr(name)
-    if name and path.is_file():
+    found, mend = repr(name), "open_clip.list_models() lists the architectures"
+    if name and Path(name).expanduser().is_file():
         found = f"the file {name!r}, which does not say its architecture"
         mend = f"write ARCH@{name} with the architecture whose weights it holds, one of open_clip.list_models()"
-    elif path.is_absolute() or name.startswith((".", "~")):
+    elif name.startswith(("/", ".", "~")):
         mend = "nothing is there, so correct the path"
-    elif similar:
+    elif similar := _similar(architecture, [*open_clip.list_models(), "tiny"]):
         mend = f"did you mean {_either(f'{word}@{weights}' if weights else word for word in similar)}?"
     elif name.count("/") == 1:
         mend = f"write hf:{name} for a repository in transformers' form, hf-hub:{name} for one in open_clip's"
-    else:
-        mend = "open_clip.list_models() lists the architectures"
     return f"name: must be {FORMS}, found {found}; {mend}"
 
 
 def _similar(word: str, known: Iterable[str]) -> list[str]:
-    """Up to three words that are spelt alike, or else contain the word; in any case of letters."""
+    """Up to three words that are spelt alike, in any case of letters."""
     spelt = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(word.lower(), spelt)
-    containing = [candidate for candidate in spelt if len(word) > 2 and word.lower() in candidate]
-    return [spelt[found] for found in close or containing[:3]]
+    return [spelt[found] for found in difflib.get_close_matches(word.lower(), spelt)]
 
 
 def _either(words: Iterable[str]) -> str:

@@ -19,10 +19,10 @@ from torch import nn
 
 from .._io import read_json
 from ..errors import ModelLoadError, MopeError
-from ._failures import NETWORK, failure, holds
+from ._failures import NETWORK, failure
 from ._limits import check_limits
 from ._loaded import LoadedModel
-from ._names import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, ModelName, wrong_weights
+from ._names import OPEN_CLIP_CONFIG, ModelName, wrong_weights
 from ._transformers import check_words, read_config
 
 PREPROCESSING = {
@@ -48,10 +48,10 @@ def load_architecture(name: ModelName, cache: str | None) -> LoadedModel:
             f"trained ones. Tags: {', '.join(tags) or 'none'}",
             stacklevel=4,
         )
-        return _load(name, cache, NETWORK, random=True, **(_preprocessing(architecture) or {}))
+        return load_parts(name, cache, NETWORK, random=True, **(_preprocessing(architecture) or {}))
     if open_clip.is_pretrained_cfg(architecture, weights):
         quick = bool(open_clip.get_pretrained_cfg(architecture, weights).get("quick_gelu"))
-        return _load(name, cache, NETWORK, pretrained=weights, force_quick_gelu=quick)
+        return load_parts(name, cache, NETWORK, pretrained=weights, force_quick_gelu=quick)
     file = Path(weights).expanduser()
     if not weights or not file.is_file():
         raise ModelLoadError(wrong_weights(architecture, weights, tags))
@@ -63,28 +63,29 @@ def load_architecture(name: ModelName, cache: str | None) -> LoadedModel:
             stacklevel=4,
         )
     mend = f"pass weights of {architecture}, saved as a state dict, best with safetensors"
-    return _load(name, cache, mend, pretrained=str(file), **(preprocessing or {}))
+    return load_parts(name, cache, mend, pretrained=str(file), **(preprocessing or {}))
 
 
-def load_folder(name: ModelName, mend: str) -> LoadedModel:
-    """Loads a folder in open_clip's form; ``mend`` ends the message of an error."""
-    return _load(name, None, mend)
-
-
-def load_hub(name: ModelName, cache: str | None) -> LoadedModel:
-    """Loads a repository of the Hub in open_clip's form."""
-    repository = name.source
+def load_parts(name: ModelName, cache: str | None, mend: str, *, random: bool = False, **options: Any) -> LoadedModel:
+    """Loads the parts; every error of the library becomes one that ends with ``mend``."""
+    identifier = _identifier(name)
     try:
-        return _load(name, cache, NETWORK)
-    except ModelLoadError as error:
-        if holds(repository, OPEN_CLIP_CONFIG, cache, error) or not holds(
-            repository, TRANSFORMERS_CONFIG, cache, error
-        ):
-            raise
-        raise ModelLoadError(
-            f"name: hf-hub: must be followed by a repository in open_clip's form, found {repository} in the form of "
-            f"transformers; write hf:{repository}"
-        ) from error
+        config = read_architecture(name, cache)
+        with _towers(config, None, cache) as towers:
+            if random:
+                model, _, preprocess = open_clip.create_model_and_transforms(
+                    identifier, cache_dir=cache, **options, **towers
+                )
+            else:  # raises where no weights are found; the other goes on with random ones
+                model, preprocess = open_clip.create_model_from_pretrained(
+                    identifier, cache_dir=cache, **options, **towers
+                )
+        tokenizer = read_open_clip_tokenizer(name, config, cache)
+    except MopeError:
+        raise
+    except Exception as error:
+        raise failure(name.text, error, mend) from error
+    return LoadedModel(model, preprocess, tokenizer)
 
 
 def read_architecture(name: ModelName, cache: str | None) -> dict[str, Any]:
@@ -185,25 +186,3 @@ def _identifier(name: ModelName) -> str:
     if name.form == "architecture":
         return name.source
     return f"hf-hub:{name.source}" if name.form == "hf-hub" else f"local-dir:{Path(name.source).expanduser()}"
-
-
-def _load(name: ModelName, cache: str | None, mend: str, *, random: bool = False, **options: Any) -> LoadedModel:
-    """Loads the parts; every error of the library becomes one that ends with ``mend``."""
-    identifier = _identifier(name)
-    try:
-        config = read_architecture(name, cache)
-        with _towers(config, None, cache) as towers:
-            if random:
-                model, _, preprocess = open_clip.create_model_and_transforms(
-                    identifier, cache_dir=cache, **options, **towers
-                )
-            else:  # raises where no weights are found; the other goes on with random ones
-                model, preprocess = open_clip.create_model_from_pretrained(
-                    identifier, cache_dir=cache, **options, **towers
-                )
-        tokenizer = read_open_clip_tokenizer(name, config, cache)
-    except MopeError:
-        raise
-    except Exception as error:
-        raise failure(name.text, error, mend) from error
-    return LoadedModel(model, preprocess, tokenizer)

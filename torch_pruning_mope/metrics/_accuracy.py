@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ._metric import PerImageMetric, tiles
+from ._metric import Metric, tiles
 
 
 def class_ranks(
@@ -27,7 +27,7 @@ def class_ranks(
     return torch.cat(ranks, dim=-1)
 
 
-class ZeroShotAccuracy(PerImageMetric):
+class ZeroShotAccuracy(Metric):
     """Zero-shot accuracy as the metric Z, a share in [0, 1] (MoPE-CLIP, arXiv 2403.07839, for classification).
 
     The captions of the pairs are prompts of the class of their image, such as "a photo of a dog". A class is the normalised

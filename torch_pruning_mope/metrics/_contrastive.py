@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ._metric import PerImageMetric
+from ._metric import Metric
 
 
 def contrastive_losses(
@@ -27,7 +27,7 @@ def contrastive_losses(
     return per_image * (images.shape[1] / texts.shape[1])
 
 
-class ContrastiveLoss(PerImageMetric):
+class ContrastiveLoss(Metric):
     """Minus the symmetric contrastive loss over all pairs, so that higher is better."""
 
     name = "contrastive_loss"

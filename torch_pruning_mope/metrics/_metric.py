@@ -33,7 +33,7 @@ class Metric(ABC):
     def per_image(
         self, images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
     ) -> Float[Tensor, "K I"] | None:
-        """Each image's share of the metric: the metric is the mean over images. None if it has no such shares.
+        """Each image's share of the metric: the metric is the mean over images. None if it has none; then override ``values``.
 
         Args:
             images: Image embeddings of each ablation, normalised; 1 instead of ``K`` if they are common to all.
@@ -41,11 +41,12 @@ class Metric(ABC):
             image_index: The image that each caption describes.
         """
 
-    @abstractmethod
     def values(
         self, images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
     ) -> list[float]:
-        """The metric of each ablation; arguments as in :meth:`per_image`."""
+        """The metric of each ablation; arguments as in :meth:`per_image`, whose means these are by default."""
+        shares = self.per_image(images, texts, image_index)
+        return [] if shares is None else [float(value) for value in shares.double().mean(-1)]
 
     def __call__(
         self,
@@ -76,17 +77,6 @@ class Metric(ABC):
             image_index = torch.arange(len(text_embeddings), device=text_embeddings.device)
         images, texts = normalised(image_embeddings, "image"), normalised(text_embeddings, "text")
         return self.values(images[None], texts[None], image_index)[0]
-
-
-class PerImageMetric(Metric):
-    """A metric that is a mean over images."""
-
-    def values(
-        self, images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
-    ) -> list[float]:
-        """The means of :meth:`per_image`."""
-        shares = self.per_image(images, texts, image_index)
-        return [] if shares is None else [float(value) for value in shares.double().mean(-1)]
 
 
 class FunctionMetric(Metric):

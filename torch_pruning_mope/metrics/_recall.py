@@ -10,15 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ._metric import PerImageMetric, tiles
+from ._metric import Metric, tiles
 
 
 def image_to_text_ranks(
-    images: Float[Tensor, "#K I J"],
-    texts: Float[Tensor, "#K N J"],
-    image_index: Int[Tensor, "N"],
-    *,
-    ties_help: bool = False,
+    images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
 ) -> Int[Tensor, "K I"]:
     """For each image, the number of wrong captions that come no later than its best caption; 0 is best."""
     ranks = []
@@ -26,28 +22,23 @@ def image_to_text_ranks(
         similarity = images[:, rows] @ texts.mT
         right = image_index[None, :] == torch.arange(rows.start, rows.stop, device=image_index.device)[:, None]
         best = similarity.masked_fill(~right, -torch.inf).amax(-1, keepdim=True)
-        before = similarity > best if ties_help else similarity >= best
-        ranks.append((before & ~right).sum(-1))
+        ranks.append(((similarity >= best) & ~right).sum(-1))
     return torch.cat(ranks, dim=-1)
 
 
 def text_to_image_ranks(
-    images: Float[Tensor, "#K I J"],
-    texts: Float[Tensor, "#K N J"],
-    image_index: Int[Tensor, "N"],
-    *,
-    ties_help: bool = False,
+    images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
 ) -> Int[Tensor, "K N"]:
     """For each caption, the number of wrong images that come no later than its own; see :func:`image_to_text_ranks`."""
     ranks = []
     for rows in tiles(texts.shape[1], images.shape[1], max(len(images), len(texts))):
         similarity = texts[:, rows] @ images.mT
         own = similarity.gather(-1, image_index[rows].view(1, -1, 1).expand(len(similarity), -1, 1))
-        ranks.append((similarity > own).sum(-1) if ties_help else (similarity >= own).sum(-1) - 1)
+        ranks.append((similarity >= own).sum(-1) - 1)
     return torch.cat(ranks, dim=-1)
 
 
-class Recall(PerImageMetric):
+class Recall(Metric):
     """Retrieval recall, averaged over cut-offs and directions, as a share in [0, 1].
 
     ``Recall()`` is Recall Mean, the metric Z of MoPE-CLIP (arXiv 2403.07839): R@1, R@5 and R@10 of both directions.

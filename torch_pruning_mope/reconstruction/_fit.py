@@ -1,6 +1,7 @@
 """Least squares of one group of layers, from sums over all tokens, checked on held-out ones."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,9 +60,17 @@ class Sums:
         errors = self.held_out.errors(change)
         return float((errors if self._scale is None else errors * self._scale.square()).sum())
 
-    def relative(self, error: float) -> float:
+    def _relative(self, error: float) -> float:
         """The error relative to the target."""
         return float((error / self.energy).sqrt()) if self.energy > 0 else 0.0
+
+    def decide(self, change: Float[Tensor, "V D"], dtype: torch.dtype, **where: Any) -> LayerReport:
+        """The report of a change of the weights, which is made if the held-out error becomes smaller."""
+        before, after = self.error(), self.error(change)
+        noise = 100 * torch.finfo(dtype).eps ** 2 * float(self.energy)
+        better = after < before and before > noise
+        after = after if better else before
+        return LayerReport(before=self._relative(before), after=self._relative(after), refitted=better, **where)
 
     def check(self, name: str) -> None:
         """Raises where something is NaN or infinite."""
@@ -87,21 +96,17 @@ def fit_group(group: Sequence[Refit], tracks: Tracks, ranks: Ranks, ridge: float
 def _decide(refit: Refit, sums: Sums, ridge: float | None) -> LayerReport:
     """Mutates the layer if that makes the held-out error smaller."""
     sums.check(refit.name)
-    layer, before = refit.layer, sums.error()
+    layer = refit.layer
     weights = stacked(layer)
     change, ridge = sums.solve(ridge, bias=layer.bias is not None)
     refitted = (weights + change.to(weights.device)).to(layer.weight.dtype).double()  # as it is stored
-    after = sums.error((refitted - weights).to(sums.energy.device))
-    noise = 100 * torch.finfo(layer.weight.dtype).eps ** 2 * float(sums.energy)
-    better = after < before and before > noise
-    if better:
-        unstack(layer, refitted)
-    return LayerReport(
-        tower=refit.tower, layer=refit.block, part=refit.part,
-        target="own output" if refit.site is None else "stream",
-        before=sums.relative(before), after=sums.relative(after if better else before), refitted=better,
-        ridge=ridge,
+    report = sums.decide(
+        (refitted - weights).to(sums.energy.device), layer.weight.dtype, tower=refit.tower, layer=refit.block,
+        part=refit.part, target="own output" if refit.site is None else "stream", ridge=ridge,
     )  # fmt: skip
+    if report.refitted:
+        unstack(layer, refitted)
+    return report
 
 
 def _scale(refit: Refit) -> Tensor | None:

@@ -52,19 +52,13 @@ def fit_projection(steps: Steps, tracks: Tracks, fold: Fold, ranks: Ranks, ridge
         sums.add(student, dense, student, None, track.chunk)
     ranks.add_up(sums.tensors)
     sums.check(f"the {steps.tower} embeddings")
-    before = sums.error()
     change, ridge = sums.solve(ridge, bias=fold.bias is not None)
-    after = sums.error(change)
-    noise = 100 * torch.finfo(fold.weight.dtype).eps ** 2 * float(sums.energy)
-    better = after < before and before > noise
-    if better:
+    where = {"tower": steps.tower, "layer": None, "part": "projection", "target": "embedding"}
+    report = sums.decide(change, fold.weight.dtype, ridge=ridge, **where)
+    if report.refitted:
         change[:size] += torch.eye(size, dtype=change.dtype, device=change.device)
         fold.apply(change)
-    return LayerReport(
-        tower=steps.tower, layer=None, part="projection", target="embedding",
-        before=sums.relative(before), after=sums.relative(after if better else before), refitted=better,
-        ridge=ridge,
-    )  # fmt: skip
+    return report
 
 
 def find_fold(steps: Steps, inputs: Tensor) -> Fold | None:

@@ -15,7 +15,7 @@ from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..scoring import Ranks
-from ..scoring._memory import resolve_memory
+from ..scoring._memory import resolve_memory, tokens_at_once
 from ._fit import fit_group
 from ._layers import Refit, check_models, groups_of
 from ._projection import find_fold, fit_projection
@@ -25,10 +25,6 @@ from ._site import find_site
 from ._source import Chunk, PairsLike, Source
 from ._steps import Steps, steps_of, stream_of
 from ._track import Track, Tracks
-
-_TOKENS = {"cpu": 1536}
-_TOKENS_ELSEWHERE = 32_768
-"""Tokens run at once by default: on a CPU as many as stay in its cache, elsewhere enough to fill the device."""
 
 
 def reconstruct(
@@ -193,7 +189,7 @@ def _batch_size(steps: Steps, example: Tensor) -> int:
     state = steps.run(0, steps.start(example)) if steps.readout else steps.start(example)
     stream = stream_of(state) if steps.readout else example.new_empty(1, 1, 1)
     tokens = max(1, stream.shape[1] if stream.ndim == 3 else stream.shape[2:].numel())
-    return max(1, _TOKENS.get(steps.encoder.device.type, _TOKENS_ELSEWHERE) // tokens)
+    return max(1, tokens_at_once(steps.encoder.device) // tokens)
 
 
 @contextmanager

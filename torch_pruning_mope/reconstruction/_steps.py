@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..encoder import EncoderCore, TowerName
+from ..scoring._replay import Replay
 from ..towers import Block, OpaqueTower, Prunable, Stream, Sublayer, Tower, first_tensor
 from ..towers._resume import resume, shape_alone
 
@@ -77,14 +78,6 @@ class StreamSteps(Steps):
         out = part.output(part.hidden(state, pooled_only=pooled_only))
         base = state.narrow() if pooled_only else state
         return part.finish(base, out)
-
-
-@dataclass(frozen=True)
-class Replay:
-    """The state of a tower between two layers: its inputs, and what the layers before put out, most in shape alone."""
-
-    inputs: Tensor
-    before: tuple[Any, ...] = ()
 
 
 class HookSteps(Steps):

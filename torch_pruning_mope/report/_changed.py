@@ -15,6 +15,9 @@ from ..scoring import PlainEngine
 from ._examples import DIRECTIONS, OUTCOMES, Candidate, ChangedExamples, Direction, Example, Outcome
 from ._pictures import picture_levels, thumbnail
 
+_THUMBNAIL = 112
+"""Pixels on a side of the pictures."""
+
 
 class Answers(NamedTuple):
     """One model's answers to all queries of a direction: right only where ``margin`` is above 0."""
@@ -32,31 +35,25 @@ def changed_examples(
     count: int = 16,
     captions: Sequence[str] | None = None,
     tokenizer: object | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    thumbnail_size: int = 112,
-    batch_size: int = 64,
 ) -> ChangedExamples:
     """Finds queries to which two models give different answers of which one at most is right, and counts them."""
     # Picks, of each outcome (worse, better, both wrong) and direction in turn, the query whose margin changed most. The
     # same models and pairs give the same examples.
-    if count < 1 or thumbnail_size < 1 or batch_size < 1:
-        raise ValueError(
-            f"count, thumbnail_size and batch_size must be at least 1; found {count}, {thumbnail_size}, {batch_size}."
-        )
+    if count < 1:
+        raise ValueError(f"count must be at least 1; found {count}.")
     if captions is not None and len(captions) != pairs.num_captions:
         raise ValueError(f"captions must be one per caption, {pairs.num_captions}; found {len(captions)}.")
-    levels = picture_levels(pairs.images, mean, std)
+    levels = picture_levels(pairs.images)
 
     def image(index: int) -> Candidate:
-        return Candidate(index, picture=levels and thumbnail(pairs.images[index], levels, thumbnail_size))
+        return Candidate(index, picture=levels and thumbnail(pairs.images[index], levels, _THUMBNAIL))
 
     def text(index: int) -> Candidate:
         return Candidate(
             index, caption=_decoded(pairs.tokens[index], tokenizer) if captions is None else captions[index]
         )
 
-    embeddings = [_embeddings(encoder, pairs, batch_size) for encoder in (before, after)]
+    embeddings = [_embeddings(encoder, pairs) for encoder in (before, after)]
     owners = pairs.image_index.cpu()
     changes = {
         way: (_answers(*embeddings[0], owners, way), _answers(*embeddings[1], owners, way)) for way in DIRECTIONS
@@ -85,9 +82,9 @@ def _decoded(tokens: Int[Tensor, "T"], tokenizer: Any) -> str:
     return str(own.decode([token for token in words if token != start])).strip()
 
 
-def _embeddings(encoder: DualEncoder, pairs: Pairs, batch_size: int) -> tuple[Tensor, Tensor]:
+def _embeddings(encoder: DualEncoder, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Normalised embeddings of images and captions, on the CPU, whose maxima of ties do not vary."""
-    engine = PlainEngine(encoder, batch_size=batch_size)
+    engine = PlainEngine(encoder, batch_size=64)
     images, texts = engine.embeddings("image", pairs.images), engine.embeddings("text", pairs.tokens)
     return normalised(images, "image").cpu(), normalised(texts, "text").cpu()
 

@@ -146,7 +146,7 @@ def draw_errors(table: ScoreTable, tower: str, kind: str, plan: Plan | None = No
 
 
 def draw_kept(layers: Sequence[PlannedLayer]) -> Figure:
-    """Heads and neurons that are left of each layer of one tower; only of layers that scores tell the size of."""
+    """Heads and neurons that are left of each layer of one tower; only of layers whose units were scored."""
     most = max((len(layer.heads) for layer in layers), default=0)
     panels = [name for name, there in (("heads", most), ("neurons", any(layer.neurons for layer in layers))) if there]
     widths = [max(1.6, 0.24 * most) if name == "heads" else 2.9 for name in panels]

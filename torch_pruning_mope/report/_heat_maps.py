@@ -26,7 +26,7 @@ KINDS = {
 """Kinds of units in the order of the panels."""
 _COLUMNS = {"head": "head", "neurons": "neuron group, least important first"}
 _MAP = "PuOr_r"
-"""Diverging and told apart by the colour-blind: orange scores above 0, purple below."""
+"""Diverging and distinct for the colour-blind: orange scores above 0, purple below."""
 _WIDEST = 64
 """Columns of a panel whose cells still hold numbers."""
 

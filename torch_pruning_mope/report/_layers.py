@@ -12,7 +12,7 @@ Removed = dict[tuple[str, int, str], set[int]]
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """One layer before and after; ``heads`` and ``neurons`` are empty and None where no scores tell how many there were."""
+    """One layer before and after; ``heads`` and ``neurons`` are empty and None where there are no scores to count them by."""
 
     tower: str
     index: int

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Shaped
@@ -13,25 +12,12 @@ Levels = tuple[Float[Tensor, "C"], Float[Tensor, "C"]]
 """The values of black and of white in each channel."""
 
 
-def picture_levels(
-    images: Shaped[Tensor, "I ..."], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-) -> Levels | None:
-    """Black and white of normalised images ``[I, C, H, W]`` of 1 or 3 channels; by default their extreme values."""
-    channels = images.shape[1] if images.ndim == 4 else 0
-    if (mean is None) != (std is None):
-        raise ValueError(f"mean and std must be given both or neither; found {mean} and {std}.")
-    if channels not in {1, 3}:
+def picture_levels(images: Shaped[Tensor, "I ..."]) -> Levels | None:
+    """Black and white of normalised images ``[I, C, H, W]``, as their extreme values; None unless of 1 or 3 channels."""
+    if images.ndim != 4 or images.shape[1] not in {1, 3}:
         return None
-    if mean is None or std is None:
-        flat = images.detach().float().cpu().transpose(0, 1).flatten(1)
-        return flat.amin(1), flat.amax(1)
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
-        raise ValueError(
-            f"mean and std must hold one number per channel, {channels}, and std none below or at 0; found {list(mean)} and "
-            f"{list(std)}."
-        )
-    middle, spread = torch.tensor(mean), torch.tensor(std)
-    return -middle / spread, (1 - middle) / spread
+    flat = images.detach().float().cpu().transpose(0, 1).flatten(1)
+    return flat.amin(1), flat.amax(1)
 
 
 def to_picture(image: Shaped[Tensor, "C H W"], levels: Levels) -> Image.Image:

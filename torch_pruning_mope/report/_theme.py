@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 
 INK, GREY, ORANGE, BLUE = "#1c1e21", "#767d86", "#b45309", "#0b62a8"
-"""Told apart by the colour-blind, and in print."""
+"""Distinct for the colour-blind, and in print."""
 
 _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,

@@ -75,7 +75,8 @@ def write_report(
 
     Args:
         run_folder: The folder.
-        output: The HTML file; by default ``report.html`` in the folder. Figures go into ``figures`` beside it.
+        output: The HTML file; by default ``report.html`` in the folder. Figures go into the run folder's ``figures``, wherever
+            the page is.
         examples: Queries that were answered differently; saved to ``examples.json`` in the run folder first.
         title: Heading of the page.
 
@@ -91,8 +92,9 @@ def write_report(
         examples.save(folder / "examples.json")
     run = read_run(folder)
     target = folder / "report.html" if output is None else Path(output)
-    figures = target.parent / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
+    figures = folder / "figures"
+    for place in (figures, target.parent):
+        place.mkdir(parents=True, exist_ok=True)
     layers = [] if run.plan is None else planned_layers(run.plan, run.scores)
     content: dict[str, Any] = {
         "title": title or f"Pruning report: {run.name}",

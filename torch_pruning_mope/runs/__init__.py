@@ -9,12 +9,12 @@ holds, as far as the run has come:
     plan.json           what goes
     reconstruction.json errors of each layer before and after it was refitted
     stage-1/, …         scores, plan and errors of each stage of a compression
-    pruned/             checkpoint of the pruned model, refitted unless told not to
+    pruned/             checkpoint of the pruned model, reconstructed unless that was turned off
     training/           checkpoints of the distillation
     training.jsonl      a line per training step
     distilled/          checkpoint of the distilled model
     evaluation.json     a row per model
-    .lock               who works here now
+    .lock               process that holds the folder
 
 A stage has, besides:
 

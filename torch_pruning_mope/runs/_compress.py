@@ -52,25 +52,25 @@ def compress(
     Args:
         model: The model, or a dual encoder of it; left as it is.
         pairs: Pairs to score on; never those that results are reported on.
-        parameters: How many parameters may be left; see :func:`torch_pruning_mope.make_plan`, as for the budgets below.
-        multiply_adds: How many multiply-adds of one input.
-        latency: How many seconds on this machine.
+        parameters: Parameters that may be left; see :func:`torch_pruning_mope.make_plan`, as for the budgets below.
+        multiply_adds: Multiply-adds of one input.
+        latency: Seconds on this machine.
         stages: ``auto``: at 50, 30, 20, 14, 10, 7 and 5 % of what can be removed, as far as the budget. A number of stages that
             leave equal shares of what they find; or the shares themselves.
         kinds: Units that may go: ``head``, ``neurons``, ``block``.
         min_heads: Heads that every attention keeps.
         min_neurons: Neurons that every MLP keeps.
         round_to: Multiple that the neurons left in every MLP are of, or ``"auto"``.
-        uniform: Whether all layers of a tower keep as many heads and neurons.
+        uniform: All layers of a tower keep as many heads and neurons.
         batch_size: Inputs at once, for latency.
         metric: Metric whose loss scores are.
         groups: Neuron groups per MLP.
-        rewire: How an MLP's neurons are ordered before they are grouped; see :func:`torch_pruning_mope.score`.
+        rewire: Order of an MLP's neurons before they are grouped; see :func:`torch_pruning_mope.score`.
         reconstruct_pairs: Images and captions to reconstruct on, of which more than are scored on do good; by default the same.
         ridge: See :func:`torch_pruning_mope.reconstruct`.
-        inputs: Likewise.
+        inputs: Refit q, k, v and the first layers of MLPs too.
         path: Folder of the run. The same call goes on there after an interruption, to the same bits on a CPU.
-        progress: Whether to show progress bars and say what comes.
+        progress: Show progress bars, and the stages and their time beforehand.
 
     Returns:
         The smaller model's encoder.

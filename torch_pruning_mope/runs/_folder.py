@@ -1,4 +1,4 @@
-"""The folder of a run: who works in it, whose it is, its settings, its files."""
+"""The folder of a run: its lock, identity, settings and files."""
 
 import json
 import logging

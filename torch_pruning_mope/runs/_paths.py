@@ -37,7 +37,7 @@ def shown(value: str) -> str:
 
 
 def _split(value: str, *, exists: bool = True) -> tuple[str, str]:
-    """What stands before a path, and the path; the latter is empty if there is none."""
+    """Splits a value into prefix and path; the path is empty if there is none."""
     prefix = _FOLDER_PREFIX.match(value)
     before = prefix[0] if prefix else ""
     if not prefix and "@" in value and not Path(value).exists():
@@ -52,7 +52,7 @@ def _split(value: str, *, exists: bool = True) -> tuple[str, str]:
 
 
 def _is_name(text: str) -> bool:
-    """Whether a text is read as a name, although a file may be called so."""
+    """True if a text is read as a name, although a file may be called so."""
     if text in {"tiny", "emoji"} or ":" in text:
         return True
     import open_clip  # which is slow to import; here it has been

@@ -34,7 +34,7 @@ class Pipeline:
         planning: Arguments of :func:`torch_pruning_mope.make_plan`.
         refit: Arguments of :func:`torch_pruning_mope.reconstruct`, ``pairs`` among them; None for no reconstruction.
         folder: Where steps are kept; None for nowhere.
-        progress: Whether to show progress.
+        progress: Show progress.
         base: The model that plans are removed from: the dense one, or the student as last trained.
         plans: Plans since then, each for the model that the ones before left.
     """

@@ -56,7 +56,7 @@ def settings_text(file: Path, before: Mapping[str, Any], command: str, given: Ma
 
 
 def _stays(name: str, value: Any, folder: Path) -> bool:
-    """Whether a file may hold a setting: a place to write to only within the folder."""
+    """True if a file may hold the setting: a place to write to only within the folder."""
     return name != "output" or Path(value).resolve().is_relative_to(folder.resolve())
 
 

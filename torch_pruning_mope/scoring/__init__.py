@@ -9,7 +9,6 @@ from ._families import Interaction
 from ._gradients import GradientsMixin, accumulate_gradients, batch_losses
 from ._greedy import greedy_path
 from ._guidance import Separation, calibration_guidance, separation
-from ._joint import joint_path
 from ._journal import Journal
 from ._loss import Loss
 from ._meter import Meter, PairsLike
@@ -47,7 +46,6 @@ __all__ = [
     "estimate_cost",
     "fingerprint",
     "greedy_path",
-    "joint_path",
     "nested_ablations",
     "neuron_orders",
     "score",

@@ -19,18 +19,15 @@ from .._state import evaluation_mode
 from ..encoder import EncoderCore, TowerName
 from ..towers import Tower
 from ._ablate import Ablator
-from ._memory import peak_bytes, resolve_memory
+from ._memory import peak_bytes, resolve_memory, tokens_at_once
 from ._ranks import Ranks
 from ._recording import MemoryBudget, Recording
-from ._replay import ReplayWalk
+from ._replay import ReplayWalk, Walk
 from ._units import Ablation
-from ._walk import Refit, StreamWalk, Walk
+from ._walk import Refit, StreamWalk
 
 Batch = Sequence[int]
 """Positions of ablations that run together."""
-_TOKENS = {"cpu": 1536}
-_TOKENS_ELSEWHERE = 32_768
-"""Tokens run at once by default: on a CPU as many as stay in its cache, elsewhere enough to fill the device."""
 
 
 def default_batch_size(walk: Walk, inputs: Tensor, device: torch.device) -> int:
@@ -41,7 +38,7 @@ def default_batch_size(walk: Walk, inputs: Tensor, device: torch.device) -> int:
             tokens = float(walk.tokens(walk.stem(inputs[:1].to(device))))
     else:
         tokens = float(lengths.float().mean())
-    return max(1, int(_TOKENS.get(device.type, _TOKENS_ELSEWHERE) / tokens))
+    return max(1, int(tokens_at_once(device) / tokens))
 
 
 class PrefixEngine:

@@ -11,8 +11,7 @@ from ..encoder import EncoderCore
 from ..towers import Unit
 from ._curves import isotonic_pools, pooled
 from ._greedy import greedy_path
-from ._joint import joint_path
-from ._loss import Loss, stacked_shares
+from ._loss import Loss
 from ._meter import Meter
 from ._progress import Progress
 from ._table import Score
@@ -32,7 +31,8 @@ def families(
         bar.scored(unit, loss.value)
 
     if interaction == "joint":
-        yield joint_path(meter, encoder, units, budget=most, evaluated=bar.evaluated, removed=removed)
+        sizes = {unit: freed_parameters(encoder, unit) for unit in units}
+        yield greedy_path(meter, sizes, budget=most, evaluated=bar.evaluated, removed=removed)
         return
     paths: dict[object, list[Unit]] = {}
     for unit in units:
@@ -43,7 +43,7 @@ def families(
     owner: dict[Ablation, Unit] = {}
     for group, members in paths.items():
         if isinstance(group, str):
-            yield greedy_path(meter, members, evaluated=bar.evaluated, removed=removed)
+            yield greedy_path(meter, dict.fromkeys(members, 1), evaluated=bar.evaluated, removed=removed)
         else:
             owner |= dict(zip(nested_ablations(members), members, strict=True))
     losses: dict[Unit, Loss] = {}
@@ -64,8 +64,9 @@ def scores_of(family: Family, encoder: EncoderCore, images: int, per_parameter: 
     sizes = torch.tensor(freed, dtype=torch.double) if per_parameter else None
     pools = isotonic_pools(increments, sizes)
     scores, errors = pooled(increments, pools, sizes), torch.full_like(values, math.nan)
-    shares = stacked_shares([loss for _, loss in family])
-    if shares is not None:
+    found = [loss.shares for _, loss in family if loss.shares is not None]
+    if len(found) == len(family):
+        shares = torch.stack(found)
         shares = pooled(shares.diff(dim=0, prepend=torch.zeros_like(shares[:1])), pools, sizes)
         errors = shares.std(1) / math.sqrt(shares.shape[1])
     for (unit, loss), value, error, size in zip(family, scores.tolist(), errors.tolist(), freed, strict=True):

@@ -1,10 +1,12 @@
-"""Greedy paths: the unit that the metric misses least goes first, then the next, each scored without those gone before.
+"""Greedy paths: the unit with the least loss per size goes first, then the next, each scored without those removed before.
 
-Single removals are not additive: two heads that replace each other both look useless. (Not in the paper.)
+Single removals are not additive: two heads that replace each other both look useless. The paper ranks each kind of unit alone,
+by single removals, and sets a ratio for each kind. On a joint path all kinds compete by the loss per freed parameter, so that
+every budget of parameters is a prefix of one path. (Neither is in the paper.)
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,21 +18,6 @@ from ._units import single_ablation
 
 def greedy_path(
     meter: Meter,
-    units: Sequence[Unit],
-    *,
-    lazy: bool = True,
-    evaluated: Callable[[Unit], object] = lambda _: None,
-    removed: Callable[[Unit, Loss], object] = lambda *_: None,
-) -> list[tuple[Unit, Loss]]:
-    """All units in the order of removal, each with the loss once it and those before it are gone."""
-    # one order for every ratio.
-    # ``lazy`` re-evaluates only the candidate whose last increment is lowest, until the lowest is fresh (Minoux 1978;
-    # exact where increments only grow along the path). Without it, every step evaluates all candidates.
-    return cheapest_first(meter, dict.fromkeys(units, 1), lazy=lazy, evaluated=evaluated, removed=removed)
-
-
-def cheapest_first(
-    meter: Meter,
     sizes: Mapping[Unit, int],
     *,
     lazy: bool = True,
@@ -38,13 +25,15 @@ def cheapest_first(
     evaluated: Callable[[Unit], object] = lambda _: None,
     removed: Callable[[Unit, Loss], object] = lambda *_: None,
 ) -> list[tuple[Unit, Loss]]:
-    """Units in the order of removal, the least loss per size first, until ``budget`` is gone."""
-    # see :func:`greedy_path`.
-    # An MLP's neuron groups go in their given order. With a block goes all that is left of it.
+    """Units in the order of removal, the least loss per size first, until ``budget`` is gone, each with the loss by then."""
+    # ``lazy`` re-evaluates only the candidate whose last increment is lowest, until the lowest is fresh (Minoux 1978;
+    # exact where increments only grow along the path). Without it, every step evaluates all candidates.
+    # An MLP's neuron groups go in their given order. With a block goes all that is left of it, right behind it in the path
+    # at the block's own loss; what went before it counts as freed already.
     meter.reset()
-    sizes = dict(sizes)
+    left = dict(sizes)
     queues: dict[object, _Queue] = {}
-    for unit in sizes:
+    for unit in left:
         queues.setdefault((unit.tower, unit.layer) if unit.kind == "neurons" else unit, _Queue()).units.append(unit)
     path: list[tuple[Unit, Loss]] = []
     freed = 0
@@ -52,15 +41,15 @@ def cheapest_first(
         lowest = _lowest(queues)
         while not queues[lowest].fresh:
             stale = [queue for queue in queues.values() if not queue.fresh]
-            # What has never been measured is measured together, which costs the engine less than one by one.
+            # Candidates without a measurement are measured together, which costs the engine less than one by one.
             unknown = [queue for queue in stale if not lazy or queue.loss is None]
-            _measure(meter, unknown or [queues[lowest]], sizes, path[-1][1].value if path else 0.0, evaluated)
+            _measure(meter, unknown or [queues[lowest]], left, path[-1][1].value if path else 0.0, evaluated)
             lowest = _lowest(queues)
         for queue in queues.values():
             queue.fresh = False
-        taken = _take(queues, lowest, sizes)
+        taken = _take(queues, lowest, left)
         path += taken
-        freed += sizes[taken[0][0]]
+        freed += left[taken[0][0]]
         if queues:
             meter.remove(single_ablation(taken[0][0]))
         for unit, loss in taken:

@@ -20,6 +20,7 @@ from .._io import parse_json
 from ..errors import WrongModelError
 from ._loss import Loss
 from ._ranks import Ranks
+from ._table import ScoreTable
 from ._units import Ablation, Orders
 
 
@@ -27,6 +28,21 @@ def measurement_keys(removed: Iterable[Ablation], ablations: Iterable[Ablation])
     """Digests of the measurements of ablations on top of others that hold already, in any order."""
     held = "\n".join(sorted(map(repr, removed)))
     return [hashlib.sha256(f"{held}\n\n{ablation!r}".encode()).hexdigest()[:32] for ablation in ablations]
+
+
+def complete_table(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> ScoreTable | None:
+    """The table at a path, if there is one."""
+    if not path.exists():
+        return None
+    table, asked = ScoreTable.load(path), {name: of[name] for name in ("weights", "pairs", "metric")} | settings
+    found = {name: getattr(table, name) for name in ("weights", "pairs", "metric")} | table.settings
+    differing = [name for name, value in asked.items() if name not in found or found[name] != value]
+    if differing:
+        raise ValueError(
+            f"path must be free, or hold the table that is asked for; the one at {path} is for other {', '.join(differing)}. "
+            "Choose another path, or delete the file."
+        )
+    return table
 
 
 class Journal:

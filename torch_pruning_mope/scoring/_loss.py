@@ -1,9 +1,7 @@
 """Losses of a metric."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,9 +17,3 @@ class Loss:
 
     value: float
     shares: Float[Tensor, "I"] | None
-
-
-def stacked_shares(losses: Sequence[Loss]) -> Float[Tensor, "K I"] | None:
-    """The shares of several losses, or None if one has none."""
-    found = [loss.shares for loss in losses if loss.shares is not None]
-    return torch.stack(found) if len(found) == len(losses) else None

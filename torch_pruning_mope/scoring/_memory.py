@@ -27,6 +27,11 @@ def resolve_memory(memory: int | str | None, device: torch.device) -> int:
     return memory
 
 
+def tokens_at_once(device: torch.device) -> int:
+    """Tokens run at once by default: on a CPU as many as stay in its cache, elsewhere enough to fill the device."""
+    return 1536 if device.type == "cpu" else 32_768
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device now; 4 GiB where the system does not tell."""
     if device.type == "cuda":

@@ -138,6 +138,8 @@ class Meter:
     def _whole(self) -> dict[TowerName, Tensor]:
         """The embeddings of the whole model, ``[1, N, J]``; leaves room for what the metric needs."""
         whole = {tower: normalised(self._engine.embeddings(tower, x), tower)[None] for tower, x in self._inputs.items()}
+        if isinstance(self._engine, PlainEngine):
+            return whole
         self._engine.agree(self._ranks)
         largest = max(nbytes(tensor) for tensor in whole.values())
         needed = peak_bytes(lambda: self._gains(whole["image"], whole["text"]), self._index.device)

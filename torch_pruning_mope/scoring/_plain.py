@@ -9,7 +9,6 @@ from torch import Tensor
 from .._state import evaluation_mode
 from ..encoder import EncoderCore, TowerName
 from ._ablate import Ablator
-from ._ranks import Ranks
 from ._units import Ablation
 
 
@@ -27,12 +26,6 @@ class PlainEngine:
         self._ablator = ablator or Ablator(encoder)
         self._batch_size = batch_size or (32 if encoder.device.type == "cpu" else 512)
         self._autocast = torch.autocast(encoder.device.type, dtype, enabled=dtype is not None)
-
-    def reserve(self, held: int, needed: int) -> None:
-        """Nothing is recorded here, so nothing need be left free."""
-
-    def agree(self, ranks: Ranks) -> None:
-        """Ablations run one by one, so there is nothing to agree on."""
 
     def embeddings(self, tower: TowerName, inputs: Tensor, removed: Collection[Ablation] = ()) -> Float[Tensor, "N J"]:
         """As in :class:`PrefixEngine`."""

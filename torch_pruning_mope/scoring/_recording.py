@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ._memory import nbytes
-from ._walk import Point, Walk
+from ._replay import Walk
+from ._walk import Point
 
 
 class MemoryBudget:

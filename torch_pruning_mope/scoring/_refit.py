@@ -14,7 +14,6 @@ takes the place of ``h`` on the left. A block that goes leaves no layer to refit
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,14 +23,13 @@ from torch import Tensor, nn
 
 from .._ridge import (
     Gram,
+    Refitted,
     inverse_positive,
-    inverse_without,
     removal_cost,
     removal_costs,
     ridge_system,
     solve_positive,
     stacked,
-    weights_without,
 )
 from .._state import evaluation_mode
 from ..encoder import EncoderCore, TowerName
@@ -43,35 +41,6 @@ Gone = tuple[int, ...]
 """Channels of a layer's input that have gone, in the order in which they went."""
 _STEPS = 16
 """Channels that go together are taken a sixteenth of the layer at a time, which is cheaper than at once."""
-
-
-@dataclass(frozen=True)
-class Refitted:
-    """A layer from which channels have gone.
-
-    Attributes:
-        left: Rows of the weights that are left.
-        inverse: ``A⁻¹`` of what is left.
-        weights: Their weights.
-    """
-
-    left: Int[Tensor, " K"]
-    inverse: Float[Tensor, "K K"]
-    weights: Float[Tensor, "K D"]
-
-    def without(self, gone: Tensor) -> "Refitted":
-        """The layer without some more rows."""
-        mask = torch.isin(self.left, gone.to(self.left.device))
-        places = mask.nonzero()[:, 0].tolist()
-        inverse = inverse_without(self.inverse, places)[~mask][:, ~mask]
-        return Refitted(self.left[~mask], inverse, weights_without(self.inverse, self.weights, places)[~mask])
-
-    def weights_without(self, gone: Tensor, rows: int) -> Float[Tensor, "V D"]:
-        """The weights without some more rows, with zeros in all rows that have gone."""
-        whole = self.weights.new_zeros(rows, self.weights.shape[1])
-        places = torch.isin(self.left, gone.to(self.left.device)).nonzero()[:, 0].tolist()
-        whole[self.left] = weights_without(self.inverse, self.weights, places)
-        return whole
 
 
 class Refits:

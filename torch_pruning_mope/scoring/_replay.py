@@ -17,7 +17,7 @@ from ..towers import OpaqueTower
 from ..towers._resume import resume, shape_alone
 from ._ablate import Ablator
 from ._units import Ablation
-from ._walk import Point, Refit, Walk
+from ._walk import Point, Refit, StreamWalk
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Replay:
     before: tuple[Any, ...] = ()
 
 
-class ReplayWalk(Walk):
-    """A tower whose steps are its layers, run by the model's own code."""
+class ReplayWalk:
+    """A tower whose steps are its layers, run by the model's own code; otherwise as :class:`StreamWalk`."""
 
     per_block = 1
 
@@ -62,7 +62,7 @@ class ReplayWalk(Walk):
         """Nothing has run yet."""
         return Replay(inputs)
 
-    def tokens(self, stream: Replay) -> int:
+    def tokens(self, stream: Any) -> int:
         """Places of the first layer's output: tokens, or those of a map."""
         if not self.depths:
             return 1
@@ -91,6 +91,10 @@ class ReplayWalk(Walk):
         embeddings: Tensor = self._play(stream)
         return embeddings
 
+    def refitted(self, depth: int, ablation: Ablation) -> Refit | None:  # noqa: ARG002
+        """The ablator replaces weights."""
+        return None
+
     def run_without(
         self,
         depth: int,  # noqa: ARG002
@@ -116,6 +120,9 @@ class ReplayWalk(Walk):
             stack.enter_context(evaluation_mode(encoder.model))
             encode = partial(encoder.embed, self._tower)
             return resume(encode, stream.inputs, _modules(encoder, self._tower), stream.before, stop)
+
+
+Walk = StreamWalk | ReplayWalk
 
 
 def _modules(encoder: EncoderCore, tower: TowerName) -> list[nn.Module]:

@@ -22,7 +22,7 @@ from ..towers import KINDS, Unit
 from ._ablate import Ablator
 from ._engine import PrefixEngine
 from ._families import Interaction, families, scores_of
-from ._journal import Journal
+from ._journal import Journal, complete_table
 from ._memory import resolve_memory
 from ._meter import Meter, PairsLike
 from ._plain import PlainEngine
@@ -133,14 +133,19 @@ def score(
     try:
         ranks.check_same(**of | settings, batch_size=batch_size, memory=memory, path=target is not None)
         # Rank 0 looks: on other machines, the path may be another's.
-        known = None if target is None else ranks.from_first(partial(_complete, target, of, settings))
+        known = None if target is None else ranks.from_first(partial(complete_table, target, of, settings))
         if known is not None:
             on_start()
             return known
         journal = Journal(target, of, ranks)
         own = ranks.placed(encoder)
         orders = _orders(own, pairs, rewire, str(settings["rewire"]), journal, ranks) if "neurons" in kinds else {}
-        units = _units(own, settings, orders)
+        units = enumerate_units(own, kinds, orders, groups, towers)
+        if not units:
+            raise ValueError(
+                f"the model has no units of these kinds; found none of {sorted(kinds)} in {sorted(towers)}. Layers can be "
+                "scored where they stand in a list: a Block's siblings."
+            )
         on_start()
         runner = _engine(own, pairs, units, settings, batch_size, memory)
         meter = Meter(runner, pairs, measure, own.device, journal=journal, ranks=ranks)
@@ -156,17 +161,6 @@ def score(
         ranks.close()
 
 
-def _units(encoder: EncoderCore, settings: dict[str, Any], orders: Orders) -> list[Unit]:
-    kinds, towers = settings["kinds"], settings["towers"]
-    units = enumerate_units(encoder, kinds, orders, settings["groups"], towers)
-    if not units:
-        raise ValueError(
-            f"the model has no units of these kinds; found none of {kinds} in {towers}. Layers can be scored where they stand "
-            "in a list: a Block's siblings."
-        )
-    return units
-
-
 def _table(
     meter: Meter,
     encoder: EncoderCore,
@@ -178,11 +172,14 @@ def _table(
     show: bool,
 ) -> ScoreTable:
     """Measures everything."""
-    towers, interaction = settings["towers"], settings["interaction"]
+    interaction, until = settings["interaction"], settings["until"]
+    blocks = [layer.block.module for layer in encoder.layers if layer.tower in settings["towers"]]
+    total = sum(parameter.numel() for block in blocks for parameter in block.parameters())
+    most = None if until is None else math.ceil(until * total)
     queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
     layers = {name: len(tower.blocks) for name, tower in encoder.towers.items()}
     with Progress(units, queries, layers, show=show) as bar:
-        measured = families(meter, encoder, units, interaction, _most(encoder, towers, settings["until"]), bar)
+        measured = families(meter, encoder, units, interaction, most, bar)
         scores = [s for f in measured for s in scores_of(f, encoder, pairs.num_images, interaction == "joint")]
     settings = settings | {"evaluations": meter.evaluations, "images": pairs.num_images}
     return ScoreTable(tuple(scores), meter.dense, of["metric"], of["weights"], of["pairs"], settings)
@@ -227,28 +224,6 @@ def _orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, name: str, jou
         known = ranks.first(neuron_orders(encoder, pairs, rewire, ranks))
         journal.add_orders(name, known)
     return known
-
-
-def _complete(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> ScoreTable | None:
-    """The table at a path, if there is one."""
-    if not path.exists():
-        return None
-    table, asked = ScoreTable.load(path), {name: of[name] for name in ("weights", "pairs", "metric")} | settings
-    found = {name: getattr(table, name) for name in ("weights", "pairs", "metric")} | table.settings
-    differing = [name for name, value in asked.items() if name not in found or found[name] != value]
-    if differing:
-        raise ValueError(
-            f"path must be free, or hold the table that is asked for; the one at {path} is for other {', '.join(differing)}. "
-            "Choose another path, or delete the file."
-        )
-    return table
-
-
-def _most(encoder: EncoderCore, towers: Collection[str], until: float | None) -> int | None:
-    """Number of parameters that a joint path frees before it stops; None for all."""
-    modules = [layer.block.module for layer in encoder.layers if layer.tower in towers]
-    total = sum(parameter.numel() for module in modules for parameter in module.parameters())
-    return None if until is None else math.ceil(until * total)
 
 
 def _check(

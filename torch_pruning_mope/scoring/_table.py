@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,10 @@ class ScoreTable:
         ]
 
     def first(self, parameters: float | int) -> list[Score]:
-        """The beginning of a joint path that frees a number of parameters, or, below 1, a share of all that its units free.
+        """Returns the beginning of a joint path that frees a number of parameters, or, below 1, a share of all.
 
         Returns:
-            The scores of the units, as few as suffice. Of a layer that goes whole, units behind it in the path count nothing.
+            As few scores as suffice. Units of a block that is removed before them count nothing.
 
         Raises:
             ValueError: If the table holds no joint path, or not as much can be freed.
@@ -115,7 +115,7 @@ class ScoreTable:
 
     @classmethod
     def merge(cls, *tables: "ScoreTable") -> "ScoreTable":
-        """One table of the scores of several, made in separate runs on the same weights, pairs and metric.
+        """Joins tables made in separate runs on the same weights, pairs and metric.
 
         Returns:
             Their scores one after another.
@@ -228,14 +228,9 @@ class ScoreTable:
             groups.setdefault((score.unit.tower, score.unit.kind, score.unit.layer), []).append(score)
         for (tower, kind, layer), scores in groups.items():
             values = " ".join(f"{100 * score.value:7.2f}" for score in scores)
-            error = _mean(score.stderr for score in scores)
-            lines.append(f"{tower:5} {kind:7} layer {layer:2}: {values}  (s.e. {100 * error:.2f})")
+            error = 100 * sum(score.stderr for score in scores) / len(scores)
+            lines.append(f"{tower:5} {kind:7} layer {layer:2}: {values}  (s.e. {error:.2f})")
         return "\n".join(lines)
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
 
 
 def _jsonable(value: Any) -> Any:

@@ -3,7 +3,6 @@
 Axes as in ``towers``; ``K`` ablations run as one batch of ``K * n`` sequences, where ``n`` inputs form a chunk.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -31,67 +30,11 @@ class Point(NamedTuple):
     out: Tensor
 
 
-class Walk(ABC):
-    """A tower, some of whose units have been removed already, as a chain of steps that can be entered anywhere."""
+class StreamWalk:
+    """A tower that is taken apart into stem, sub-layers and readout, some of whose units have been removed already.
 
-    depths: int
-    """Number of steps."""
-    per_block: int
-    """Steps of one block."""
-
-    @abstractmethod
-    def depth(self, ablation: Ablation) -> int:
-        """The (first) step that an ablation is in."""
-
-    @abstractmethod
-    def lengths(self, inputs: Tensor) -> Tensor | None:
-        """See :meth:`torch_pruning_mope.towers.Tower.lengths`."""
-
-    @abstractmethod
-    def stem(self, inputs: Tensor) -> Any:
-        """The stream that enters the first step."""
-
-    @abstractmethod
-    def tokens(self, stream: Any) -> int:
-        """Places of one input in a stream."""
-
-    @abstractmethod
-    def kept(self, stream: Any) -> Sequence[Tensor]:
-        """The tensors that keeping a stream holds."""
-
-    @abstractmethod
-    def point(self, depth: int, stream: Any) -> Point:
-        """A step up to its output."""
-
-    @abstractmethod
-    def finish(self, depth: int, point: Point) -> Any:
-        """The stream after a step."""
-
-    @abstractmethod
-    def step(self, depth: int, stream: Any) -> Any:
-        """The stream after a step, from the stream before it."""
-
-    @abstractmethod
-    def run(self, depth: int, stream: Any) -> Float[Tensor, "N J"]:
-        """From the stream before a step to the embeddings."""
-
-    def refitted(self, depth: int, ablation: Ablation) -> Refit | None:  # noqa: ARG002
-        """Weights that make up for an ablation, where the walk enters a step; else the ablator sees to them."""
-        return None
-
-    @abstractmethod
-    def run_without(
-        self, depth: int, point: Point, ablations: Sequence[Ablation], refitted: Sequence[Refit | None]
-    ) -> Float[Tensor, "K n J"]:
-        """The embeddings under each of some ablations of one step, heads or neurons, with refitted weights if given."""
-
-    @abstractmethod
-    def run_past(self, depth: int, stream: Any, ablation: Ablation) -> Float[Tensor, "n J"]:
-        """The embeddings without the block that begins at a step."""
-
-
-class StreamWalk(Walk):
-    """A tower that is taken apart into stem, sub-layers and readout."""
+    A chain of ``depths`` steps, ``per_block`` of each block, that can be entered at any of them.
+    """
 
     def __init__(self, view: Tower, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
         self.tower = view
@@ -134,7 +77,7 @@ class StreamWalk(Walk):
         return self._name, ablation.layer, ablation.part
 
     def refitted(self, depth: int, ablation: Ablation) -> Refit | None:
-        """Weights and bias of a sub-layer's output layer without some more units; None where it is not refitted."""
+        """Weights and bias of a sub-layer's output layer that make up for an ablation; None where it is not refitted."""
         refits = self._ablator.refits
         if depth == self.depths or refits is None or (place := self._place(ablation)) not in refits:
             return None
@@ -147,19 +90,19 @@ class StreamWalk(Walk):
         return min(ablation.layer * self.per_block + second, self.depths)
 
     def lengths(self, inputs: Tensor) -> Tensor | None:
-        """The tower's."""
+        """Tokens of each input up to its end; None where inputs run whole."""
         return self.tower.lengths(inputs)
 
     def stem(self, inputs: Tensor) -> Stream:
-        """The tower's."""
+        """The stream that enters the first step."""
         return self.tower.stem(inputs)
 
-    def tokens(self, stream: Stream) -> int:
+    def tokens(self, stream: Any) -> int:
         """Tokens of a sequence."""
         return int(stream.x.shape[1])
 
     def kept(self, stream: Stream) -> Sequence[Tensor]:
-        """The hidden states, and outputs that wait for those after them."""
+        """The tensors that keeping a stream holds: hidden states, and outputs that wait for those after them."""
         return (stream.x, *stream.outs)
 
     def point(self, depth: int, stream: Stream) -> Point:
@@ -198,7 +141,7 @@ class StreamWalk(Walk):
     def run_without(
         self, depth: int, point: Point, ablations: Sequence[Ablation], refitted: Sequence[Refit | None]
     ) -> Float[Tensor, "K n J"]:
-        """All ablations run as one batch, their contribution subtracted from the recorded output."""
+        """The embeddings under each of some ablations of a step, as one batch, with refitted weights if given."""
         if depth == self.depths:
             return torch.stack([self._readout(point.base, ablation) for ablation in ablations])
         sublayer = self.sublayers[depth]
@@ -215,7 +158,7 @@ class StreamWalk(Walk):
         return embeddings
 
     def run_past(self, depth: int, stream: Stream, ablation: Ablation) -> Float[Tensor, "n J"]:  # noqa: ARG002
-        """A residual block that does nothing leaves the stream as it is."""
+        """The embeddings without the block that begins at a step."""
         return self.run(depth + self.per_block, stream)
 
 

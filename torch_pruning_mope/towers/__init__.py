@@ -6,7 +6,6 @@ from . import _torch as _torch
 from . import _transformers as _transformers
 from ._apart import ApartTower
 from ._discover import register_channels
-from ._fallback import ChannelsTower
 from ._layer import Counts, Layer, TowerName
 from ._look import first_tensor
 from ._opaque import OpaqueTower
@@ -29,7 +28,6 @@ __all__ = [
     "Block",
     "BlockTower",
     "Channels",
-    "ChannelsTower",
     "Counts",
     "FeedForwardSublayer",
     "Layer",

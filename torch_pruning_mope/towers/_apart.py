@@ -12,6 +12,7 @@ from .._state import forwards, hooked
 from ._opaque import OpaqueTower
 from ._own_layer import Call, OwnLayer, Shape, repeated
 from ._prunable import Prunable
+from ._resume import returning
 from ._sublayers import Stream, Sublayer
 from ._tower import Block, Tower
 
@@ -162,7 +163,7 @@ class ApartTower(OpaqueTower, Tower):
         x = stream.x
         if x.ndim == 3 and x.shape[1] == 1 < context.tokens:  # narrowed: in all places, of which one is read
             x = x.expand(-1, context.tokens, -1)
-        given = [(layer.module, _returns(layer.shape.around(x))) for layer in self._layers_in_parts()]
+        given = [(layer.module, returning(layer.shape.around(x))) for layer in self._layers_in_parts()]
         quiet = [(module, _silent(shape)) for module, shape in context.silent.items()]
         inputs = context.inputs
         # With these, images are not read but counted.
@@ -201,10 +202,6 @@ def passed_on(tower: OpaqueTower, inputs: Tensor, shapes: Mapping[nn.Module, Sha
     with forwards([(module, passes(module, shape)) for module, shape in shapes.items()]):
         tower.encode(inputs)
     return calls
-
-
-def _returns(value: Any) -> Any:
-    return lambda *_, **__: value
 
 
 def _silent(shape: torch.Size) -> Any:

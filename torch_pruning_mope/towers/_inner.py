@@ -8,6 +8,7 @@ from torch import nn
 
 from ..surgery import Parts
 from ._discover import element_of
+from ._look import common_owner
 
 _MAKES = {tp.prune_linear_out_channels, tp.prune_conv_out_channels, tp.prune_depthwise_conv_out_channels}
 _LAYERS = (nn.Linear, *tp.ops.TORCH_CONV) if isinstance(tp.ops.TORCH_CONV, tuple) else (nn.Linear, tp.ops.TORCH_CONV)
@@ -25,12 +26,7 @@ def inner_neurons(
             continue
         makers, takers = around
         paths = [names[module].split(".")[:-1] for module in (*makers, *takers)]
-        shared = []
-        for parts in zip(*paths, strict=False):
-            if len(set(parts)) > 1:
-                break
-            shared.append(parts[0])
-        owner = ".".join(shared)
+        owner = common_owner(paths)
         alone = len(takers) == 1 and len(makers) <= 2 and not _holds_layers(owner, modules)
         if element_of(owner, modules) or (alone and owner):
             # Where several take them, the widest is the layer's last: a squeeze-and-excitation takes them besides.

@@ -1,12 +1,13 @@
 """What a run of an encoder shows: which modules run, and which dimension of a bare parameter is the residual width."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from os.path import commonprefix
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._state import evaluation_mode, trainable
+from .._state import evaluation_mode, hooked, trainable
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -28,44 +29,37 @@ def called_modules(root: nn.Module, run: Callable[[], Any]) -> list[str]:
     called: dict[str, None] = {}
     # Not inference mode, here and wherever a model is looked at: models keep tables that they make on their first run.
     named = [(name, module) for name, module in root.named_modules() if any(True for _ in module.parameters(False))]
-    hooks = [module.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name)) for name, module in named]
-    try:
-        with torch.no_grad(), evaluation_mode(root):
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    names = {module: name for name, module in named}
+
+    def entered(module: nn.Module, *_: Any) -> None:
+        called.setdefault(names[module])
+
+    with torch.no_grad(), evaluation_mode(root), hooked(names, entered, before=True):
+        run()
     return list(called)
 
 
 def common_root(model: nn.Module, run: Callable[[], Any]) -> nn.Module:
     """The smallest module that holds all modules that a run calls."""
-    paths = [name.split(".") for name in called_modules(model, run)]
-    shared = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return model.get_submodule(".".join(shared))
+    return model.get_submodule(common_owner(name.split(".") for name in called_modules(model, run)))
+
+
+def common_owner(paths: Iterable[list[str]]) -> str:
+    """Name of the smallest module that all paths, lists of parts of names, lead through."""
+    return ".".join(commonprefix(list(paths)))  # noqa: RUF071 (part by part, these are no strings)
 
 
 def vocabulary_of(root: nn.Module, run: Callable[[], Any], tokens: Tensor) -> int:
     """Rows of the table that some token ids, all the same, are looked up in; enough for these ids if there is no table."""
     found: list[int] = []
 
-    def looked_up(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def looked_up(module: nn.Module, args: tuple[Any, ...], _kwargs: Any) -> None:
         if args and isinstance(args[0], Tensor) and args[0].shape == tokens.shape and torch.equal(args[0], tokens):
             found.append(int(module.num_embeddings))  # type: ignore[arg-type]
 
-    hooks = [
-        module.register_forward_pre_hook(looked_up) for module in root.modules() if isinstance(module, nn.Embedding)
-    ]
-    try:
-        with torch.no_grad(), evaluation_mode(root):
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    tables = [module for module in root.modules() if isinstance(module, nn.Embedding)]
+    with torch.no_grad(), evaluation_mode(root), hooked(tables, looked_up, before=True):
+        run()
     return max(found, default=int(tokens.max()) + 1)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from .._state import evaluation_mode
+from .._state import evaluation_mode, hooked
 from ..errors import UnsupportedModelError
 from ..surgery import PrunableAttention
 from ._discover import FoundLayer, discover
@@ -164,13 +164,8 @@ class OpaqueTower(BlockTower):
             call.count += 1
             call.residual &= first_tensor((args, kwargs)).shape == first_tensor(output).shape
 
-        hooks = [module.register_forward_hook(called, with_kwargs=True) for module in modules]
-        try:
-            with torch.no_grad(), evaluation_mode(self.root):
-                output = self.run()
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with torch.no_grad(), evaluation_mode(self.root), hooked(modules, called):
+            output = self.run()
         self.check_output(output)
         return calls
 

@@ -15,14 +15,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .._state import forwards, hooked
 from ._look import first_tensor
 from ._prunable import Prunable
+from ._resume import Reached, returning
 
 
 class NotInPartsError(Exception):
     """A layer cannot be taken apart this way."""
-
-
-class Reached(Exception):  # noqa: N818 (no error, the way out)
-    """What was looked for has been reached; nothing after it matters."""
 
 
 class Call:
@@ -119,8 +116,8 @@ class OwnLayer:
         """Forwards that put ``out`` in the place of what a sub-layer would compute."""
         around, units = self._around[place], self.units[place]
         if around is not None:
-            return [(around[0], _returns(around[1].around(out)))]
-        return [*((source, _nothing(source)) for source in units.sources), (units.output, _returns(out))]
+            return [(around[0], returning(around[1].around(out)))]
+        return [*((source, _nothing(source)) for source in units.sources), (units.output, returning(out))]
 
     def hidden(self, place: int, x: Tensor, outs: Sequence[Tensor], call: Call, times: int) -> Tensor:
         """The input of an output layer, from the layer's input and the outputs before."""
@@ -159,10 +156,6 @@ def repeated(tensor: Tensor, times: int) -> Tensor:
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
-
-
-def _returns(value: Any) -> Callable[..., Any]:
-    return lambda *_, **__: value
 
 
 def _nothing(source: Any) -> Callable[..., Tensor]:

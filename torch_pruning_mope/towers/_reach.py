@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .._state import hooked
+
 
 class Reaching(NamedTuple):
     """Inputs of a layer, a row per row of its output, and which rows the embedding depends on."""
@@ -41,24 +43,19 @@ def reaching_rows(
     # Captions after their end cannot, nor can tokens other than the pooled one in the last block.
     seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
 
-    def left(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def left(module: nn.Module, args: tuple[Any, ...], _kwargs: Any, output: Tensor) -> Tensor:
         zero = torch.zeros_like(output, requires_grad=True)
         seen[module].append((patches(module, args[0].detach()), zero))
         return output + zero
 
-    handles = [layer.register_forward_hook(left) for layer in seen]
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            embeddings = encode(inputs.clone() if inputs.is_inference() else inputs)
-            generator = torch.Generator().manual_seed(0)
-            weights = torch.randn(embeddings.shape, generator=generator).to(embeddings)
-            zeros = [zero for calls in seen.values() for _, zero in calls]
-            found: Sequence[Tensor | None] = [None] * len(zeros)
-            if embeddings.requires_grad:
-                found = torch.autograd.grad((embeddings * weights).sum(), zeros, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.inference_mode(False), torch.enable_grad(), hooked(seen, left):
+        embeddings = encode(inputs.clone() if inputs.is_inference() else inputs)
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(embeddings.shape, generator=generator).to(embeddings)
+        zeros = [zero for calls in seen.values() for _, zero in calls]
+        found: Sequence[Tensor | None] = [None] * len(zeros)
+        if embeddings.requires_grad:
+            found = torch.autograd.grad((embeddings * weights).sum(), zeros, allow_unused=True)
     gradients = dict(zip(map(id, zeros), found, strict=True))
     reached = {}
     for layer, calls in seen.items():

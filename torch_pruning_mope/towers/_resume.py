@@ -4,16 +4,17 @@ The layers before are not run: the last of them gives out what was recorded, the
 stands between the layers, such as the stem or a change of resolution, is run again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .._state import forwards, hooked
 
-class _Reached(Exception):  # noqa: N818 (no error, the way out)
-    """A layer has been run; nothing after it matters."""
+
+class Reached(Exception):  # noqa: N818 (no error, the way out)
+    """What was looked for has been reached; nothing after it matters."""
 
 
 def resume(
@@ -24,15 +25,11 @@ def resume(
     stop: int | None = None,
 ) -> Any:
     """Runs an encoder, some of whose first layers put out what was recorded."""
-    with ExitStack() as stack:
-        for module, out in zip(modules, before, strict=False):
-            stack.enter_context(_puts_out(module, out))
-        if stop is not None:
-            handle = modules[stop].register_forward_hook(_reached)
-            stack.callback(handle.remove)
+    given = [(module, returning(out)) for module, out in zip(modules, before, strict=False)]
+    with forwards(given), hooked([] if stop is None else [modules[stop]], _reached):
         try:
             return encode(inputs)
-        except _Reached as reached:
+        except Reached as reached:
             return reached.args[0]
 
 
@@ -41,18 +38,10 @@ def shape_alone(value: Any) -> Any:
     return tree_map(lambda leaf: leaf.new_zeros(()).expand(leaf.shape) if isinstance(leaf, Tensor) else leaf, value)
 
 
-def _reached(_module: nn.Module, _args: Any, output: Any) -> None:
-    raise _Reached(output)
+def returning(value: Any) -> Callable[..., Any]:
+    """A forward that puts out a value, whatever it is given."""
+    return lambda *_, **__: value
 
 
-@contextmanager
-def _puts_out(module: nn.Module, out: Any) -> Iterator[None]:
-    """A module that gives out a value without running, and its own forward again afterwards."""
-    own = vars(module).get("forward")
-    module.forward = lambda *_, **__: out
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
+def _reached(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+    raise Reached(output)

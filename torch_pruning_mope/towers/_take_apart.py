@@ -13,7 +13,8 @@ from .._state import evaluation_mode, forwards, hooked
 from ._apart import ApartTower, Found, kinds_of, passed_on
 from ._look import first_tensor
 from ._opaque import OpaqueTower
-from ._own_layer import Call, NotInPartsError, OwnLayer, Reached, Shape, repeated
+from ._own_layer import Call, NotInPartsError, OwnLayer, Shape, repeated
+from ._resume import Reached
 from ._sublayers import Stream
 
 _NOTE = "taken_apart"

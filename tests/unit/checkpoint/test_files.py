@@ -203,7 +203,7 @@ def test_push_to_hub(encoder: DualEncoder, tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(HfApi, "create_repo", create)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
-    found = encoder.save_pretrained(tmp_path / "pruned", push_to_hub=True, private=True, branch="dev")
+    found = encoder.push_to_hub("pruned", private=True, branch="dev")
     assert found == "https://hub/commit"
     assert asked["create"] == {"private": True, "exist_ok": True}
     assert (asked["upload"]["repo_id"], asked["upload"]["revision"]) == ("me/pruned", "dev")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -65,9 +66,22 @@ def test_training_is_logged_and_is_not_done_again(begun: Path) -> None:
 def test_two_processes_train_as_one(begun: Path, tmp_path: Path) -> None:
     two = Path(shutil.copytree(begun, tmp_path / "two"))
     mope_command("distill", begun, *TRAIN)
-    launched = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    command = (*launched, "-m", "torch_pruning_mope", "distill", two, "--shard", *TRAIN)
-    subprocess.run([str(part) for part in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "torch_pruning_mope", "distill", str(two), "--shard", *map(str, TRAIN)]
+    ranks = [  # as torchrun sets them up, without its own import of torch
+        subprocess.Popen(
+            command, env=os.environ | world | {"OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank}, text=True
+        )
+        for rank in "01"
+    ]
+    try:
+        assert [process.wait(timeout=240) for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
     losses = [
         [json.loads(line)["loss"] for line in (run / "training.jsonl").read_text().splitlines()] for run in (begun, two)
     ]

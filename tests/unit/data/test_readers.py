@@ -116,7 +116,7 @@ def test_every_image_comes_once_with_all_its_captions(folder: Path, form: str, w
     assert dataset.skipped.read == COUNT
 
 
-@pytest.mark.parametrize(("form", "workers"), [("coco", 0), ("csv", 2), ("shards", 0), ("shards", 2)])
+@pytest.mark.parametrize(("form", "workers"), [("coco", 0), ("csv", 2), ("shards", 2)])
 def test_items_are_images_with_one_caption(folder: Path, form: str, workers: int) -> None:
     make, options = FORMATS[form]
     dataset = opened(make(folder), **options)
@@ -432,7 +432,6 @@ def test_workers_and_ranks_share_shards_out(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("RANK", rank)
         seen.append(numbers_of(PairLoader(opened(pattern, shuffle=6), batch_size=4, num_workers=workers)))
         assert len(gather_pairs(opened(pattern), num_workers=workers, progress=False).images) == 20
-        assert len(numbers_of(DataLoader(opened(pattern, by_rank=False), batch_size=4))) == 20
     assert sorted(seen[0] + seen[1]) == list(range(20))
     assert len(seen[0]) in {8, 12}
 
@@ -450,14 +449,12 @@ def test_shuffling_depends_on_seed_and_epoch_alone(tmp_path: Path) -> None:
     assert len({str(found) for found in (order(0, 0), order(0, 1), order(1, 0), list(range(20)))}) == 4
 
 
-@pytest.mark.parametrize("resample", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_has_as_many_samples_as_asked(tmp_path: Path, resample: bool, workers: int) -> None:
-    dataset = opened(write_shards(tmp_path), samples=51, resample=resample, shuffle=10)
+def test_an_epoch_has_as_many_samples_as_asked(tmp_path: Path, workers: int) -> None:
+    dataset = opened(write_shards(tmp_path), samples=51, shuffle=10)
     found = numbers_of(PairLoader(dataset, batch_size=8, num_workers=workers))
     assert len(found) == 51
-    if not resample:
-        assert set(found) == set(range(20))
+    assert set(found) == set(range(20))
 
 
 def test_more_ranks_than_shards_are_refused_where_each_needs_one(
@@ -469,7 +466,6 @@ def test_more_ranks_than_shards_are_refused_where_each_needs_one(
     assert not numbers_of(PairLoader(opened(pattern), batch_size=2))
     with pytest.raises(DataError, match="shards with samples for every worker of every rank; found 1 shards for 2"):
         list(PairLoader(opened(pattern, samples=8), batch_size=2))
-    assert len(numbers_of(PairLoader(opened(pattern, samples=8, resample=True), batch_size=2))) == 4
 
 
 @pytest.fixture
@@ -524,7 +520,7 @@ def test_shards_that_are_missing_or_of_no_bytes_are_found_at_once(tmp_path: Path
         opened(str(tmp_path / "03.tar"))
 
 
-@pytest.mark.parametrize("options", [{}, {"samples": 5}, {"samples": 5, "resample": True}])
+@pytest.mark.parametrize("options", [{}, {"samples": 5}])
 @pytest.mark.parametrize("max_skipped", [0.1, 1.0])
 def test_shards_without_samples_are_no_data(tmp_path: Path, options: Any, max_skipped: float) -> None:
     for number in range(2):
@@ -554,7 +550,6 @@ def test_bad_patterns_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resample": True}, "samples must be a number with resample, .*; found None"),
         ({"samples": 0}, "samples must be at least 1; found 0"),
         ({"shuffle": -1}, "shuffle must be the size of a buffer"),
         ({"captions": "all"}, "captions must be one of random, first; found 'all'"),

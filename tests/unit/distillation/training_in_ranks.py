@@ -16,7 +16,7 @@ from torch_pruning_mope.distillation import DistillationLoss, TeacherCache, dist
 from torch_pruning_mope.distillation import _cache as cache_module
 from torch_pruning_mope.distillation._shard import Shards
 
-TRAINING: dict[str, Any] = {**QUICK, "steps": 5, "save_every": 2, "ema": 0.8}
+TRAINING: dict[str, Any] = {**QUICK, "steps": 4, "save_every": 2, "ema": 0.8}
 CASES: dict[str, dict[str, Any]] = {
     "all terms": {"loss": DistillationLoss.paper()},
     "in chunks": {"loss": DistillationLoss(sigmoid=True), "chunks": 2, "ema": None, "max_norm": None},
@@ -106,7 +106,7 @@ def caches(rank: int, out: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache_module, "save_tensors", lambda file, *rest: (written.append(file), original(file, *rest)))
         for name, path in (("shared", out / "teacher"), ("own", out / f"teacher of {rank}")):
-            kept = TeacherCache.of(teacher(), data(), path=path, shard_size=8)
+            kept = TeacherCache.of(teacher(), data(), path=path, shard_size=20)
             found[name] = kept.encoded(torch.arange(40), torch.arange(80)).texts
             found[f"{name}, files"] = sorted(file.name for file in path.iterdir())
             dist.barrier()
@@ -138,7 +138,7 @@ def main(rank: int, out: Path) -> dict[str, Any]:
         shutil.copytree(out / "interrupted", out / "for 0")  # the other rank's folder, "for 1", is empty
     dist.barrier()
     found["other seed"] = refused(path=out / "interrupted", seed=1)
-    found["of each its own"] = refused(path=out / f"for {rank}", steps=5 + rank)
+    found["of each its own"] = refused(path=out / f"for {rank}", steps=4 + rank)
     found["gone on"] = run(shard=True, path=out / "interrupted")
     found["gone on, whole"] = run(path=out / f"for {rank}")
     found["by chance"] = run(made=by_chance())

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import torch_pruning_mope as mope
 from torch_pruning_mope.cli import app
 
-ONE_OF_EACH = ["RN50", "ViT-B-16-SigLIP2", "EVA02-B-16", "convnext_tiny", "MobileCLIP2-S0"]
+ONE_OF_EACH = ["RN50", "ViT-B-16-SigLIP2", "MobileCLIP2-S0"]
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -31,10 +31,9 @@ def test_counts_are_those_of_the_whole_model() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mt5-base-ViT-B-32", "coca_roberta-ViT-B-32"])
-def test_texts_of_hugging_face_are_checked_in_small(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_hugging_face_are_checked_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    check = mope.check_model(name)
+    check = mope.check_model("mt5-base-ViT-B-32")
     assert check.wraps, check.reason
     assert check.reason.startswith("text encoder checked with two layers")
 

@@ -54,15 +54,13 @@ def test_recalls_and_ties_are_those_counted_by_hand(data: st.DataObject) -> None
     found = evaluate_retrieval(Lookup(table), pairs, ks=(1, 2, 4), batch_size=3)
     expected = by_hand(images, table, index, (1, 2, 4))
     assert dict(found.recalls) == pytest.approx({key: value for key, (value, _) in expected.items()})
-    assert found.lost_to_ties == {key: lost for key, (_, lost) in expected.items()}
     assert (found.images, found.captions) == (count, len(index))
 
 
-def test_a_collapsed_model_finds_nothing_and_says_why() -> None:
+def test_a_collapsed_model_finds_nothing() -> None:
     pairs = mope.Pairs(torch.ones(20, 4), torch.zeros(20, 2, dtype=torch.long))
     found = evaluate_retrieval(Lookup(torch.ones(1, 4)), pairs)
     assert set(found.recalls.values()) == {0.0}
-    assert set(found.lost_to_ties.values()) == {20}
     assert found.recall_mean == 0
 
 
@@ -75,7 +73,6 @@ def test_the_mean_is_that_of_the_recall_metric() -> None:
     content = json.loads(json.dumps(found.to_dict()))
     assert content["i2t_r5"] == found.recalls["i2t_r5"]
     assert (content["images"], content["captions"], content["skipped"]) == (50, 150, 0)
-    assert set(content["lost_to_ties"].values()) == {0}
 
 
 def clip_benchmark(model: nn.Module, images: Tensor, captions: list[list[str]], ks: list[int]) -> dict[str, float]:
@@ -101,7 +98,6 @@ def test_recall_is_clip_benchmarks() -> None:
     ours = evaluate_retrieval(model, zip(images.split(64), tokens.split(64), strict=True))
     assert dict(ours.recalls) == pytest.approx(theirs, abs=1e-4)  # theirs is a float32
     assert 20 < ours.recall_mean < 80  # neither all nor nothing
-    assert set(ours.lost_to_ties.values()) == {0}
 
 
 def test_recall_differs_from_clip_benchmarks_by_ties_alone() -> None:
@@ -114,10 +110,11 @@ def test_recall_differs_from_clip_benchmarks_by_ties_alone() -> None:
     theirs = clip_benchmark(model, images, captions, [1, 5, 10])
     index = torch.arange(200).repeat_interleave(5)
     ours = evaluate_retrieval(model, mope.Pairs(images, torch.arange(1000)[:, None], index))
+    lost = {key: count for key, (_, count) in by_hand(images, table, index.tolist(), (1, 5, 10)).items()}
     for key, value in theirs.items():
-        most = ours.recalls[key] + 100 * ours.lost_to_ties[key] / (200 if key.startswith("i2t") else 1000)
+        most = ours.recalls[key] + 100 * lost[key] / (200 if key.startswith("i2t") else 1000)
         assert ours.recalls[key] - 1e-4 <= value <= most + 1e-4
-    assert ours.lost_to_ties["t2i_r1"] > 50
+    assert lost["t2i_r1"] > 50
     assert theirs["t2i_r1"] > ours.recalls["t2i_r1"] + 1
 
 

@@ -143,10 +143,8 @@ def test_a_model_agrees_with_itself(encoder: DualEncoder, pairs: Pairs) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 0}, "count, thumbnail_size and batch_size must be at least 1; found 0, 112, 64"),
+        ({"count": 0}, "count must be at least 1; found 0"),
         ({"captions": ["one"]}, "captions must be one per caption, 12; found 1"),
-        ({"mean": [0.5]}, "mean and std must be given both or neither"),
-        ({"mean": [0.5], "std": [0.5]}, "mean and std must hold one number per channel, 3"),
     ],
 )
 def test_bad_arguments(encoder: DualEncoder, pairs: Pairs, arguments: dict[str, Any], message: str) -> None:

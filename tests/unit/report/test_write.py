@@ -55,7 +55,7 @@ def bare(folder: Path, **files: object) -> Path:
     return folder
 
 
-def test_every_section_is_there_with_words_headings_and_figures_beside(written: Path, page: Page) -> None:
+def test_every_section_is_there_with_words_headings_and_figures(full_run: Path, written: Path, page: Page) -> None:
     assert [section["id"] for section in page.all("section")] == SECTIONS
     assert "the run folder holds no" not in page.text
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -68,13 +68,15 @@ def test_every_section_is_there_with_words_headings_and_figures_beside(written: 
     headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert headings[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(headings))
-    names = {path.stem for path in (written.parent / "figures").iterdir()}
+    assert [path.name for path in written.parent.iterdir()] == ["report.html"]  # and nothing that was not asked for
+    beside = full_run / "figures"
+    names = {path.stem for path in beside.iterdir()}
     assert len(figures(page)) == len(names)
     expected = ("scores-image-head", "scores-text-neurons", "errors-text-block", "kept-image", "sizes", "recall")
     assert names >= {*expected, "training"}
     for name in names:
-        Image.open(written.parent / "figures" / f"{name}.png").verify()
-        assert (written.parent / "figures" / f"{name}.svg").read_text() in figures(page)
+        Image.open(beside / f"{name}.png").verify()
+        assert (beside / f"{name}.svg").read_text() in figures(page)
 
 
 def test_nothing_is_fetched_and_nothing_runs(page: Page) -> None:
@@ -131,7 +133,8 @@ def test_the_same_folder_makes_the_same_page_and_figures(full_run: Path, tmp_pat
     found = []
     for name in ("one", "two"):
         page = write_report(folder, output=tmp_path / name / "report.html")
-        found.append({path.name: path.read_bytes() for path in page.parent.rglob("*.*")})
+        files = [page, *(folder / "figures").iterdir()]
+        found.append({path.name: path.read_bytes() for path in files})
     assert found[0] == found[1]
     assert len(found[0]) == 5
 

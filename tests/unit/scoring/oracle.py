@@ -12,26 +12,29 @@ from torch_pruning_mope.scoring import Ablation, Unit
 from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
 
 
-def physically_without(encoder: DualEncoder, unit: Unit | Ablation) -> DualEncoder:
-    """A copy of the encoder from which the unit is really gone."""
+def physically_without(encoder: DualEncoder, *gone: Unit | Ablation) -> DualEncoder:
+    """A copy of the encoder from which a block, or some heads and neurons of different sub-layers, are really gone."""
     smaller = DualEncoder(copy.deepcopy(encoder.model))
-    part = unit.part
-    if part == "block":
-        smaller.remove_blocks(unit.tower, [unit.layer])
+    if gone[0].part == "block":
+        (whole,) = gone
+        smaller.remove_blocks(whole.tower, [whole.layer])
         return smaller
-    block = smaller.towers[unit.tower].blocks[unit.layer]
-    units = block.attention if part == "head" else block.feed_forward
-    assert units is not None
-    output: Any = units.output
-    if len(unit.channels) == _inputs(output):
-        # The last channel cannot be pruned away; the sub-layer without any is its bias.
-        with torch.no_grad():
-            output.weight.zero_()
-        return smaller
-    before = _inputs(output)
-    graph = smaller.dependency_graph(checked=False)
-    graph.get_pruning_group(output, graph.get_pruner_of_module(output).prune_in_channels, list(unit.channels)).prune()
-    assert _inputs(output) == before - len(unit.channels)
+    graph: Any = None
+    for unit in gone:
+        block = smaller.towers[unit.tower].blocks[unit.layer]
+        units = block.attention if unit.part == "head" else block.feed_forward
+        assert units is not None
+        output: Any = units.output
+        before = _inputs(output)
+        if len(unit.channels) == before:
+            # The last channel cannot be pruned away; the sub-layer without any is its bias.
+            with torch.no_grad():
+                output.weight.zero_()
+            continue
+        graph = smaller.dependency_graph(checked=False) if graph is None else graph
+        pruner = graph.get_pruner_of_module(output)
+        graph.get_pruning_group(output, pruner.prune_in_channels, list(unit.channels)).prune()
+        assert _inputs(output) == before - len(unit.channels)
     return smaller
 
 

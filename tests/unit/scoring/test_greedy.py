@@ -14,6 +14,7 @@ from torch_pruning_mope.towers import Unit
 from ..models import clip, pairs_for
 
 UNITS = [Unit("head", "image" if i < 3 else "text", i % 3, i, (i,)) for i in range(5)]
+SIZES = dict.fromkeys(UNITS, 1)
 ABLATIONS = [single_ablation(unit) for unit in UNITS]
 
 
@@ -59,7 +60,7 @@ NUMBERS = st.floats(-1, 1, width=32)
 @given(own=st.lists(NUMBERS, min_size=5, max_size=5), together=st.lists(NUMBERS, min_size=25, max_size=25))
 def test_full_greedy_is_brute_force(own: list[float], together: list[float]) -> None:
     meter = FakeMeter(own, together)
-    path = greedy_path(meter, UNITS, lazy=False)
+    path = greedy_path(meter, SIZES, lazy=False)
     assert {unit for unit, _ in path} == set(UNITS)
     assert [loss.value for _, loss in path] == pytest.approx(brute_force(meter), abs=1e-5)
     assert not meter.removed
@@ -72,8 +73,8 @@ def test_full_greedy_is_brute_force(own: list[float], together: list[float]) -> 
 )
 def test_lazy_is_full_where_increments_only_grow(own: list[float], together: list[float]) -> None:
     lazy, full = FakeMeter(own, together), FakeMeter(own, together)
-    lazy_path = greedy_path(lazy, UNITS, lazy=True)
-    full_path = greedy_path(full, UNITS, lazy=False)
+    lazy_path = greedy_path(lazy, SIZES, lazy=True)
+    full_path = greedy_path(full, SIZES, lazy=False)
     assert [loss.value for _, loss in lazy_path] == pytest.approx([loss.value for _, loss in full_path], abs=1e-5)
     assert lazy.evaluations <= full.evaluations == 15
 

@@ -178,18 +178,30 @@ def test_engine_equals_plain_loop_equals_removal(family: str, tower: TowerName) 
         }
         assert found.keys() == set(range(len(units)))
         expected = [plain.embeddings(tower, inputs, [ablation]) for ablation in ablations]
-    blocks, removed = encoder.towers[tower].blocks, set[Any]()
+    blocks, gone = encoder.towers[tower].blocks, dict[Any, Any]()
     for place, unit in enumerate(units):
         assert not torch.allclose(expected[place], dense, rtol=1e-6), f"{unit} has no effect"
         assert_close(found[place], expected[place], 1e-5)
-        like = unit.layer if unit.kind == "block" else type(blocks[unit.layer].module)
-        if (unit.kind, like) not in removed:  # the others, by the same code
-            removed.add((unit.kind, like))
+        if unit.kind == "block":
             with torch.no_grad():
                 assert_close(expected[place], physically_without(encoder, unit).embed(tower, inputs), 1e-5)
+        else:  # one of each kind of each type of layer
+            gone.setdefault((unit.kind, type(blocks[unit.layer].module)), unit)
+    without = plain.embeddings(tower, inputs, [single_ablation(unit) for unit in gone.values()])
+    with torch.no_grad():
+        assert_close(without, physically_without(encoder, *gone.values()).embed(tower, inputs), 1e-5)
 
 
-@each_family
+_REFITTED = {
+    "open_clip ViT", "open_clip ResNet", "CoCa, attentional pool", "EVA02-E", "MobileCLIP-S", "Swin", "mT5",
+    "transformers SigLIP",
+}  # fmt: skip
+"""One for each way to run a tower, and each type of output layer and of what stands before it."""
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=() if each in _REFITTED else pytest.mark.slow) for each in zoo.FAMILIES]
+)
 def test_scores_with_reconstruction_equal_removal_and_least_squares(family: str) -> None:
     """By both engines; one unit of each kind of layer is removed."""
     encoder = DualEncoder(zoo.build(family).double())
@@ -270,8 +282,16 @@ def _prepare_training(encoder: DualEncoder, pairs: Pairs) -> None:
             parameter.requires_grad_(False)
 
 
-@each_family
-@pytest.mark.parametrize("ratio", [0.3, 0.7])
+def _in_turn(*options: Any) -> Any:
+    """Each family with one of the options; with the others too among the slow tests."""
+    return [
+        pytest.param(family, option, marks=() if place % len(options) == turn else pytest.mark.slow)
+        for place, family in enumerate(zoo.FAMILIES)
+        for turn, option in enumerate(options)
+    ]
+
+
+@pytest.mark.parametrize(("family", "ratio"), _in_turn(0.3, 0.7))
 def test_everything_pruned_in_one_step(family: str, ratio: float) -> None:
     encoder, pairs = _wrapped(family)
     whole, dimensions = DualEncoder(copy.deepcopy(encoder.model)), _dimensions(encoder)
@@ -390,8 +410,7 @@ def _assert_prunes_by(family: str, name: str, *, global_pruning: bool) -> None:
         assert_finite(embeddings)
 
 
-@each_family
-@pytest.mark.parametrize("criterion", ["Taylor", "Hessian"])
+@pytest.mark.parametrize(("family", "criterion"), _in_turn("Taylor", "Hessian"))
 def test_torch_prunings_gradient_criteria(family: str, criterion: str) -> None:
     _assert_prunes_by(family, criterion, global_pruning=False)
 
