@@ -77,7 +77,7 @@ class Refit:
             help="Penalty on the change of the weights, relative to the inputs'; by cross-validation if not given."
         ),
     ] = None
-    inputs: Annotated[bool, typer.Option("--inputs", help="Refit q, k, v and the first layers of MLPs too.")] = False
+    inputs: Annotated[bool, typer.Option(help="Refit q, k, v and the first layers of MLPs too.")] = True
 
 
 @dataclass(frozen=True)

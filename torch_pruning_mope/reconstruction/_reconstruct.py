@@ -35,7 +35,7 @@ def reconstruct(
     ridge: float | None = None,
     towers: Collection[str] = ("image", "text"),
     projection: bool = True,
-    inputs: bool = False,
+    inputs: bool = True,
     held_out: float = 0.1,
     batch_size: int | None = None,
     memory: int | str | None = None,

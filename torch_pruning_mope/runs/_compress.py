@@ -39,7 +39,7 @@ def compress(
     rewire: Rewiring = "taylor",
     reconstruct_pairs: Pairs | None = None,
     ridge: float | None = None,
-    inputs: bool = False,
+    inputs: bool = True,
     path: str | Path | RunFolder | None = None,
     progress: bool = True,
 ) -> DualEncoder:
@@ -68,7 +68,7 @@ def compress(
         rewire: Order of an MLP's neurons before they are grouped; see :func:`torch_pruning_mope.score`.
         reconstruct_pairs: Images and captions to reconstruct on, of which more than are scored on do good; by default the same.
         ridge: See :func:`torch_pruning_mope.reconstruct`.
-        inputs: Refit q, k, v and the first layers of MLPs too.
+        inputs: See :func:`torch_pruning_mope.reconstruct`, of the last reconstruction; those between stages are without.
         path: Folder of the run. The same call goes on there after an interruption, to the same bits on a CPU.
         progress: Show progress bars, and the stages and their time beforehand.
 
@@ -105,12 +105,12 @@ def compress(
         pairs=pairs,
         scoring=scoring | {"interaction": "joint", "reconstruct": True},
         planning=planning,
-        refit={"pairs": more, "ridge": ridge, "inputs": inputs},
+        refit={"pairs": more, "ridge": ridge, "inputs": False},
         folder=path if isinstance(path, RunFolder) or path is None else RunFolder(path),
         progress=progress,
     )
     if run.folder is None:
-        return _finished(run, all_limits)
+        return _finished(run, all_limits, inputs=inputs)
     about = {
         "begun_by": "compress",
         **{measure: dict(budget) if isinstance(budget, Mapping) else budget for measure, budget in budgets.items()},
@@ -128,10 +128,10 @@ def compress(
     }
     with run.folder.held():
         run.folder.claim(about)
-        return _finished(run, all_limits)
+        return _finished(run, all_limits, inputs=inputs)
 
 
-def _finished(run: Pipeline, all_limits: Sequence[Sequence[Limit]]) -> DualEncoder:
+def _finished(run: Pipeline, all_limits: Sequence[Sequence[Limit]], *, inputs: bool) -> DualEncoder:
     """The model after all stages, of which those that were done before are resumed."""
     ranks = Ranks()
     show = run.progress and ranks.rank == 0
@@ -149,6 +149,7 @@ def _finished(run: Pipeline, all_limits: Sequence[Sequence[Limit]]) -> DualEncod
             plan = run.prune(step, limits, ranks, files=files, until=partial(_until, run, limits))
             if show:
                 tqdm.write(f"compress, {step}: {'; '.join(str(plan).splitlines())}", file=sys.stderr)
+        run.refit = {**(run.refit or {}), "inputs": inputs}
         return run.current
     finally:
         ranks.close()

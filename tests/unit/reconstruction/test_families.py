@@ -24,7 +24,9 @@ def test_reconstruction_is_the_least_squares_of_whole_passes(name: str) -> None:
     student, dense, pairs = pruned(name, 12)
     slow = DualEncoder(copy.deepcopy(student.model))
     frozen = copy.deepcopy(dense.model.state_dict())
-    report = mope.reconstruct(student, dense, pairs, ridge=1e-2, projection=False, batch_size=5, progress=False)
+    report = mope.reconstruct(
+        student, dense, pairs, ridge=1e-2, inputs=False, projection=False, batch_size=5, progress=False
+    )
     reconstruct_slowly(slow, dense, pairs, 1e-2)
     for key, value in slow.model.state_dict().items():
         torch.testing.assert_close(student.model.state_dict()[key], value, rtol=1e-8, atol=1e-8, msg=key)

@@ -105,7 +105,7 @@ def test_projection_is_found_where_there_is_one(name: str) -> None:
     student, dense, pairs = pruned(name, 12)
     report = mope.reconstruct(student, dense, pairs, ridge=1.0, progress=False)
     found = {layer.tower for layer in report.layers if layer.part == "projection"}
-    without = {name.split()[0] for name in report.left_alone}
+    without = {name.split()[0] for name in report.left_alone if name.endswith(" projection")}
     assert without == ({"image"} if "SigLIP" in name else set())
     assert found == {"image", "text"} - without
 
@@ -222,7 +222,7 @@ def test_half_precision(dtype: torch.dtype, dense: DualEncoder, student: DualEnc
     half = Pairs(pairs.images.to(dtype), pairs.tokens)
     report = mope.reconstruct(student, dense, half, progress=False)
     assert all(parameter.dtype == dtype for parameter in student.model.parameters())
-    assert {layer.target for layer in report.layers} == {"stream", "embedding"}
+    assert {layer.target for layer in report.layers} == {"stream", "own output", "embedding"}
     for after, was, target in zip(embeddings(student, half), before, whole, strict=True):
         assert (after.float() - target).norm() < 0.8 * (was - target).norm()
 
@@ -252,7 +252,7 @@ def test_what_is_left_alone_is_named() -> None:
     assert {layer.tower for layer in report.layers} == {"text"}
     assert all(torch.equal(value, decoder[name]) for name, value in student.model.text_decoder.state_dict().items())
     assert "decoder: left alone" in str(report)
-    assert json.loads(report.to_json())["layers"][0]["part"] == "attention"
+    assert json.loads(report.to_json())["layers"][0]["part"].startswith("attention")
 
 
 def _nan(pairs: Pairs) -> Pairs:
