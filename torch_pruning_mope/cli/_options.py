@@ -86,7 +86,9 @@ class Training:
 
     steps: Annotated[int, training_option(help="Optimizer steps.", min=1)] = 1000
     batch_size: Annotated[int, training_option(help="Pairs of a step, over all ranks.", min=2)] = 256
-    learning_rate: Annotated[float, training_option(help="The highest learning rate.")] = 2e-5
+    learning_rate: Annotated[
+        float, training_option(help="The highest learning rate; small models take more than this.")
+    ] = 2e-5
     precision: Annotated[str, training_option(help="Mixed precision: no, bf16 or fp16.")] = "no"
     shard: Annotated[
         bool, training_option("--shard", help="Each rank holds a part of what is trained (FSDP2); under torchrun.")

@@ -72,7 +72,7 @@ def distill(
         steps: Optimizer steps.
         batch_size: Pairs of a step, over all ranks; ignored for given batches.
         chunks: Parts that a rank's share of a batch is run in, to save memory; the gradients are the same.
-        learning_rate: The highest.
+        learning_rate: The highest. The default is that reported for ViT-L/14; small models take more: 5e-4 for the tiny CLIP.
         betas: AdamW's.
         weight_decay: Of matrices; biases, norms and the temperature have none.
         warmup: Share of the steps in which the rate rises.

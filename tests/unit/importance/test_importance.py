@@ -50,8 +50,6 @@ def _groups(encoder: DualEncoder) -> list[tuple[str, int, Any]]:
 def _importance(encoder: DualEncoder, pairs: mope.Pairs, name: str) -> Any:
     if name == "mope":
         return MoPEImportance(encoder, pairs, groups=4, progress=False)
-    if name == "constant":
-        return MoPEImportance(encoder, pairs, groups=4, progress=False, metric=_constant)
     if name == "constant without rewiring":
         return MoPEImportance(
             encoder, pairs, groups=4, progress=False, metric=_constant, rewire="none", interaction="single"
@@ -59,7 +57,7 @@ def _importance(encoder: DualEncoder, pairs: mope.Pairs, name: str) -> Any:
     return WeightedImportance(encoder, [(lambda group: torch.zeros(len(group[0].idxs)), 1.0)])
 
 
-ALL = pytest.mark.parametrize("name", ["mope", "constant", "constant without rewiring", "zeros"])
+ALL = pytest.mark.parametrize("name", ["mope", "constant without rewiring", "zeros"])
 
 
 @ALL

@@ -31,7 +31,7 @@ def joint(encoder: mope.DualEncoder, seed: int = 0) -> mope.ScoreTable:
     return replace(table, scores=tuple(score for step in steps for score in step), settings={"interaction": "joint"})
 
 
-@pytest.mark.parametrize("kinds", [("head",), ("neurons", "block"), ("head", "neurons", "block"), ("attention", "mlp")])
+@pytest.mark.parametrize("kinds", [("head",), ("head", "neurons", "block"), ("attention", "mlp")])
 def test_the_range_is_what_plans_can_reach(encoder: mope.DualEncoder, kinds: Any) -> None:
     with unchanged(encoder.model):
         found = plan_range(encoder, kinds=kinds, groups=4)
@@ -86,8 +86,7 @@ def test_uniform_plans_take_the_least_of_each_layer(encoder: mope.DualEncoder) -
         make_plan(encoder, invented(encoder, kinds=("attention",)), parameters="90%", uniform=True)
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("kinds", [("head", "neurons", "block"), ("head", "neurons")])
+@pytest.mark.parametrize(("seed", "kinds"), [(0, ("head", "neurons", "block")), (1, ("head", "neurons"))])
 def test_nothing_that_fits_stays_out(encoder: mope.DualEncoder, seed: int, kinds: Any) -> None:
     table, most = invented(encoder, kinds=kinds, seed=seed), 0.6 * total(footprints(encoder))
     longer = make_plan(encoder, table, parameters=most, refill=False)
@@ -105,7 +104,7 @@ def test_nothing_that_fits_stays_out(encoder: mope.DualEncoder, seed: int, kinds
     plan.apply(encoder)
 
 
-@pytest.mark.parametrize("size", [4, 8, 16])
+@pytest.mark.parametrize("size", [4, 16])
 def test_joint_paths_keep_their_order_in_chunks(encoder: mope.DualEncoder, size: int) -> None:
     table = joint(encoder)
     steps = removal_order(table, lambda unit: freed_parameters(encoder, unit), size)

@@ -24,6 +24,8 @@ from torch_pruning_mope.planning._order import removal_order
 from torch_pruning_mope.scoring import Ablation, PlainEngine, enumerate_units, single_ablation
 
 KINDS = ("head", "neurons", "block")
+ENCODER = mope.DualEncoder(clip())
+"""For examples that leave it as it is."""
 
 
 def invented(encoder: mope.DualEncoder, *, kinds: Any = KINDS, groups: int = 4, seed: int = 0) -> mope.ScoreTable:
@@ -41,9 +43,18 @@ def total(sizes: Any, measure: str = "parameters") -> int:
 
 
 @pytest.mark.parametrize(
-    "kinds", [KINDS, ("head", "neurons"), ("neurons",), ("block",), ("attention", "mlp"), ("head", "attention", "mlp")]
+    ("kinds", "budget"),
+    [
+        (KINDS, {"parameters": "60%"}),
+        (KINDS, {"multiply_adds": 0.7}),
+        (("head", "neurons"), {"parameters": "45K"}),
+        (("neurons",), {"parameters": "60%"}),
+        (("block",), {"multiply_adds": 0.7}),
+        (("block",), {"parameters": "45K"}),
+        (("attention", "mlp"), {"multiply_adds": 0.7}),
+        (("head", "attention", "mlp"), {"parameters": "60%"}),
+    ],
 )
-@pytest.mark.parametrize("budget", [{"parameters": "60%"}, {"multiply_adds": 0.7}, {"parameters": "45K"}])
 def test_budgets_hold_and_no_unit_goes_in_vain(encoder: mope.DualEncoder, budget: Any, kinds: Any) -> None:
     table = invented(encoder, kinds=kinds)
     with unchanged(encoder.model):
@@ -62,7 +73,7 @@ def test_budgets_hold_and_no_unit_goes_in_vain(encoder: mope.DualEncoder, budget
     assert total(footprints(without_last), measure) > most
 
 
-@pytest.mark.parametrize("family", ["open_clip ViT", "SigLIP", "EVA02", "ConvNeXt", "transformers CLIP", "mT5", "CoCa"])
+@pytest.mark.parametrize("family", ["SigLIP", "EVA02", "ConvNeXt", "transformers CLIP", "mT5", "CoCa"])
 def test_a_plan_removes_what_masks_would(family: str) -> None:
     encoder = mope.DualEncoder(zoo.build(family))
     pairs = zoo.pairs_of(encoder, 4)
@@ -263,7 +274,7 @@ def test_amounts(amount: Any, number: float) -> None:
     assert parse_amount("parameters", amount, 1000) == pytest.approx(number)
 
 
-@pytest.mark.parametrize("unit", ["5%", 0.05, "1K", 1000.0, 1000, {"image": "1K"}, {"text": "2%"}])
+@pytest.mark.parametrize("unit", ["5%", 0.05, 1000, {"image": "1K"}])
 def test_the_least_is_told_in_the_unit_asked_and_serves(encoder: mope.DualEncoder, unit: Any) -> None:
     table = invented(encoder)
     with pytest.raises(ValueError, match=r"parameters( of the \w+ tower)? of at least") as caught:
@@ -297,9 +308,8 @@ def test_numbers_in_the_unit_asked(asked: Any, number: float, total: float, expe
 @settings(max_examples=20)
 @given(seed=st.integers(0, 1000), chunk=st.sampled_from([1, 4, 8]))
 def test_orders_are_complete_and_nested(seed: int, chunk: int) -> None:
-    encoder = mope.DualEncoder(clip())
-    table = invented(encoder, seed=seed)
-    steps = removal_order(table, lambda unit: freed_parameters(encoder, unit), chunk)
+    table = invented(ENCODER, seed=seed)
+    steps = removal_order(table, lambda unit: freed_parameters(ENCODER, unit), chunk)
     order = [score.unit for step in steps for score in step]
     blocks = {(u.tower, u.layer): place for place, u in enumerate(order) if u.kind == "block"}
     assert len(blocks) == 5

@@ -100,7 +100,7 @@ def test_input_projections_are_least_squares_too(name: str) -> None:
     assert any("." not in part for part in parts)
 
 
-@pytest.mark.parametrize("name", ["open_clip ViT", "SigLIP", "transformers SigLIP", "RoBERTa", "open_clip ResNet"])
+@pytest.mark.parametrize("name", ["SigLIP", "RoBERTa", "open_clip ResNet"])
 def test_projection_is_found_where_there_is_one(name: str) -> None:
     student, dense, pairs = pruned(name, 12)
     report = mope.reconstruct(student, dense, pairs, ridge=1.0, progress=False)
@@ -135,7 +135,7 @@ def monkey_no_layers(student: DualEncoder, dense: DualEncoder, pairs: Pairs, rid
     return embeddings(student, pairs)
 
 
-@pytest.mark.parametrize("gone", [[0], [1], [2], [1, 2]], ids=str)
+@pytest.mark.parametrize("gone", [[0], [1, 2]], ids=str)
 def test_blocks_that_have_gone_are_made_up_for(gone: list[int], dense: DualEncoder) -> None:
     pairs, fresh = pairs_for(dense.model, 200), pairs_for(dense.model, 50, seed=3)
     student = DualEncoder(copy.deepcopy(dense.model))

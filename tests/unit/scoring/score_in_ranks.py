@@ -41,6 +41,7 @@ def main(out: Path, interaction: str, rank_that_dies: int = -1, at: int = 0) -> 
         kinds=("head", "neurons", "block"),
         groups=3,
         interaction=interaction,  # type: ignore[arg-type]
+        reconstruct=interaction == "nested",
         batch_size=12,
         path=out / "table.json",
         progress=False,

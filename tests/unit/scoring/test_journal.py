@@ -56,7 +56,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("interaction", ["single", "nested", "greedy", "joint"])
+@pytest.mark.parametrize("interaction", ["nested", "greedy", "joint"])
 def test_runs_that_break_off_add_up_to_one_that_does_not(
     tmp_path: Path, counted: list[int], interaction: Any, encoder: mope.DualEncoder, pairs: mope.Pairs
 ) -> None:
@@ -125,7 +125,7 @@ def test_measurements_on_other_pairs_are_refused(tmp_path: Path, encoder: mope.D
         mope.score(encoder, pairs_for(encoder.model, 8), metric=Fuse(99), path=tmp_path / "table.json", **ARGUMENTS)
 
 
-@pytest.mark.parametrize("cut", [1, 7, 40, 100])
+@pytest.mark.parametrize("cut", [1, 40])
 def test_a_torn_line_is_measured_again(tmp_path: Path, encoder: mope.DualEncoder, pairs: mope.Pairs, cut: int) -> None:
     path = tmp_path / "table.json"
     journal = break_off(encoder, pairs, path, batch_size=len(pairs.images))

@@ -49,7 +49,7 @@ def double(**case: Any) -> tuple[mope.DualEncoder, mope.Pairs]:
     return mope.DualEncoder(model.double()), mope.Pairs(pairs.images.double(), pairs.tokens)
 
 
-@pytest.mark.parametrize("case", ["plain", "layer scale", "inner norm of attention", "inner norm of the MLP"])
+@pytest.mark.parametrize("case", ["layer scale", "inner norm of attention", "inner norm of the MLP"])
 def test_scores_equal_removal_and_least_squares(case: str) -> None:
     encoder, pairs = double(**CASES[case])
     with unchanged(encoder.model):
@@ -173,7 +173,7 @@ def test_tables_say_whether_they_know_of_reconstruction(
     assert importance.table.settings["reconstruct"] is True
 
 
-@pytest.mark.parametrize("interaction", ["single", "nested", "joint"])
+@pytest.mark.parametrize("interaction", ["nested", "joint"])
 def test_less_memory_gives_the_same_scores(interaction: Any) -> None:
     encoder, pairs = double()
     options = OPTIONS | {"kinds": ("head", "neurons"), "interaction": interaction, "batch_size": 9, "reconstruct": True}

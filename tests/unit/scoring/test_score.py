@@ -38,10 +38,9 @@ def _shares(metric: mope.metrics.Metric, encoder: mope.DualEncoder, pairs: mope.
     return shares[0].double()
 
 
-@pytest.mark.parametrize("captions", [1, 2])
-def test_single_scores_and_errors_equal_physical_removal(captions: int) -> None:
+def test_single_scores_and_errors_equal_physical_removal() -> None:
     encoder = mope.DualEncoder(clip())
-    pairs = pairs_for(encoder.model, 13, captions=captions)
+    pairs = pairs_for(encoder.model, 13, captions=2)
     smaller: dict[Any, mope.DualEncoder] = {}
     for metric, engine in itertools.product(("recall_mean", "contrastive_loss"), ("prefix", "plain")):
         with unchanged(encoder.model):

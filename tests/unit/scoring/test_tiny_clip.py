@@ -37,7 +37,7 @@ def cut(copied: mope.DualEncoder, graph: Any, unit: mope.scoring.Unit) -> Iterat
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_every_unit_of_the_tiny_clip(tower: Any) -> None:
     encoder = mope.DualEncoder(mope.load_tiny_clip())
-    pairs = mope.emoji_pairs("calibration", 24)
+    pairs = mope.emoji_pairs("calibration", 8)
     options: dict[str, Any] = {"interaction": "single", "towers": [tower], "progress": False}
     kinds = ("head", "neurons", "block")
     recall, loss = (
