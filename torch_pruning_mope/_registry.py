@@ -16,7 +16,7 @@ def full_name(kind: TypeKey) -> str:
 
 
 def is_of(module: object, *names: str) -> bool:
-    """Whether a module is of exactly one of some types, by their full names, which spares importing their library."""
+    """True if a module is of exactly one of some types, by their full names, which spares importing their library."""
     return full_name(type(module)) in names  # type: ignore[arg-type]
 
 

@@ -59,7 +59,7 @@ class EncoderCore:
     """
 
     unprunable: dict[str, str]
-    """What stays as it is, by name, and why."""
+    """Parts that stay as they are, by name, and why."""
     _pending = False
     _in_one: dict[str, str]
     origin: Any = None
@@ -203,7 +203,7 @@ class EncoderCore:
 
     @property
     def logit_scale(self) -> Tensor | float:
-        """What similarities are multiplied with in the contrastive loss; 100, CLIP's ceiling, for a model without."""
+        """Factor of the similarities in the contrastive loss; 100, CLIP's ceiling, for a model without."""
         scale = getattr(self.model, "logit_scale", None)
         return scale.exp().squeeze() if isinstance(scale, Tensor) else 100.0
 
@@ -259,7 +259,7 @@ class EncoderCore:
         }
 
     def block_numbers(self, tower: TowerName) -> list[int]:
-        """Which of the blocks that there were when the model was wrapped the blocks of a tower are.
+        """Positions that the blocks of a tower had when the model was wrapped.
 
         Args:
             tower: The tower.
@@ -435,7 +435,7 @@ class EncoderCore:
 
 
 def _has_unreadable(root: nn.Module) -> bool:
-    """Whether an encoder has layers whose channels Torch-Pruning ties in ways of its own."""
+    """True if an encoder has layers whose channels Torch-Pruning ties in ways of its own."""
     return any(isinstance(module, nn.RNNBase | nn.MultiheadAttention) for module in root.modules())
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong, by kind, so that callers can tell a wrong argument from a model that cannot be pruned."""
+"""Errors of the package, so that callers can tell a wrong argument from a model that cannot be pruned."""
 
 
 class MopeError(Exception):
@@ -30,7 +30,7 @@ class WrongModelError(MopeError, ValueError):
 
 
 class PruningMismatchError(MopeError, RuntimeError):
-    """What was removed is not what was asked for."""
+    """The units removed are not those that were asked for."""
 
 
 class ModelLoadError(MopeError, ValueError):

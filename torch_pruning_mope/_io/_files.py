@@ -30,7 +30,7 @@ def resolve_inside(folder: Path, name: str | Path, *, follow_links: bool = False
 
 
 def _in_blobs(root: Path, target: Path) -> bool:
-    """True if a snapshot of the Hub's cache, ``…/datasets--name/snapshots/revision``, links there."""
+    """Returns True if a snapshot of the Hub's cache, ``…/datasets--name/snapshots/revision``, links there."""
     for place in (root, *root.parents):
         if place.parent.name == "snapshots" and place.parent.parent.name.startswith(("models--", "datasets--")):
             return target.parent == place.parent.parent / "blobs"

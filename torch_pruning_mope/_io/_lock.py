@@ -100,7 +100,7 @@ def _unlock(file: Path, handle: int) -> None:
 
 
 def _holder(handle: int) -> str:
-    """The holder in words; the file may be half written."""
+    """Returns the holder in words; the file may be half written."""
     try:
         found = parse_json(os.read(handle, 1000))
         if found["pid"] == os.getpid() and found["host"] == socket.gethostname():

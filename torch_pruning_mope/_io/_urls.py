@@ -38,7 +38,7 @@ class ByteStream(Protocol):
 
 
 def is_url(text: str) -> bool:
-    """True of ``scheme:…`` with a scheme of at least two letters."""
+    """Returns True for ``scheme:…`` with a scheme of at least two letters."""
     return _SCHEME.match(text) is not None
 
 

@@ -22,7 +22,7 @@ Wrapper = Callable[[nn.Module], EncoderCore]
 
 
 def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None = None) -> EncoderCore:
-    """The encoder that was saved."""
+    """Returns the encoder that was saved."""
     weights = check_digest(checkpoint.folder, WEIGHTS, checkpoint.sha256)
     shapes = tensor_shapes(weights)
     buffers: Buffers | None = None

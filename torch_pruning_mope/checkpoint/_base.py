@@ -59,7 +59,7 @@ def describe(base: str | None, model: nn.Module, cache: str | None) -> Base:
 
 
 def _library(kind: str) -> Any:
-    """The module that describes and builds models of a library; the libraries are slow to import."""
+    """Returns the module that describes and builds models of a library; the libraries are slow to import."""
     return import_module(f"._{kind}", __package__)
 
 

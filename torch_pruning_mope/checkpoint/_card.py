@@ -31,7 +31,7 @@ def sizes_of(encoder: EncoderCore) -> dict[str, int]:
 def model_card(
     base: Mapping[str, Any], before: Mapping[str, int] | None, after: Mapping[str, int], metrics: Mapping[str, float]
 ) -> str:
-    """The card: Markdown with the Hub's header; ``base`` describes the original, whose sizes may be unknown."""
+    """Returns the card: Markdown with the Hub's header; ``base`` describes the original, whose sizes may be unknown."""
     name = base.get("name") or base.get("class")
     data = ModelCardData(
         library_name="torch-pruning-mope",

@@ -37,7 +37,7 @@ class Checkpoint:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """True for a folder that looks like a checkpoint of this package, whole or damaged."""
+    """Returns True for a folder that looks like a checkpoint of this package, whole or damaged."""
     try:
         with open_regular(inside(folder, CONFIG), _MOST_BYTES) as file:
             return f'"{FORMAT}"'.encode() in file.read()
@@ -70,7 +70,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _content(folder: Path) -> Mapping[str, Any]:
-    """The fields of the configuration, of this version."""
+    """Returns the fields of the configuration, of this version."""
     try:
         content = read_json(inside(folder, CONFIG), _MOST_BYTES)
     except (OSError, ValueError) as error:

@@ -17,12 +17,12 @@ _MOST_FILES = 32
 
 
 def is_plain(name: str) -> bool:
-    """True for a name that can only be of a file in the folder that it is joined to."""
+    """Returns True for a name that can only be of a file in the folder that it is joined to."""
     return _PLAIN.fullmatch(name) is not None
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A regular file of a checkpoint, with links resolved."""
+    """Returns a regular file of a checkpoint, with links resolved."""
     try:
         path = resolve_inside(folder, located(folder, name).relative_to(folder))
         open_regular(path).close()

@@ -111,10 +111,10 @@ class HubMixin(EncoderCore):
             metrics: See :meth:`save_pretrained`.
             cache_dir: See :meth:`save_pretrained`.
             commit_message: Message of the commit.
-            private: Whether a new repository is private; None for the owner's default.
+            private: Makes a new repository private; None for the owner's default.
             token: Token of the Hub; by default that of the user who is logged in.
             branch: Branch to commit to.
-            create_pr: Whether to open a pull request instead.
+            create_pr: Opens a pull request instead.
 
         Returns:
             The address of the commit.

@@ -17,7 +17,7 @@ from ._files import BASE, CARD, CONFIG, WEIGHTS
 
 
 def fetch(path_or_repo: str | Path, **options: Any) -> Path:
-    """The folder of a checkpoint, downloaded if need be."""
+    """Returns the folder of a checkpoint, downloaded if need be."""
     folder = Path(path_or_repo).expanduser()
     if folder.is_dir():
         return folder

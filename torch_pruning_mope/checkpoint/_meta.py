@@ -44,7 +44,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def build(factory: Callable[[], nn.Module]) -> nn.Module:
-    """The model of a factory in evaluation mode, with its parameters on the ``meta`` device."""
+    """Returns the model of a factory in evaluation mode, with its parameters on the ``meta`` device."""
     with parameters_on_meta(), torch.random.fork_rng(devices=[]):
         return factory().eval()
 
@@ -110,7 +110,7 @@ def check_size(probe: nn.Module, left: int) -> None:
 
 
 def probe_of(factory: Any) -> nn.Module:
-    """The model that a factory builds, wholly on the ``meta`` device: in no memory, whatever its size."""
+    """Returns the model that a factory builds, wholly on the ``meta`` device: in no memory, whatever its size."""
     with torch.device("meta"):
         model: nn.Module = factory()
     return model

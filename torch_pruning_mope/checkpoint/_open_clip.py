@@ -29,7 +29,7 @@ from ..loading._transformers import saved
 
 
 def is_tiny(model: nn.Module) -> bool:
-    """True for the embedded tiny CLIP: no other model has its vocabulary and context."""
+    """Returns True for the embedded tiny CLIP: no other model has its vocabulary and context."""
     text = tiny_clip_config()["text_cfg"]
     table = getattr(model, "token_embedding", None)
     return (
@@ -40,7 +40,7 @@ def is_tiny(model: nn.Module) -> bool:
 
 
 def describe(name: ModelName, model: Any, cache: str | None) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A description of a model as it was before pruning, and the files of its tokenizer."""
+    """Returns a description of a model as it was before pruning, and the files of its tokenizer."""
     preprocessing = getattr(model.visual, "preprocess_cfg", None)
     files: dict[str, bytes] = {}
     if name.form == "tiny":
@@ -93,7 +93,7 @@ def check(description: Mapping[str, Any]) -> None:
 
 
 def build(description: Mapping[str, Any], files: Path) -> nn.Module:
-    """The model of a checked description, with random weights."""
+    """Returns the model of a checked description, with random weights."""
     model = build_architecture(description["architecture"], str(files))
     if description["preprocessing"].get("kind") != "emoji":
         set_model_preprocess_cfg(model, _tuples(description["preprocessing"]))
@@ -116,5 +116,5 @@ def inputs(description: Mapping[str, Any], files: Path) -> tuple[Callable[..., A
 
 
 def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The tuples that open_clip holds, which JSON wrote as lists."""
+    """Returns the tuples that open_clip holds, which JSON wrote as lists."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}

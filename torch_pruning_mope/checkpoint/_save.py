@@ -59,7 +59,7 @@ def _write_base(folder: Path, origin: Base) -> None:
 
 
 def _is_ours(card: Path) -> bool:
-    """True if there is no card, or one that this package wrote."""
+    """Returns True if there is no card, or one that this package wrote."""
     if not card.exists():
         return True
     try:
@@ -70,7 +70,7 @@ def _is_ours(card: Path) -> bool:
 
 
 def _content(encoder: EncoderCore, origin: Base, spec: Spec, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The configuration, less the digests."""
+    """Returns the configuration, less the digests."""
     model: nn.Module = encoder.model
     return {
         "format": FORMAT,
@@ -92,7 +92,7 @@ def _content(encoder: EncoderCore, origin: Base, spec: Spec, state: Mapping[str,
 
 
 def _origin(encoder: EncoderCore, base: str | None, cache: str | None) -> tuple[Base, Spec]:
-    """The encoder's model before pruning, and what is left of it."""
+    """Returns the encoder's model before pruning, and what is left of it."""
     own = spec_of(encoder)
     if base is None:
         return encoder.origin or _base.describe(None, encoder.model, cache), own

@@ -40,7 +40,7 @@ Spec = dict[TowerName, TowerSpec]
 
 
 def spec_of(encoder: EncoderCore) -> Spec:
-    """The spec of an encoder's model."""
+    """Returns the spec of an encoder's model."""
     removed = encoder.removed
     found: Spec = {}
     for name, tower in encoder.towers.items():
@@ -81,7 +81,7 @@ def count(kept: Kept) -> int:
 
 
 def counts(spec: Spec) -> dict[str, Any]:
-    """The part of a spec that shows in shapes."""
+    """Returns the part of a spec that shows in shapes."""
     return {
         name: (
             tower.of,
@@ -117,7 +117,7 @@ def note(encoder: EncoderCore, spec: Spec) -> None:
 
 
 def compose(own: Spec, before: Spec) -> Spec:
-    """The spec of a model that was loaded from a checkpoint and pruned on, with layers numbered as in the base."""
+    """Returns the spec of a model that was loaded from a checkpoint and pruned on, with layers numbered as in the base."""
     if set(own) != set(before) or any(own[name].of != len(before[name].layers) for name in own):
         raise WrongModelError(
             "base must be the checkpoint that the encoder's model was loaded from; found one with other towers or layers."
@@ -133,7 +133,7 @@ def compose(own: Spec, before: Spec) -> Spec:
 
 
 def spec_to_json(spec: Spec) -> dict[str, Any]:
-    """A spec as JSON, with units as text (``0-5,8``), or as their count if their numbers are not known."""
+    """Returns a spec as JSON, with units as text (``0-5,8``), or as their count if their numbers are not known."""
     return {
         name: {
             "layers_of_base": tower.of,
@@ -206,7 +206,7 @@ def read_kept(content: Any, where: str) -> Kept:
 
 
 def read_object(content: Any, where: str, *names: str) -> Mapping[str, Any]:
-    """An object of JSON with exactly these keys."""
+    """Returns an object of JSON with exactly these keys."""
     if not isinstance(content, dict) or set(content) != set(names):
         found = sorted(content) if isinstance(content, dict) else content
         raise ModelLoadError(f"{where} must be an object of {', '.join(names)}; found {short(found)}.")

@@ -55,7 +55,7 @@ def check(description: Mapping[str, Any]) -> None:
 
 
 def build(description: Mapping[str, Any], files: Path) -> nn.Module:  # noqa: ARG001  (open_clip's needs them)
-    """The model of a checked description, with random weights."""
+    """Returns the model of a checked description, with random weights."""
     config = build_config(description["architecture"])
     return build_model(config, description["class"], description["attention"])
 

@@ -48,7 +48,7 @@ class _OneProjection(PrunableAttention):
         return q, k, v
 
     def _rows(self, x: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-        """The heads' channels of some of queries (0), keys (1) and values (2), each ``[N, H, T, E]``."""
+        """Returns the heads' channels of some of queries (0), keys (1) and values (2), each ``[N, H, T, E]``."""
         width = self.out_proj.in_features
         weight: Tensor = self.qkv_proj.weight
         bias: Tensor | None = self.qkv_proj.bias
@@ -99,7 +99,7 @@ def fold_attention(attention: PrunableAttention) -> None:
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A frozen linear layer with these weights."""
+    """Returns a frozen linear layer with these weights."""
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.weight = nn.Parameter(weight.detach(), requires_grad=False)

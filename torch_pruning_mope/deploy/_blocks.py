@@ -30,7 +30,7 @@ class FoldedSublayer(nn.Module):
         self.dtype = dtype
 
     def get_weight_dtype(self) -> torch.dtype:
-        """The dtype of its weights, which open_clip asks its first block for."""
+        """Returns the dtype of its weights, which open_clip asks its first block for."""
         return self.dtype
 
 
@@ -124,7 +124,7 @@ def fold_blocks(tower: Tower, narrows: Narrowing | None) -> bool:
 
 
 def _folded(sublayer: Sublayer) -> FoldedSublayer:
-    """A sub-layer that has units left."""
+    """Returns a sub-layer that has units left."""
     if isinstance(sublayer, AttentionSublayer):
         after = _after(sublayer.output, sublayer.scale)
         return FoldedAttention(sublayer.norm, sublayer.attention, after)
@@ -148,7 +148,7 @@ def _after(output: nn.Linear, scale: nn.Module) -> nn.Module | None:
 
 
 def _constant(sublayer: Any) -> Tensor | None:
-    """The constant that an empty sub-layer adds to every token, ``[D]``."""
+    """Returns the constant that an empty sub-layer adds to every token, ``[D]``."""
     bias = sublayer.output.bias
     if bias is None:
         bias = torch.zeros_like(sublayer.output.weight[:, :0].sum(1))

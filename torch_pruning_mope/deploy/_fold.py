@@ -21,7 +21,7 @@ from ._text import FoldedClip, FoldedTextTransformer
 
 
 def fold(model: nn.Module | EncoderCore) -> Any:
-    """A copy of a model in deployment form: the same embeddings, in less time.
+    """Returns a copy of a model in deployment form: the same embeddings, in less time.
 
     Queries, keys and values come from one matrix product, the softmax scale is in its weights, layer scales are in the layers
     before them. Sub-layers without heads or neurons are gone, with their norms; their biases are in the layer before.

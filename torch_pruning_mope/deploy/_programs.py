@@ -88,7 +88,7 @@ def write_executorch(encoder: Encoder, inputs: Tensor, path: Path, opset: int | 
 
 
 def _exported(encoder: Encoder, inputs: Tensor) -> torch.export.ExportedProgram:
-    """An encoder as torch.export has it: for any number of inputs, if there are two or more, else for one."""
+    """Returns an encoder as torch.export has it: for any number of inputs, if there are two or more, else for one."""
     dynamic = ({0: torch.export.Dim("batch")},) if len(inputs) > 1 else None
     with torch.no_grad():
         return without_checks(torch.export.export(encoder, (inputs,), dynamic_shapes=dynamic))

@@ -159,7 +159,7 @@ def _activations(path: Path, names: Sequence[str], batch: NDArray[Any]) -> list[
 
 
 def _dequantized(node: Any, own: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """The constant that a DequantizeLinear returns."""
+    """Returns the constant that a DequantizeLinear returns."""
     weight, scale, zero = (own[name] for name in node.input[:3])
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     if scale.ndim:

@@ -197,7 +197,7 @@ _ORIGINAL = {"q_norm.": "ln_q.", "k_norm.": "ln_k.", "norm.": "ln_inner.", "quer
 
 
 def _stock_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model under the names of the attention that it was built with, all tensors of their own."""
+    """Returns the state dict of a model under the names of the attention that it was built with, all tensors of their own."""
     state: dict[str, Any] = dict(model.state_dict())
     for path, module in model.named_modules():
         if isinstance(module, PrunableAttention):

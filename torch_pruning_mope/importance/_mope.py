@@ -28,7 +28,7 @@ class MoPEImportance(UnitImportance):
         encoder: The dual encoder that the pruner prunes.
         pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches; read once, at construction.
         table: A score table of the model's weights, instead of or besides ``pairs``.
-        metric: Z; see :func:`torch_pruning_mope.score`, as for the following.
+        metric: Z; see :func:`torch_pruning_mope.score`.
         kinds: ``head``, ``neurons`` or both; what is not scored goes to ``fallback``.
         groups: Neuron groups per MLP.
         interaction: ``single``, ``nested``, ``greedy`` or ``joint``.
@@ -40,7 +40,7 @@ class MoPEImportance(UnitImportance):
         memory: What scoring may use besides the model and the pairs.
         autocast: Compute in this type.
         progress: Whether to show a progress bar.
-        fallback: See :class:`UnitImportance`, as for the following.
+        fallback: Torch-Pruning importance of all other groups; None leaves them alone.
         min_heads: Heads that every layer keeps.
         min_neurons: Neurons that every layer keeps.
 

@@ -21,7 +21,7 @@ class WeightedImportance(UnitImportance):
     Args:
         encoder: The dual encoder that the pruner prunes.
         criteria: Pairs of an importance (MoPE's or Torch-Pruning's) and its weight.
-        fallback: See :class:`UnitImportance`, as for the following.
+        fallback: Torch-Pruning importance of all other groups; None leaves them alone.
         min_heads: Heads that every layer keeps.
         min_neurons: Neurons that every layer keeps.
 

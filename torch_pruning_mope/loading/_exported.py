@@ -38,7 +38,7 @@ class ExportedEncoder(nn.Module):
 
 
 def load_exported_folder(folder: Path) -> LoadedModel:
-    """The encoders of a folder, its preprocessing and its tokenizer."""
+    """Returns the encoders of a folder, its preprocessing and its tokenizer."""
     exported = ExportedModel(folder)
     return LoadedModel(ExportedEncoder(exported), _AsTensor(exported, "preprocess"), _AsTensor(exported, "tokenizer"))
 

@@ -9,14 +9,14 @@ NETWORK = "connect to the network, or pass the cache_dir that holds it"
 
 
 def failure(name: str, error: Exception, mend: str) -> ModelLoadError:
-    """The error for a name whose library raised ``error``."""
+    """Returns the error for a name whose library raised ``error``."""
     if isinstance(error, ImportError):
         mend = "pip install torch-pruning-mope[transformers]"
     return ModelLoadError(f"name: {name!r} must be a model that can be loaded, found: {_reason(error)}; {mend}")
 
 
 def _reason(error: Exception) -> str:
-    """The error and its root cause, in one line."""
+    """Returns the error and its root cause, in one line."""
     root: BaseException = error
     while (cause := root.__cause__ or root.__context__) is not None:
         root = cause

@@ -23,7 +23,7 @@ class LoadedModel(NamedTuple):
 
 
 def load_tiny() -> LoadedModel:
-    """The tiny CLIP with its inputs."""
+    """Returns the tiny CLIP with its inputs."""
     return LoadedModel(load_tiny_clip(), emoji_image, EmojiTokenizer())
 
 

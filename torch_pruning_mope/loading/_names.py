@@ -67,7 +67,7 @@ def parse_name(name: str) -> ModelName:
 
 
 def folder_form(name: str, folder: Path) -> Literal["exported", "local-dir", "hf"]:
-    """The library whose form a folder has."""
+    """Returns the library whose form a folder has."""
     if (folder / DEPLOYMENT).is_file():
         return "exported"
     if (folder / OPEN_CLIP_CONFIG).is_file():
@@ -83,7 +83,7 @@ def folder_form(name: str, folder: Path) -> Literal["exported", "local-dir", "hf
 
 
 def wrong_weights(architecture: str, weights: str, tags: list[str]) -> str:
-    """The message for ``ARCH@weights`` where that is neither a tag nor a file, with the likeliest correction."""
+    """Returns the message for ``ARCH@weights`` where that is neither a tag nor a file, with the likeliest correction."""
     mend = f"its tags are {', '.join(tags)}" if tags else "it has no tags: pass a file"
     if similar := _similar(weights, tags):
         mend = f"did you mean {_either(f'{architecture}@{tag}' for tag in similar)}?"
@@ -91,7 +91,7 @@ def wrong_weights(architecture: str, weights: str, tags: list[str]) -> str:
 
 
 def _unknown(name: str, architecture: str, weights: str) -> str:
-    """The message for a name of no known form, with the likeliest correction."""
+    """Returns the message for a name of no known form, with the likeliest correction."""
     import open_clip
 
     found, mend = repr(name), "open_clip.list_models() lists the architectures"

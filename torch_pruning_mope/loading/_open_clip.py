@@ -172,7 +172,7 @@ def _towers(config: Mapping[str, Any], texts: str | None, cache: str | None) -> 
 
 
 def _preprocessing(architecture: str) -> dict[str, Any] | None:
-    """The options that all pretrained tags share; none if there are no tags, and None if they differ."""
+    """Returns the options that all pretrained tags share; none if there are no tags, and None if they differ."""
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     configs = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
     found = [{option: config.get(key) for key, option in PREPROCESSING.items()} for config in configs]
@@ -182,7 +182,7 @@ def _preprocessing(architecture: str) -> dict[str, Any] | None:
 
 
 def _identifier(name: ModelName) -> str:
-    """The name in open_clip's grammar, which knows no bare folders."""
+    """Returns the name in open_clip's grammar, which knows no bare folders."""
     if name.form == "architecture":
         return name.source
     return f"hf-hub:{name.source}" if name.form == "hf-hub" else f"local-dir:{Path(name.source).expanduser()}"

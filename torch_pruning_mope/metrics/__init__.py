@@ -28,7 +28,7 @@ __all__ = [
 
 
 def resolve_metric(metric: object, logit_scale: float = 100.0) -> Metric:
-    """The metric of a name or callable; a metric itself."""
+    """Returns the metric of a name or callable; a metric itself."""
     if isinstance(metric, Metric):
         return metric
     if metric == "recall_mean":

@@ -44,7 +44,7 @@ class Metric(ABC):
     def values(
         self, images: Float[Tensor, "#K I J"], texts: Float[Tensor, "#K N J"], image_index: Int[Tensor, "N"]
     ) -> list[float]:
-        """The metric of each ablation; arguments as in :meth:`per_image`, whose means these are by default."""
+        """Returns the metric of each ablation; arguments as in :meth:`per_image`, whose means these are by default."""
         shares = self.per_image(images, texts, image_index)
         return [] if shares is None else [float(value) for value in shares.double().mean(-1)]
 
@@ -54,7 +54,7 @@ class Metric(ABC):
         text_embeddings: Float[Tensor, "N J"],
         image_index: Int[Tensor, "N"] | None = None,
     ) -> float:
-        """The metric of one model.
+        """Returns the metric of one model.
 
         Args:
             image_embeddings: Image embeddings, normalised or not.
@@ -102,7 +102,7 @@ class FunctionMetric(Metric):
         texts: Float[Tensor, "#K N J"],
         image_index: Int[Tensor, "N"],  # noqa: ARG002
     ) -> list[float]:
-        """The callable's results, one ablation at a time."""
+        """Returns the callable's results, one ablation at a time."""
         count = max(len(images), len(texts))
         return [
             self._checked(self.function(image, text))

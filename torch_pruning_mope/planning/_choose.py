@@ -68,7 +68,7 @@ def shortest(
 def _fails(
     chosen: Sequence[Step], rest: Sequence[Step], limits: Sequence[Limit], measured: SizesWithout, count: int
 ) -> bool:
-    """Whether more must go than what is chosen and so many of the rest."""
+    """True if more must go than the chosen steps and the first ``count`` of the rest."""
     return bool(excess(measured(units_of([*chosen, *rest[:count]])), limits))
 
 
@@ -83,7 +83,7 @@ def _guess(
 
 
 def _cumulative(order: Sequence[Step], freed_by: Freed, towers: Sequence[str] = TOWERS) -> list[float]:
-    """What the first, the first two, … steps free together, as nearly as single units say; nothing of a block twice."""
+    """Sizes that the first, the first two, … steps free together, added up over single units; nothing of a block twice."""
     freed: dict[tuple[str, int, str], float] = {}
     whole: dict[tuple[str, int], float] = {}
     running, total = [], 0.0
@@ -154,13 +154,13 @@ _TRIES = 8
 
 
 def _may_return(step: Step, kept: Sequence[Step]) -> bool:
-    """Whether no step that stays removed was scored with this one gone."""
+    """True if no step that stays removed was scored with this one gone."""
     later = [other.unit for others in kept if others is not step for other in others]
     return not any(_stands_on(other, score.unit) for score in step for other in later)
 
 
 def _stands_on(other: Unit, unit: Unit) -> bool:
-    """Whether a unit goes only after another, or with it."""
+    """True if a unit goes only after another, or with it."""
     if (other.tower, other.layer) != (unit.tower, unit.layer):
         return False
     if other.kind == "neurons" and unit.kind == "neurons":

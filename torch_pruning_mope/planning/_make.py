@@ -138,7 +138,7 @@ def _chosen(
 
 
 def _unused(chosen: Sequence[Step], limits: Sequence[Limit], counted: Measured) -> list[dict[str, Any]]:
-    """How much less is left than each budget allows."""
+    """Amounts that each budget allows beyond what is left."""
     sizes = counted([score.unit for step in chosen for score in step])
     return [
         {"measure": limit.measure, "towers": list(limit.towers), "amount": limit.most - limit.of(sizes)}

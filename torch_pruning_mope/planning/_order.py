@@ -156,7 +156,7 @@ def _size(step: Step, freed: Freed) -> float:
 
 
 def _without(step: Step, whole: Unit) -> Step:
-    """What is left of a step once a unit has gone with all its parts."""
+    """Returns the rest of a step once a unit has gone with all its parts."""
     return tuple(score for score in step if not _covers(whole, score.unit))
 
 
@@ -168,6 +168,6 @@ _COVERED = {
 
 
 def _covers(whole: Unit, part: Unit) -> bool:
-    """Whether a unit holds another."""
+    """True if a unit holds another."""
     same = (whole.tower, whole.layer) == (part.tower, part.layer)
     return same and part.kind in _COVERED.get(whole.kind, ())

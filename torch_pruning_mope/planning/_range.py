@@ -1,4 +1,4 @@
-"""What budgets can be met, before anything is scored."""
+"""Range of sizes that plans can reach, before anything is scored."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -84,10 +84,10 @@ def plan_range(
 
     Args:
         encoder: The dual encoder; left as it is.
-        kinds: Which units may go; see :func:`torch_pruning_mope.score`.
-        towers: Of which towers.
+        kinds: Units that may go; see :func:`torch_pruning_mope.score`.
+        towers: Towers whose units may go.
         groups: Neuron groups per MLP.
-        round_to: As for :func:`make_plan`, like the following.
+        round_to: See :func:`make_plan`.
         uniform: Whether all layers of a tower keep as many heads and neurons.
         min_heads: Heads that every attention keeps.
         min_neurons: Neurons that every MLP keeps.

@@ -84,5 +84,5 @@ def scheduler(ratio: float, steps: int) -> list[float]:
 
 
 def share(ratio: float, total: int) -> int:
-    """How many of ``total`` a ratio removes: the ceiling, as Torch-Pruning rounds, free of floating-point surprises."""
+    """Number of ``total`` that a ratio removes: the ceiling, as Torch-Pruning rounds, free of floating-point surprises."""
     return math.ceil(ratio * total - 1e-9)

@@ -1,4 +1,4 @@
-"""What a pruner is asked to remove, and the Torch-Pruning arguments that make it remove exactly that."""
+"""Requests to a pruner, and the Torch-Pruning arguments that make it remove exactly what is asked for."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ class PruningRequest:
         return {*self.ignored_layers, *(module for key in keys for module in key)}
 
     def _free(self, units: Prunable) -> bool:
-        """Whether none of the layers around some units is ignored, and those that make them have no ratio of their own."""
+        """True if no layer around some units is ignored, and the layers that make them have no ratio of their own."""
         taken = {inner for module in self.modules for inner in module.modules()}
         ignored = {inner for module in self.ignored_layers for inner in module.modules()}
         return units.output not in ignored and not any(
@@ -90,7 +90,7 @@ class PruningRequest:
 
     @property
     def asked(self) -> Counts:
-        """How many units all steps together remove through the ratios (layers with ratios of their own not counted)."""
+        """Number of units that all steps together remove through the ratios, without layers with ratios of their own."""
         heads = [attention.num_units for attention in self.attentions]
         neurons = [feed_forward.num_units for feed_forward in self.feed_forwards]
         return Counts(

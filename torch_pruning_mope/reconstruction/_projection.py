@@ -16,7 +16,7 @@ from ._steps import Steps, watched
 from ._track import Tracks
 
 _LAST = 3
-"""How many of the last linear layers are tried."""
+"""Number of the last linear layers that are tried."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which tokens can reach the embedding: those up to a caption's end, the pooled one alone in the last block."""
+"""Tokens that can reach the embedding: those up to a caption's end, the pooled one alone in the last block."""
 
 from collections.abc import Sequence
 from functools import partial

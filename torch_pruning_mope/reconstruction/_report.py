@@ -38,14 +38,14 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ReconstructionReport:
-    """What a reconstruction did.
+    """Result of a reconstruction.
 
     Attributes:
         layers: The layers in the order in which they were refitted.
-        left_alone: What was not refitted, and why.
+        left_alone: Layers that were not refitted, and why.
         inputs: Number of images and captions, held-out ones among them.
-        settings: What was asked for.
-        seconds: How long it took.
+        settings: Arguments of the call.
+        seconds: Duration.
     """
 
     layers: tuple[LayerReport, ...]

@@ -42,7 +42,7 @@ class Source:
         self._pairs = pairs
 
     def fingerprint(self) -> str:
-        """What all processes must have alike; empty where batches are read as they are needed."""
+        """Digest that all processes must share; empty where batches are read as they are needed."""
         return self._pairs.fingerprint() if isinstance(self._pairs, Pairs) else ""
 
     def first(self, tower: TowerName, view: BlockTower) -> Tensor:

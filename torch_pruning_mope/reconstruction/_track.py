@@ -108,7 +108,7 @@ class Tracks:
         self._held: dict[int, Track] = {}
         self._count: int | None = None
         self.inputs = 0
-        """How many inputs there are, known once they have been gone through."""
+        """Number of inputs, known after the first pass."""
 
     @property
     def tower(self) -> TowerName:

@@ -151,7 +151,7 @@ _CLEANS: dict[str, Callable[[str], str]] = {
 
 
 def _byte_letters() -> dict[int, str]:
-    """A printable character for each byte, in the order of CLIP's vocabulary."""
+    """Returns a printable character for each byte, in the order of CLIP's vocabulary."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + place) for place, byte in enumerate(others)}
