@@ -43,8 +43,10 @@ def report(
             parts, part = begun.chosen(loaded, Part.test)
             after = DualEncoder(begun.load_saved(begun.latest.name).model)
             shown, captions = parts.with_captions(part, pairs, seed)
-            texts = {"captions": captions, "tokenizer": loaded.tokenizer}
-            found = changed_examples(DualEncoder(loaded.model), after, shown, count=examples, **texts)
+            before = DualEncoder(loaded.model)
+            found = changed_examples(
+                before, after, shown, count=examples, captions=captions, tokenizer=loaded.tokenizer
+            )
         page = write_report(run, output=target, examples=found, title=title)
     call.say(f"page in {page}")
     call.answer({"report": str(page)})
