@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "score": SCORE,
     "plan": ("--parameters", "70%", "--round-to", 8),
     "prune": ("--quiet",),
+    "reconstruct": ("--quiet",),
     "distill": TRAIN,
     "evaluate": (*PAIRS, "--no-latency"),
     "report": ("--examples", 0),
@@ -35,8 +36,9 @@ COMMANDS: dict[str, tuple[object, ...]] = {
         *("--width", "90%", "--parameters", "60%", "--groups", 1, "--steps", 2, "--batch-size", 16),
         *("--train-pairs", 32, *PAIRS),
     ),
+    "compress": ("--parameters", "70%", "--groups", 1, "--stages", 2, "--no-time", "--test-pairs", 16, *PAIRS),
 }
-BEGINS = ("score", "pretrain-stage")
+BEGINS = ("score", "pretrain-stage", "compress")
 
 
 def in_child(arguments: Sequence[object], at: int | None = None, number: int = signal.SIGKILL) -> tuple[int, int]:
