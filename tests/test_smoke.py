@@ -105,16 +105,3 @@ def test_sprites(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     assert (tmp_path / "out" / "concepts.tsv").read_text() == "code_point\tgroup\tname\n0042\tObjects\tletter\n"
     assert Image.open(tmp_path / "out" / "sprites.png").getbbox() is not None
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_reconstruction(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    sizes = ("--pairs", 24, "--reconstruct-pairs", 40, "--test", 40, "--groups", 1)
-    criteria = ("--criteria", "MoPE, aware", "L1")
-    run("benchmarks/reconstruction.py", "--json", tmp_path / "rows.json", "--shares", 0.5, *criteria, *sizes)
-    rows = {row["criterion"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
-    assert rows.keys() == {"MoPE, aware", "L1"}
-    assert all(0.4 < row["kept"] <= 0.5 for row in rows.values())
-    assert rows["L1"]["reconstructed"] > 50  # of 40 test pairs, where chance is 2.5

@@ -53,4 +53,6 @@ def main(out: Path, interaction: str, rank_that_dies: int = -1, at: int = 0) -> 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    folder, kinds, *death = sys.argv[1:]
+    for kind in kinds.split(","):
+        main(Path(folder) / kind if "," in kinds else Path(folder), kind, *map(int, death))

@@ -36,21 +36,23 @@ def measured(out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interaction", ["nested", "greedy"])
-def test_ranks_end_with_the_table_of_one(tmp_path: Path, interaction: str) -> None:
+def test_ranks_end_with_the_table_of_one(tmp_path: Path) -> None:
     for world in (1, 2):
-        out = tmp_path / str(world)
-        out.mkdir()
+        folders = [tmp_path / str(world) / name for name in ("nested", "greedy")]
+        for folder in folders:
+            folder.mkdir(parents=True)
         if world == 1:  # without torchrun: here, where all is imported
-            score_in_ranks.main(out, interaction)
+            for folder in folders:
+                score_in_ranks.main(folder, folder.name)
         else:
-            done = launch(out, world, interaction)
+            done = launch(tmp_path / "2", world, "nested,greedy")
             assert done.returncode == 0, done.stderr
-        own = [mope.ScoreTable.load(out / f"own{rank}.json") for rank in range(world)]
-        assert all(table == own[0] for table in own)
-        assert mope.ScoreTable.load(out / "table.json") == own[0]
-        assert not list(out.glob("*.jsonl"))
-        assert own[0] == mope.ScoreTable.load(tmp_path / "1" / "table.json")
+        for folder in folders:
+            own = [mope.ScoreTable.load(folder / f"own{rank}.json") for rank in range(world)]
+            assert all(table == own[0] for table in own)
+            assert mope.ScoreTable.load(folder / "table.json") == own[0]
+            assert not list(folder.glob("*.jsonl"))
+            assert own[0] == mope.ScoreTable.load(tmp_path / "1" / folder.name / "table.json")
 
 
 @pytest.mark.slow
