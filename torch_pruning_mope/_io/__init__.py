@@ -7,6 +7,7 @@ from ._files import MOST_TEXT, OutsideError, list_files, open_inside, open_regul
 from ._folder import SAVING, located, write_folder
 from ._json import append_jsonl, parse_json, read_json
 from ._lock import hold
+from ._typed import typed
 from ._whole import sync, write_whole
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "read_json",
     "resolve_inside",
     "sync",
+    "typed",
     "write_folder",
     "write_whole",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._fingerprint import fingerprint
-from .._io import read_json, write_whole
+from .._io import read_json, typed, write_whole
 from ..cost import Footprint, footprints
 from ..encoder import EncoderCore, TowerName
 from ..errors import PruningMismatchError, WrongModelError
@@ -102,10 +102,12 @@ class Plan:
             content = read_json(Path(path))
             if content.pop("format") != _FORMAT:
                 raise ValueError("of another format")
-            scores = tuple(_score(entry) for entry in content.pop("scores"))
-            before, after = ({t: Footprint(**f) for t, f in content.pop(side).items()} for side in ("before", "after"))
-            layers = tuple(LayerPlan(**layer) for layer in content.pop("layers"))
-            return cls(scores=scores, before=before, after=after, layers=layers, **content)
+            for entry in content["scores"]:
+                entry["stderr"] = math.nan if entry["stderr"] is None else entry["stderr"]
+            plan: Plan = typed(cls, content)
+            if plan.before.keys() != plan.after.keys() or not all(of.multiply_adds for of in plan.before.values()):
+                raise ValueError("before and after must be of the same towers, none of them empty")
+            return plan
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"path must be of a plan written by Plan.save; {path} is not: {error!r}.") from error
 
@@ -137,12 +139,6 @@ class Plan:
                 f"{place}. {score.unit}: loses {score.value:.3g}{error}, frees {score.parameters or 0:,} parameters"
             )
         return "\n".join(lines)
-
-
-def _score(entry: dict[str, Any]) -> Score:
-    unit, stderr = entry.pop("unit"), entry.pop("stderr")
-    unit["channels"] = tuple(unit["channels"])
-    return Score(unit=Unit(**unit), stderr=math.nan if stderr is None else stderr, **entry)
 
 
 def weights_of(encoder: EncoderCore) -> str | None:

@@ -6,14 +6,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .._fingerprint import fingerprint
-from .._io import read_json, write_whole
+from .._io import read_json, typed, write_whole
 from ..errors import WrongModelError
 from ..towers import Unit
 
@@ -192,18 +192,12 @@ class ScoreTable:
             if content.pop("format") != _FORMAT:
                 raise ValueError(f"format must be {_FORMAT}")
             del content["schema"]
-            scores = tuple(
-                Score(
-                    unit=Unit(row["kind"], row["tower"], row["layer"], row["index"], tuple(row["channels"])),
-                    value=float(row["value"]),
-                    stderr=math.nan if row["stderr"] is None else float(row["stderr"]),
-                    loss=float(row["loss"]),
-                    parameters=row["parameters"],
-                    images=row["images"],
-                )
-                for row in content.pop("data")
-            )
-            return cls(scores=scores, **content)
+            content["scores"] = content.pop("data")
+            for row in content["scores"]:
+                row["unit"] = {field.name: row.pop(field.name) for field in fields(Unit)}
+                row["stderr"] = math.nan if row["stderr"] is None else row["stderr"]
+            table: ScoreTable = typed(cls, content)
+            return table
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"path must be a score table saved by this version; {path} is not: {error!r}.") from error
 
