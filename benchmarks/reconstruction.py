@@ -73,7 +73,7 @@ class Reconstruction:
         path, began = self.work / f"aware-{seed}-{min_heads}", time.process_time()
         mope.compress(
             self.study.dense, self.pairs(seed)[0], parameters=limits[-1], stages=shares, groups=groups,
-            min_heads=min_heads, reconstruct_pairs=self.pairs(seed)[1], path=path, progress=False,
+            min_heads=min_heads, reconstruct_pairs=self.pairs(seed)[1], inputs=False, path=path, progress=False,
         )  # fmt: skip
         plans = [Plan.load(file) for file in sorted(path.glob("stage-*/plan.json"))]
         assert len(plans) == len(stages)  # noqa: S101
@@ -128,8 +128,7 @@ class Reconstruction:
         if share == 1:
             student = self.study.built(())
         else:
-            name = f"MoPE, aware{FLOOR if share <= 0.1 else ''}"
-            student = self.refitted(self.selected(seed, share, name), seed, "stream and inputs")
+            student = self.refitted(self.selected(seed, share, "MoPE, aware"), seed, "stream and inputs")
         cost = self.study.distil(student, seed, steps=steps, learning_rate=rate)
         pairs = mope.emoji_pairs("calibration", 2000, seed=1000) if validation else self.study.test
         self.study.add(part, key | {"r1": _study.mean_r1(_study.recall(student, pairs))} | cost)
