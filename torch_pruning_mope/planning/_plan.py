@@ -105,7 +105,9 @@ class Plan:
             for entry in content["scores"]:
                 entry["stderr"] = math.nan if entry["stderr"] is None else entry["stderr"]
             plan: Plan = typed(cls, content)
-            if plan.before.keys() != plan.after.keys() or not all(of.multiply_adds for of in plan.before.values()):
+            if plan.before.keys() != plan.after.keys() or not all(
+                of.parameters and of.multiply_adds for of in plan.before.values()
+            ):
                 raise ValueError("before and after must be of the same towers, none of them empty")
             return plan
         except (AttributeError, KeyError, TypeError, ValueError) as error:

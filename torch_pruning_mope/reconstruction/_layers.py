@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from operator import gt
 from typing import Any
 
 import torch
@@ -65,10 +64,12 @@ def groups_of(student: Steps, dense: Steps, alone: dict[str, str], *, inputs: bo
         ):
             if units is None:
                 continue
-            sizes = (
-                [(units.channels, len(units.output.weight)), (like.channels, len(like.output.weight))] if like else []
-            )
-            if like is None or type(units.output) is not type(like.output) or any(map(gt, *sizes)):
+            if (
+                like is None
+                or type(units.output) is not type(like.output)
+                or units.channels > like.channels
+                or len(units.output.weight) > len(like.output.weight)
+            ):
                 raise _wrong(student, f"layer {number} whose {part} is not of the kind or size of the student's")
             sources = list(zip(units.sources, like.sources, strict=True))
             layers: list[list[tuple[str, Any, Any]]] = [[(part, units.output, like.output)]]

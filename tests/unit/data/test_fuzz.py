@@ -5,7 +5,6 @@
 
 import io
 import json
-import os
 import tarfile
 import tempfile
 import warnings
@@ -16,23 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.unit.fuzz import damaged, some
 from torch_pruning_mope import gather_pairs, open_pairs
 from torch_pruning_mope.data import open_labelled
 from torch_pruning_mope.errors import DataError
 
 from .files import picture, preprocess, write_images
 
-some = settings(
-    max_examples=int(os.environ.get("MOPE_FUZZ", "25")),
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 NAMES = [
     "0.png",
     "1.png",
@@ -68,15 +61,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(texts: Sequence[str]) -> Tensor:
     """As real ones do, it needs UTF-8."""
     return torch.tensor([[len(text.encode()), 0] for text in texts])
-
-
-def damaged(draw: Any, content: bytes) -> bytes:
-    """Some bytes overwritten, cut out or put in."""
-    found = bytearray(content)
-    for _ in range(draw(st.integers(0, 4))):
-        start = draw(st.integers(0, len(found)))
-        found[start : start + draw(st.integers(0, 9))] = draw(st.binary(max_size=9))
-    return bytes(found)
 
 
 def read(folder: Path, name: str, content: bytes, **options: Any) -> None:

@@ -2,26 +2,19 @@
 
 import copy
 import json
-import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
+from tests.unit.fuzz import damaged, some
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope._io import parse_json
 from torch_pruning_mope.planning import Plan
 from torch_pruning_mope.runs._settings import read_settings
 
-some = settings(
-    max_examples=int(os.environ.get("MOPE_FUZZ", "25")),
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 SETTINGS = (
     "versions: {torch: 2.14.1}\nscore: {model: tiny, data: ./pairs.csv, pairs: 16, kind: [head]}\nprune: {ridge: 0.1}\n"
 )
@@ -41,15 +34,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     table.save(folder / "scores.json")
     (folder / "plan.json").write_text(mope.make_plan(encoder, table, parameters="99%").to_json())
     return {name: (folder / name).read_bytes() for name in ("scores.json", "plan.json")}
-
-
-def damaged(draw: Any, content: bytes) -> bytes:
-    """Some bytes overwritten, cut out or put in."""
-    found = bytearray(content)
-    for _ in range(draw(st.integers(0, 4))):
-        start = draw(st.integers(0, len(found)))
-        found[start : start + draw(st.integers(0, 9))] = draw(st.binary(max_size=9))
-    return bytes(found)
 
 
 def replaced(draw: Any, content: Any) -> Any:
