@@ -145,13 +145,7 @@ def inverse_without(inverse: Float[Tensor, "V V"], gone: Sequence[int]) -> Float
 
 @dataclass(frozen=True)
 class Refitted:
-    """A layer from which channels have gone.
-
-    Attributes:
-        left: Rows of the weights that are left.
-        inverse: ``A⁻¹`` of what is left.
-        weights: Their weights.
-    """
+    """A layer from which channels have gone: the rows of the weights that are left, ``A⁻¹`` of these, and their weights."""
 
     left: Int[Tensor, " K"]
     inverse: Float[Tensor, "K K"]

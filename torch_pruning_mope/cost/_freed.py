@@ -15,10 +15,9 @@ from ._multiply_adds import multiply_adds_between
 def freed_parameters(encoder: EncoderCore, unit: Unit) -> int:
     """Parameters that go with a unit when it is cut out of the whole model."""
     # Biases of output linears go with no head and no neuron, and norms with their block alone.
-    block = encoder.towers[unit.tower].blocks[unit.layer]
     if unit.kind == "block":
-        return _count(block.module)
-    units = block.attention if unit.part == "head" else block.feed_forward
+        return _count(encoder.towers[unit.tower].blocks[unit.layer].module)
+    units = encoder.sublayer(unit.tower, unit.layer, unit.part)
     if units is None:
         raise ValueError(f"unit must be of the model as it is now; found {unit}, which it has not.")
     # All parameters of the layers around belong to the units, to each as many as to any other of its kind.
@@ -32,12 +31,10 @@ def _count(module: nn.Module) -> int:
 
 def freed_multiply_adds(encoder: EncoderCore, whole: Mapping[TowerName, Footprint]) -> Callable[[Unit], float]:
     """Multiply-adds of one input that go with a unit cut out of the whole model; measured in one run of each tower."""
-    spans: dict[tuple[str, int, str], tuple[Sequence[nn.Module], nn.Module]] = {}
-    for layer in encoder.layers:
-        spans[layer.tower, layer.index, "block"] = ((layer.block.module,), layer.block.module)
-        for part, units in (("head", layer.block.attention), ("neurons", layer.block.feed_forward)):
-            if units is not None and units.channels:
-                spans[layer.tower, layer.index, part] = (units.sources, units.output)
+    spans: dict[tuple[str, int, str], tuple[Sequence[nn.Module], nn.Module]] = {
+        (layer.tower, layer.index, "block"): ((layer.block.module,), layer.block.module) for layer in encoder.layers
+    }
+    spans |= {place: (units.sources, units.output) for place, units in encoder.sublayers.items()}
     inputs = encoder.example_inputs
     with torch.no_grad(), evaluation_mode(encoder.model):
         measured = multiply_adds_between(
@@ -49,10 +46,7 @@ def freed_multiply_adds(encoder: EncoderCore, whole: Mapping[TowerName, Footprin
         if not found:  # its layers are not called as modules
             size = whole[unit.tower]
             return freed_parameters(encoder, unit) * size.multiply_adds / size.parameters
-        block = encoder.towers[unit.tower].blocks[unit.layer]
-        if unit.kind == "block":
-            return float(found)
-        units = block.attention if unit.part == "head" else block.feed_forward
+        units = None if unit.kind == "block" else encoder.sublayer(unit.tower, unit.layer, unit.part)
         return float(found) if units is None else found * len(unit.channels) / units.channels
 
     return freed

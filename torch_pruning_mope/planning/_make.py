@@ -10,7 +10,6 @@ from ..encoder import EncoderCore
 from ..scoring import ScoreTable
 from ._budget import Budget, Limit, limits_of
 from ._choose import allowed, put_back, shortest
-from ._layers import layer_plans
 from ._order import Freed, Step, removal_order
 from ._plan import Plan, weights_of
 from ._rounding import Multiple, multiple_of
@@ -100,9 +99,7 @@ def make_plan(
     units = tuple(score.unit for score in scores)
     if latency is not None:
         settings["latency"] = {side: dict(counted(u)["latency"]) for side, u in (("before", ()), ("after", units))}
-    return Plan(
-        scores, counted.footprints(()), counted.footprints(units), weights, settings, layer_plans(encoder, scores)
-    )
+    return Plan(scores, counted.footprints(()), counted.footprints(units), weights, settings)
 
 
 def _order(

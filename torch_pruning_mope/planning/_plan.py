@@ -16,9 +16,8 @@ from ..errors import PruningMismatchError, WrongModelError
 from ..pruning import remove_units
 from ..scoring import Score
 from ..towers import Unit
-from ._layers import LayerPlan, layers_table
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class Plan:
         after: Footprint of each tower after; counted on a model from which the units were removed.
         weights: SHA-256 of the weights of the model that the plan is for; None on the ``meta`` device.
         settings: What was asked for, and what was measured: ``unused`` is how much less is left than budgets allow.
-        layers: Each layer before and after.
     """
 
     scores: tuple[Score, ...]
@@ -39,7 +37,6 @@ class Plan:
     after: Mapping[TowerName, Footprint]
     weights: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    layers: tuple[LayerPlan, ...] = ()
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -71,11 +68,7 @@ class Plan:
             raise PruningMismatchError(f"what is left must be {dict(self.after)}; found {left}.")
 
     def save(self, path: str | Path) -> None:
-        """Writes the plan as JSON, whole or not at all.
-
-        Args:
-            path: The file.
-        """
+        """Writes the plan as JSON, whole or not at all."""
         write_whole(Path(path), self.to_json())
 
     def to_json(self) -> str:
@@ -87,17 +80,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Reads a plan.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The plan.
-
-        Raises:
-            ValueError: If the file holds none, or one of another format.
-        """
+        """Reads a plan; raises ValueError if the file holds none, or one of another format."""
         try:
             content = read_json(Path(path))
             if content.pop("format") != _FORMAT:
@@ -127,10 +110,6 @@ class Plan:
             )
         lines.append(f"sum of the losses: {self.loss:.4g}")
         return "\n".join(lines)
-
-    def table(self) -> str:
-        """A line per layer: heads and neurons kept, what goes, and the sum of its scores."""
-        return layers_table(self.layers)
 
     def why(self) -> str:
         """A line per unit, in the order in which they go: its place, its score, what it frees."""

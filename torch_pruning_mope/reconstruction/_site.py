@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..scoring._walk import Walk
 from ..towers import rows
-from ._steps import Seen, Steps, stream_of, watched
+from ._watch import Seen, stream_of, watched
 
 _TOLERANCE = 1e-3
 _AMPLITUDE = 1e4
@@ -22,19 +23,12 @@ _AMPLITUDE = 1e4
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a block.
+    """A place in a block where the stream is seen."""
 
-    Attributes:
-        module: Name of a module in the block; None for what leaves the step.
-        side: Its ``input`` or ``output``.
-        turned: Whether its channels come second where those of the layer come last.
-        scale: By what the layer's output channels are multiplied before they join the stream, ``[D]``.
-    """
-
-    module: str | None
-    side: str
-    turned: bool
-    scale: Float[Tensor, " D"]
+    module: str | None  # its name in the block; None for what leaves the step
+    side: str  # "input" or "output"
+    turned: bool  # channels come second where those of the layer come last
+    scale: Float[Tensor, " D"]  # what the layer's output channels are multiplied with before they join the stream
 
     def value(self, seen: Seen, owner: nn.Module, after: Any, shape: torch.Size) -> Tensor:
         """The stream, channels last or as the layer has them."""
@@ -58,12 +52,12 @@ def turned(value: Tensor, shape: torch.Size) -> Tensor:
     return value.permute(0, 2, 3, 1) if value.ndim == 4 and len(shape) == 4 else value
 
 
-def find_site(steps: Steps, step: int, state: Any, layer: nn.Module, owner: nn.Module) -> Site | None:
+def find_site(walk: Walk, step: int, state: Any, layer: nn.Module, owner: nn.Module) -> Site | None:
     """The site of a layer, or None where its output joins no stream that can be seen."""
     leaves = {name: module for name, module in owner.named_modules() if not any(module.children())}
     modules = [layer, *leaves.values()]
     with watched(modules) as base:
-        before = steps.run(step, state)
+        before = walk.step(step, state)
     if len(base.outputs.get(layer, ())) != 1:
         return None
     out = base.outputs[layer][0]
@@ -71,7 +65,7 @@ def find_site(steps: Steps, step: int, state: Any, layer: nn.Module, owner: nn.M
     generator = torch.Generator().manual_seed(0)
     change = (_AMPLITUDE * size * torch.randn(out.shape, generator=generator, dtype=torch.float64)).to(out)
     with watched(modules, {layer: change}) as moved:
-        after = steps.run(step, state)
+        after = walk.step(step, state)
     places: list[tuple[str | None, str]] = [(name, side) for name in leaves for side in ("input", "output")]
     for name, side in [*places, (None, "output")]:
         if name is not None and (leaves[name] is layer or len(base.outputs.get(leaves[name], ())) != 1):

@@ -10,18 +10,27 @@ import json
 import re
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .._io import parse_json
 from ..errors import WrongModelError
-from ._loss import Loss
 from ._ranks import Ranks
 from ._table import ScoreTable
 from ._units import Ablation, Orders
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Drop of a metric against the whole model, and each image's part of it, whose mean it is; None if the metric has none."""
+
+    value: float
+    shares: Float[Tensor, "I"] | None
 
 
 def measurement_keys(removed: Iterable[Ablation], ablations: Iterable[Ablation]) -> list[str]:

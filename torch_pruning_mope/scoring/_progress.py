@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from operator import itemgetter
 
 from tqdm import tqdm
 
@@ -16,8 +16,7 @@ class Progress:
     def __init__(
         self, units: Sequence[Unit], queries: Mapping[TowerName, int], layers: Mapping[TowerName, int], *, show: bool
     ) -> None:
-        self._queries = queries
-        self._layers = layers
+        self._queries, self._layers = queries, layers
         self._count, self._done, self._run = len(units), 0, 0
         self._least: tuple[float, Unit] | None = None
         self._most: tuple[float, Unit] | None = None
@@ -31,14 +30,7 @@ class Progress:
             leave=False,
             dynamic_ncols=True,
         )
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
+        self.close = self._bar.close
 
     def evaluated(self, unit: Unit) -> None:
         """Counts one evaluation of a unit."""
@@ -47,21 +39,14 @@ class Progress:
     def scored(self, unit: Unit, loss: float) -> None:
         """Counts a finished unit, with the metric's loss without it (and those that go before it)."""
         self._done += 1
-        if self._least is None or loss < self._least[0]:
-            self._least = (loss, unit)
-        if self._most is None or loss > self._most[0]:
-            self._most = (loss, unit)
+        self._least = min(self._least or (loss, unit), (loss, unit), key=itemgetter(0))
+        self._most = max(self._most or (loss, unit), (loss, unit), key=itemgetter(0))
         rate = self._run / max(1e-9, time.perf_counter() - self._began)
+        least, most = (f"{found[1]} ({100 * found[0]:+.2f})" for found in (self._least, self._most))
         self._bar.set_description_str(f"MoPE {self._done}/{self._count} units", refresh=False)
-        self._bar.set_postfix_str(
-            f"{rate:.0f} queries/s, least missed {_told(self._least)}, most {_told(self._most)}", refresh=False
-        )
+        self._bar.set_postfix_str(f"{rate:.0f} queries/s, least missed {least}, most {most}", refresh=False)
         self._bar.update(self._work(unit))
 
     def _work(self, unit: Unit) -> int:
         """Layers that the unit's evaluation runs, times the inputs."""
         return (self._layers[unit.tower] - unit.layer) * self._queries[unit.tower]
-
-
-def _told(found: tuple[float, Unit]) -> str:
-    return f"{found[1]} ({100 * found[0]:+.2f})"

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ._memory import nbytes
-from ._replay import Walk
-from ._walk import Point
+from ._walk import Point, Walk
 
 
 class MemoryBudget:
