@@ -172,11 +172,6 @@ def removal_cost(inverse: Float[Tensor, "V V"], weights: Float[Tensor, "V D"], g
     return float((weights[rows] * solve_positive(inverse[rows][:, rows], weights[rows])).sum())
 
 
-def removal_costs(inverse: Float[Tensor, "V V"], weights: Float[Tensor, "V D"]) -> Float[Tensor, " V"]:
-    """``‖W_j‖² / [A⁻¹]_jj``: the same for each row alone."""
-    return weights.square().sum(1) / inverse.diagonal()
-
-
 def stacked(layer: nn.Linear | nn.Conv2d) -> Float[Tensor, "V D"]:
     """A layer's weights in float64, an output per column, the bias in the last row if there is one."""
     weight = layer.weight.detach().double().flatten(1).mT

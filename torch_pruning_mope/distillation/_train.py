@@ -18,9 +18,8 @@ from ..scoring import Ranks
 from ._accelerator import accelerator_for
 from ._batches import Batches, check_aligned, drawn, given
 from ._cache import TeacherPrecision
-from ._loop import Loop, TrainingStep
+from ._loop import Loop, TrainingStep, adamw, averaged
 from ._loss import DistillationLoss
-from ._optimizer import adamw, averaged
 from ._shard import Shards
 from ._student import Student, has_idle
 from ._teacher import Teacher, check_teacher
@@ -40,7 +39,6 @@ def distill(
     batch_size: int = 256,
     chunks: int = 1,
     learning_rate: float = 2e-5,
-    betas: tuple[float, float] = (0.9, 0.98),
     weight_decay: float = 3e-4,
     warmup: float = 0.1,
     max_norm: float | None = 1.0,
@@ -73,7 +71,6 @@ def distill(
         batch_size: Pairs of a step, over all ranks; ignored for given batches.
         chunks: Parts that a rank's share of a batch is run in, to save memory; the gradients are the same.
         learning_rate: The highest. The default is that reported for ViT-L/14; small models take more: 5e-4 for the tiny CLIP.
-        betas: AdamW's.
         weight_decay: Of matrices; biases, norms and the temperature have none.
         warmup: Share of the steps in which the rate rises.
         max_norm: Largest norm of the gradients; None for no clipping.
@@ -116,7 +113,6 @@ def distill(
         "batch_size": batch_size,
         "chunks": chunks,
         "learning_rate": learning_rate,
-        "betas": list(betas),
         "weight_decay": weight_decay,
         "warmup": warmup,
         "max_norm": max_norm,
@@ -139,7 +135,7 @@ def distill(
             ranks,
             model,
             shards or Student(student, hidden=needs_hidden),
-            adamw(model, learning_rate, betas, weight_decay),
+            adamw(model, learning_rate, weight_decay),
             averaged(model, ema) if shards is None else shards.average,
             loss,
             teacher,

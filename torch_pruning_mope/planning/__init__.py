@@ -1,11 +1,9 @@
 """Planning: from scores and a budget to the units that go."""
 
-from ._budget import Budget, Limit, limits_of, parse_amount
+from ._budget import Budget, Limit, Multiple, Sizes, limits_of, parse_amount, sizes_of
 from ._make import make_plan
 from ._plan import Plan
 from ._range import PlanRange, plan_range
-from ._rounding import Multiple
-from ._sizes import Sizes, sizes_of
 
 __all__ = [
     "Budget",

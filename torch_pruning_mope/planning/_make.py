@@ -8,12 +8,10 @@ from typing import Any
 from ..cost import freed_multiply_adds, freed_parameters
 from ..encoder import EncoderCore
 from ..scoring import ScoreTable
-from ._budget import Budget, Limit, limits_of
+from ._budget import Budget, Limit, Measure, Measured, Multiple, limits_of, multiple_of
 from ._choose import allowed, put_back, shortest
 from ._order import Freed, Step, removal_order
 from ._plan import Plan, weights_of
-from ._rounding import Multiple, multiple_of
-from ._sizes import Measure, Measured
 
 
 def make_plan(

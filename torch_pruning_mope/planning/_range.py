@@ -7,11 +7,9 @@ from typing import Literal
 from ..cost import TOWERS, Footprint, footprints, freed_parameters, latencies
 from ..encoder import EncoderCore, TowerName
 from ..scoring import Score, ScoreTable, enumerate_units
-from ._budget import Budget, limits_of, unreachable
+from ._budget import Budget, Measure, Multiple, Sizes, limits_of, multiple_of, sizes_of, unreachable, without
 from ._choose import allowed, excess, units_of
 from ._order import Step, removal_order
-from ._rounding import Multiple, multiple_of
-from ._sizes import Measure, Sizes, sizes_of, without
 
 
 @dataclass(frozen=True)

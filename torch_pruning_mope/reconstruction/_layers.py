@@ -12,7 +12,7 @@ from ..encoder import EncoderCore, TowerName
 from ..errors import WrongModelError
 from ..scoring._walk import Walk
 from ..surgery import noted_channels
-from ._site import Site
+from ._watch import Site
 
 Linear = nn.Linear | nn.Conv2d
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..scoring import Ranks
 from ..scoring._walk import Walk
-from ._fit import Sums
-from ._report import LayerReport
+from ._fit import LayerReport, Sums
 from ._track import Tracks
 from ._watch import watched
 

@@ -17,14 +17,12 @@ from ..encoder import EncoderCore, TowerName
 from ..scoring import Ranks, check_common
 from ..scoring._memory import resolve_memory, tokens_at_once
 from ..scoring._walk import Walk
-from ._fit import fit_group
+from ._fit import LayerReport, ReconstructionReport, fit_group
 from ._layers import Refit, check_models, groups_of
 from ._projection import find_fold, fit_projection
-from ._report import LayerReport, ReconstructionReport
-from ._site import find_site
 from ._source import Chunk, PairsLike, Source
 from ._track import Reach, Track, Tracks
-from ._watch import walk_of
+from ._watch import find_site, walk_of
 
 
 def reconstruct(

@@ -4,14 +4,13 @@ from .._fingerprint import fingerprint
 from ..towers import Unit
 from ._ablate import Ablator
 from ._cost import ScoringCost, estimate_cost
-from ._engine import PrefixEngine
+from ._engine import PlainEngine, PrefixEngine
 from ._families import Interaction
 from ._gradients import GradientsMixin, accumulate_gradients, batch_losses
 from ._greedy import greedy_path
 from ._guidance import Separation, calibration_guidance, separation
 from ._journal import Loss
 from ._meter import Meter, PairsLike
-from ._plain import PlainEngine
 from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders
 from ._score import Autocast, check_common, score

@@ -26,7 +26,6 @@ from .._ridge import (
     Refitted,
     inverse_positive,
     removal_cost,
-    removal_costs,
     ridge_system,
     solve_positive,
     stacked,
@@ -135,8 +134,6 @@ class Refits:
         """Squared error that removing each channel alone leaves after the refit."""
         with _exact(self._encoder):
             base, layer = self._base(place, ()), self._layers[place]
-            if layer.weight[0, 0].numel() == 1:
-                return removal_costs(base.inverse, base.weights)[: _inputs(layer)].cpu()
             channels = range(_inputs(layer) // layer.weight[0, 0].numel())
             found = [removal_cost(base.inverse, base.weights, self._rows(place, (c,)).tolist()) for c in channels]
         return torch.tensor(found, dtype=torch.double)

@@ -18,13 +18,11 @@ from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
 from ..towers import KINDS, Unit
 from ._ablate import Ablator
-from ._engine import PrefixEngine
-from ._families import Interaction, families, scores_of
+from ._engine import PlainEngine, PrefixEngine
+from ._families import Interaction, Progress, families, scores_of
 from ._journal import Journal, complete_table
 from ._memory import resolve_memory
 from ._meter import Meter, PairsLike
-from ._plain import PlainEngine
-from ._progress import Progress
 from ._ranks import Ranks
 from ._refit import Refits
 from ._rewire import Rewiring, neuron_orders

@@ -155,7 +155,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "batch_size": {"batch_size": 7},
     "chunks": {"chunks": 2},
     "learning_rate": {"learning_rate": 1e-4},
-    "betas": {"betas": (0.9, 0.99)},
     "weight_decay": {"weight_decay": 0.1},
     "warmup": {"warmup": 0.5},
     "max_norm": {"max_norm": None},

@@ -16,9 +16,9 @@ from tests.unit import zoo
 from tests.unit.models import clip
 from torch_pruning_mope.cost import footprints, freed_multiply_adds, freed_parameters
 from torch_pruning_mope.planning import Plan, make_plan, plan_range
+from torch_pruning_mope.planning._budget import without
 from torch_pruning_mope.planning._choose import _may_return
 from torch_pruning_mope.planning._order import removal_order
-from torch_pruning_mope.planning._sizes import without
 from torch_pruning_mope.scoring import enumerate_units
 
 from .test_plan import invented, total

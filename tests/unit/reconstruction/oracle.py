@@ -9,8 +9,7 @@ from torch import Tensor
 from torch_pruning_mope import DualEncoder, Pairs, remove_units
 from torch_pruning_mope.reconstruction._layers import Refit, groups_of
 from torch_pruning_mope.reconstruction._reconstruct import _find_sites, _retarget
-from torch_pruning_mope.reconstruction._site import Site
-from torch_pruning_mope.reconstruction._watch import walk_of, watched
+from torch_pruning_mope.reconstruction._watch import Site, walk_of, watched
 from torch_pruning_mope.scoring import Unit
 from torch_pruning_mope.towers import first_tensor, patches, rows
 
