@@ -16,6 +16,14 @@ _jaxtyped = jaxtyping.jaxtyped
 _ARRAY = re.compile(r"\b(Bool|Complex|Float|Inexact|Int|Integer|Num|Real|Shaped|UInt)\d*\[")
 
 
+def _resolved(annotation: Any, names: dict[str, Any]) -> Any:
+    """The type; any type will do where the name of one is imported for type checkers alone, or not defined yet."""
+    try:
+        return eval(annotation, names) if isinstance(annotation, str) else annotation
+    except NameError:
+        return Any
+
+
 def _checked(function: Any, typechecker: Callable[[Any], Any]) -> Any:
     """Decorates at the first call: most functions of the package are not called by one process of the tests."""
     if not function.__annotations__:
@@ -29,6 +37,10 @@ def _checked(function: Any, typechecker: Callable[[Any], Any]) -> Any:
         if jaxtyping.config.jaxtyping_disable:
             return function(*args, **kwargs)
         if slow is None:
+            function.__annotations__ = {
+                name: _resolved(annotation, function.__globals__)
+                for name, annotation in function.__annotations__.items()
+            }
             slow = _jaxtyped(function, typechecker=typechecker) if has_axes else typechecker(function)
         return slow(*args, **kwargs)
 
