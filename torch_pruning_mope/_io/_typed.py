@@ -22,9 +22,10 @@ def typed(kind: Any, value: Any, where: str = "content") -> Any:
         return value
     if is_dataclass(kind) and isinstance(value, dict):
         hints = get_type_hints(kind)
-        if value.keys() <= hints.keys():
-            return kind(**{name: typed(hints[name], entry, f"{where}.{name}") for name, entry in value.items()})  # type: ignore[operator]
-    elif origin in {Union, types.UnionType}:
+        if unknown := sorted(value.keys() - hints.keys()):
+            raise TypeError(f"{where} must have {', '.join(hints)} alone; found {str(unknown)[:60]}")
+        return kind(**{name: typed(hints[name], entry, f"{where}.{name}") for name, entry in value.items()})  # type: ignore[operator]
+    if origin in {Union, types.UnionType}:
         for choice in arguments:
             try:
                 return typed(choice, value, where)

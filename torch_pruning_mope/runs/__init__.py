@@ -34,7 +34,7 @@ from ._folder import IDENTITY, SETTINGS, TRAINING, RunFolder
 from ._paths import shown
 from ._settings import NEVER_IN_FILES, read_settings
 from ._stages import finetune_stage, pretrain_stage, run_stage
-from ._training_log import TrainingLog
+from ._training_log import TrainingLog, read_training
 
 __all__ = [
     "IDENTITY",
@@ -47,6 +47,7 @@ __all__ = [
     "finetune_stage",
     "pretrain_stage",
     "read_settings",
+    "read_training",
     "run_stage",
     "shown",
 ]

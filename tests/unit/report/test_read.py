@@ -9,8 +9,9 @@ import pytest
 
 from torch_pruning_mope.distillation import TrainingStep
 from torch_pruning_mope.report import ChangedExamples, append_jsonl
-from torch_pruning_mope.report._read import MAKERS, labels, read_evaluation, read_run, read_training
+from torch_pruning_mope.report._read import MAKERS, labels, read_evaluation, read_run
 from torch_pruning_mope.report._text import without_paths
+from torch_pruning_mope.runs import read_training
 
 from ...asserts import unchecked
 from .conftest import STEPS, row
@@ -78,19 +79,18 @@ def test_examples_read_back(full_run: Path, tmp_path: Path) -> None:
     found = ChangedExamples.load(full_run / "examples.json")
     found.save(tmp_path / "again.json")
     assert ChangedExamples.load(tmp_path / "again.json") == found
-    assert len(found) == len(list(found)) > 3
-    assert found[0] == found.examples[0]
+    assert len(found.examples) > 3
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda c: c.update(format=2), "format must be 1; found 2"),
-        (lambda c: c.pop("counts"), "KeyError"),
-        (lambda c: c["examples"][0].update(outcome="<b>"), "unknown direction or outcome: 'i2t', '<b>'"),
+        (lambda c: c.update(format=2), "format must be 1"),
+        (lambda c: c.pop("counts"), "counts"),
+        (lambda c: c["examples"][0].update(outcome="<b>"), "examples[0].outcome must be"),
         (lambda c: c["examples"][0].update(query={}), "index"),
         (lambda c: c["examples"][0].update(queries={"index": 1}), "queries"),
-        (lambda c: c["counts"]["i2t"].update(worse="many"), "invalid literal"),
+        (lambda c: c["counts"]["i2t"].update(worse="many"), "counts.i2t.worse must be int"),
     ],
 )
 def test_damaged_examples_are_refused(
