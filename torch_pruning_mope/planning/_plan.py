@@ -16,8 +16,9 @@ from ..errors import PruningMismatchError, WrongModelError
 from ..pruning import remove_units
 from ..scoring import Score
 from ..towers import Unit
+from ._layers import LayerPlan
 
-_FORMAT = 4
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Plan:
         after: Footprint of each tower after; counted on a model from which the units were removed.
         weights: SHA-256 of the weights of the model that the plan is for; None on the ``meta`` device.
         settings: What was asked for, and what was measured: ``unused`` is how much less is left than budgets allow.
+        layers: Each layer before and after.
     """
 
     scores: tuple[Score, ...]
@@ -37,6 +39,7 @@ class Plan:
     after: Mapping[TowerName, Footprint]
     weights: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[LayerPlan, ...] = ()
 
     @property
     def units(self) -> tuple[Unit, ...]:

@@ -65,10 +65,12 @@ def widths(encoder: mope.DualEncoder, plan: Plan) -> list[tuple[str, int, int]]:
     """Tower, heads and neurons of each layer that a plan leaves."""
     smaller = mope.DualEncoder(copy.deepcopy(encoder.model))
     plan.apply(smaller)
-    return [
+    found = [
         (layer.tower, layer.block.attention.num_units, layer.block.feed_forward.num_units)  # type: ignore[union-attr]
         for layer in smaller.layers
     ]
+    assert found == [(row.tower, row.heads_kept, row.neurons_kept) for row in plan.layers if not row.removed]
+    return found
 
 
 @pytest.mark.parametrize("interaction", ["nested", "joint"])
@@ -171,6 +173,8 @@ def test_a_plan_says_why(encoder: mope.DualEncoder, tmp_path: Path) -> None:
         assert why[place - 1].startswith(
             f"{place}. {score.unit}: loses {score.value:.3g} ± 0, frees {score.parameters:,}"
         )
+    assert sum(row.loss for row in plan.layers) == pytest.approx(plan.loss)
+    assert len(plan.layers) == 5
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     unknown = replace(plan, scores=(replace(plan.scores[0], stderr=math.nan), *plan.scores[1:]))

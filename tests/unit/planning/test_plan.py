@@ -223,7 +223,7 @@ def test_plans_survive_the_disk(encoder: mope.DualEncoder, tmp_path: Path) -> No
     plan.save(tmp_path / "plan.json")
     assert mope.Plan.load(tmp_path / "plan.json") == plan
     assert "of 0.04 M parameters" in str(plan)
-    for broken in ("", "[]", "{}", json.dumps({"format": 4}), json.dumps({"format": 3, "scores": []})):
+    for broken in ("", "[]", "{}", json.dumps({"format": 3}), json.dumps({"format": 2, "scores": []})):
         (tmp_path / "broken.json").write_text(broken)
         with pytest.raises(ValueError, match="path must be of a plan written by"):
             mope.Plan.load(tmp_path / "broken.json")
