@@ -42,4 +42,5 @@ def typed(kind: Any, value: Any, where: str = "content") -> Any:
         return value
     elif kind is float and type(value) is int:
         return float(value)
-    raise TypeError(f"{where} must be {getattr(kind, '__name__', kind)}; found {str(value)[:60]!r}")
+    expected = " or ".join(map(repr, arguments)) if origin is Literal else getattr(kind, "__name__", kind)
+    raise TypeError(f"{where} must be {expected}; found {str(value)[:60]!r}")
