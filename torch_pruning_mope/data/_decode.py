@@ -1,7 +1,5 @@
 """Pictures and captions from files and bytes, or the reason why not."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Labelled images: pairs whose only caption is a class, and whose tokens are its number."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -18,12 +16,10 @@ from .._io import MOST_TEXT, list_files, open_inside
 from .._io._urls import is_url
 from ..errors import DataError
 from ._decode import Preprocess, Unusable, read_picture
-from ._folder import IMAGE_SUFFIXES, NOT_ENTERED
 from ._image_pairs import ImagePairs
-from ._listing import CaptionedImage, marked
-from ._samples import Sample, image_of
+from ._listing import IMAGE_SUFFIXES, NOT_ENTERED, CaptionedImage, marked
 from ._sharded_pairs import ShardedPairs
-from ._shards import is_shards, tar_files
+from ._shards import Sample, image_of, is_shards, tar_files
 from ._skipped import Problem
 
 CLASSNAMES = "classnames.txt"

@@ -1,12 +1,10 @@
 """Samples that could not be read: counted by reason, with examples, and judged at the end of a pass."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -23,6 +21,7 @@ SkipReason = Literal[
     "shard unreadable",
     "shard empty",
 ]
+Captions = Literal["random", "first"]
 OF_SHARDS = ("shard unreadable", "shard empty")
 EXAMPLES = 3  # per reason
 
@@ -51,7 +50,7 @@ class Skipped:
     shards: int = 0
 
     @classmethod
-    def of(cls, problems: Iterable[Problem], read: int = 0) -> Skipped:
+    def of(cls, problems: Iterable[Problem], read: int = 0) -> "Skipped":
         """Returns the summary of a list of problems."""
         examples: dict[SkipReason, tuple[str, ...]] = {}
         counts: Counter[SkipReason] = Counter()
@@ -61,7 +60,7 @@ class Skipped:
                 examples[reason] = (*examples.get(reason, ()), printable(where))
         return cls(dict(counts), examples, read)
 
-    def __add__(self, other: Skipped) -> Skipped:
+    def __add__(self, other: "Skipped") -> "Skipped":
         counts = Counter(self.counts) + Counter(other.counts)
         examples = {
             reason: (*self.examples.get(reason, ()), *other.examples.get(reason, ()))[:EXAMPLES] for reason in counts
@@ -112,11 +111,20 @@ class Counted:
     """
 
     def __init__(
-        self, name: str, max_skipped: float, seed: int, dropped: Skipped, *, expected: tuple[int, int]
+        self,
+        name: str,
+        captions: Captions,
+        max_skipped: float,
+        seed: int,
+        dropped: Skipped,
+        *,
+        expected: tuple[int, int],
     ) -> None:
+        if captions not in get_args(Captions):
+            raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; found {captions!r}.")
         if not 0 <= max_skipped <= 1:
             raise ValueError(f"max_skipped must be a share in [0, 1]; found {max_skipped}. 0.1 allows one in ten.")
-        self.name, self.max_skipped, self.seed = name, max_skipped, seed
+        self.name, self.captions, self.max_skipped, self.seed = name, captions, max_skipped, seed
         self.dropped, self.expected = dropped, expected
         dropped.judge(name, max_skipped)
         if dropped:
