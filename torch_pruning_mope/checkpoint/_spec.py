@@ -123,9 +123,9 @@ def check_spec(spec: Spec) -> None:
         raise ModelLoadError(f"towers must be image and text, and may be decoder; found {short(sorted(spec))}.")
     for name, tower in spec.items():
         numbers = [layer.number for layer in tower.layers]
-        if numbers != sorted(set(numbers)) or not numbers or numbers[0] < 0 or numbers[-1] >= tower.layers_of_base:
+        if numbers != sorted(numbers) or not numbers or numbers[0] < 0 or numbers[-1] >= tower.layers_of_base:
             raise ModelLoadError(
-                f"towers.{name}.layers must be in order, each once, of the {tower.layers_of_base} of the base; found the "
+                f"towers.{name}.layers must be in order, of the {tower.layers_of_base} of the base; found the "
                 f"numbers {short(numbers)}."
             )
     counts(spec)

@@ -60,9 +60,10 @@ class Measuring:
         from ..runs import shown
 
         source = parts.source
+        data: Any = source.data
         options = about | {"batch_size": self.batch_size, "num_workers": self.workers, "time_it": self.latency}
         if self.task is Task.zero_shot:
-            data, part = source.data, Part.all
+            part = Part.all
             options |= {"task": "zero_shot", "classnames": self.classnames, "templates": self.templates}
             options |= {name: getattr(source, name) for name in ("max_skipped", "allow_commands", "follow_links")}
             options |= {} if source.encoding is None else {"encoding": source.encoding}
@@ -128,7 +129,11 @@ def _row_of_name(name: str, device: str, measuring: Measuring, other: OtherData,
     source = other.over(Source(model=name, device=device))
     loaded = source.load()
     shipped = isinstance(loaded.model, ExportedEncoder)
-    about = {"criterion": "" if shipped else "dense", "stage": "shipped" if shipped else "dense", "progress": progress}
+    about: dict[str, Any] = {
+        "criterion": "" if shipped else "dense",
+        "stage": "shipped" if shipped else "dense",
+        "progress": progress,
+    }
     return measuring.row(loaded, Parts(source, loaded, progress=progress), Part.all, label=shown(name), **about)
 
 
