@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, get_type_hints
 
 import jaxtyping
 
@@ -29,10 +29,20 @@ def _checked(function: Any, typechecker: Callable[[Any], Any]) -> Any:
         if jaxtyping.config.jaxtyping_disable:
             return function(*args, **kwargs)
         if slow is None:
-            slow = _jaxtyped(function, typechecker=typechecker) if has_axes else typechecker(function)
+            plain = typechecker(function) if _names_are_known(function) else function
+            slow = _jaxtyped(function, typechecker=typechecker) if has_axes else plain
         return slow(*args, **kwargs)
 
     return call
+
+
+def _names_are_known(function: Any) -> bool:
+    """False where an annotation names what is imported for type checkers alone."""
+    try:
+        get_type_hints(function)
+    except NameError:
+        return False
+    return True
 
 
 def _decorated(target: Any, typechecker: Callable[[Any], Any]) -> Any:

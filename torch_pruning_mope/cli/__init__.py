@@ -5,7 +5,7 @@ Nothing here imports torch before a command runs, so that ``--help`` answers at 
 
 # In the order of the help: each registers its command.
 from . import (  # isort: skip
-    _models,  # noqa: F401
+    _demo,  # noqa: F401
     _compress,  # noqa: F401
     _score,  # noqa: F401
     _prune,  # noqa: F401
@@ -14,7 +14,6 @@ from . import (  # isort: skip
     _evaluate,  # noqa: F401
     _export,  # noqa: F401
     _rerun,  # noqa: F401
-    _demo,  # noqa: F401
 )
 from ._app import app
 

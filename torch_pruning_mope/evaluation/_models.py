@@ -80,8 +80,7 @@ def format_cell(value: object) -> str:
 def check_models(names: Iterable[str] | None = None) -> Iterator[ModelCheck]:
     """Wraps configurations of open_clip, one after another."""
     # Weights are neither loaded nor made: models are built on the ``meta`` device. Text encoders of Hugging Face, which
-    # refuse to run there, are built with two layers, and where their configuration cannot be fetched, with the default
-    # one of their type.
+    # refuse to run there, are built with two layers of the default size of their type.
     for name in open_clip.list_models() if names is None else names:
         yield check_model(name)
 
@@ -123,7 +122,7 @@ def _build(name: str, config: dict[str, Any]) -> tuple[nn.Module, str]:
     if hub_name is None:
         with torch.device("meta"), _quiet():
             return open_clip.create_model(name, load_weights=False, device="meta"), ""
-    text_config, remark = _hub_config(hub_name)
+    text_config, remark = _text_config(hub_name)
     text = CLIPTextCfg(**config["text_cfg"])
     if "layers" in config["vision_cfg"]:
         config["vision_cfg"]["layers"] = _DEPTH
@@ -146,28 +145,20 @@ def _build(name: str, config: dict[str, Any]) -> tuple[nn.Module, str]:
     return model.eval(), remark
 
 
-def _hub_config(name: str) -> tuple[Any, str]:
-    """Returns the configuration of a text encoder on the Hub, or the default one of its type; two layers deep."""
-    from ..loading._transformers import build_config, read_config  # slow to import
+def _text_config(name: str) -> tuple[Any, str]:
+    """Returns the default configuration of a text encoder's type, two layers deep, and a remark."""
+    from ..loading._transformers import build_config  # slow to import
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     kind = next(kind for part, kind in _TYPES.items() if part in name)
-    try:
-        config = read_config(name)
-        remark = "text encoder checked with two layers and few words"
-    except OSError:
-        config = build_config({"model_type": kind})
-        remark = (
-            f"text encoder checked with two layers of {kind}'s default size: cannot reach the configuration of {name}"
-        )
+    config = build_config({"model_type": kind})
     for layers in ("num_hidden_layers", "num_layers", "encoder_layers"):
         if layers in vars(config):
             setattr(config, layers, _DEPTH)
-    config.vocab_size = min(config.vocab_size, _VOCABULARY)
     for layers in ("num_decoder_layers", "decoder_layers"):
         if layers in vars(config):
             setattr(config, layers, 1)
-    return config, remark
+    config.vocab_size = _VOCABULARY
+    return config, f"text encoder checked with two layers of {kind}'s default size"
 
 
 _TYPES = {"xlm-roberta": "xlm-roberta", "roberta": "roberta", "mt5": "mt5", "nllb": "m2m_100", "bert": "bert"}
