@@ -116,7 +116,12 @@ def rows_of(
     """A row for each model of a run, and for each rival."""
     rows = []
     for criterion, stage, loaded in _models(begun, against):
-        about: dict[str, Any] = {"label": begun.model_name, "criterion": criterion, "stage": stage, "progress": progress}
+        about: dict[str, Any] = {
+            "label": begun.model_name,
+            "criterion": criterion,
+            "stage": stage,
+            "progress": progress,
+        }
         rows.append(measuring.row(loaded, *begun.chosen(loaded, measuring.part), **about))
     return rows
 

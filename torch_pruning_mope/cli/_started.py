@@ -103,19 +103,18 @@ class Parts:
     @cached_property
     def _whole(self) -> ImagePairs | ShardedPairs:
         source = self.source
-        return open_pairs(
-            source.data,
-            self._loaded.preprocess,
-            self._loaded.tokenizer,
-            root=None if source.root is None else Path(source.root),
-            split=source.split,
-            image_key=source.image_key,
-            caption_key=source.caption_key,
-            encoding=source.encoding,
-            max_skipped=source.max_skipped,
-            allow_commands=source.allow_commands,
-            follow_links=source.follow_links,
+        names = (
+            "root",
+            "split",
+            "image_key",
+            "caption_key",
+            "encoding",
+            "max_skipped",
+            "allow_commands",
+            "follow_links",
         )
+        options = {name: getattr(source, name) for name in names}
+        return open_pairs(source.data, self._loaded.preprocess, self._loaded.tokenizer, **options)
 
 
 def _emoji_part(part: Part) -> str:
