@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from .._io import printable, resolve_inside
 from ..errors import DataError
-from ._decode import Preprocess, Tokenizer, Unusable, prepare, read_picture_file
+from ._decode import Preprocess, Tokenizer, prepare, read_picture_file
 from ._listing import CaptionedImage
 from ._skipped import Captions, Counted, Problem, Skipped
 
@@ -123,8 +123,8 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         picture, found = None, Skipped(read=1)
         try:
             picture = read_picture_file(self.root, entry.name, follow_links=self.follow_links)
-        except Unusable as unusable:
-            found = Skipped.of([unusable.problem])
+        except Problem as problem:
+            found = Skipped.of([problem])
         if counts:
             self._count(found)
         return picture

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import DataError
-from ._decode import Preprocess, Tokenizer, Unusable, prepare
+from ._decode import Preprocess, Tokenizer, prepare
 from ._image_pairs import Described, position
 from ._shards import Sample, expand_shards, has_caption_lines, read_sample, read_shard, webdataset
 from ._skipped import Captions, Counted, Problem, Skipped
@@ -153,12 +153,12 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
             where = f"{sample['__url__']}: {sample['__key__']}"
             try:
                 picture, texts = self._read(sample, where)
-            except Unusable as unusable:
-                self._count(Skipped.of([unusable.problem]))
+            except Problem as problem:
+                self._count(Skipped.of([problem]))
                 continue
             self._count(Skipped(read=1))
             yield Described(prepare(picture, self.preprocess, where), self.tokenizer(list(texts)))
 
     def _read(self, sample: Sample, where: str) -> tuple[Image.Image, tuple[str, ...]]:
-        """Returns a sample's picture and texts, or raises Unusable."""
+        """Returns a sample's picture and texts, or raises Problem."""
         return read_sample(sample, self.caption_key, where, caption_lines=self._lines)

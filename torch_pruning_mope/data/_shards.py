@@ -19,7 +19,7 @@ from PIL import Image
 from .._io import MOST_TEXT, open_regular, parse_json, printable, resolve_inside
 from .._io._urls import ByteStream, check_url, is_url, open_url
 from ..errors import DataError
-from ._decode import Unusable, as_captions, read_picture
+from ._decode import as_captions, read_picture
 from ._skipped import Problem
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -217,10 +217,10 @@ class _Member(tarfile.TarInfo):
 def read_sample(
     sample: Sample, caption_key: str, where: str, *, caption_lines: bool = False
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """Returns the picture and the captions of a sample, or raises Unusable; `caption_lines`: its `txt` has one a line."""
+    """Returns the picture and the captions of a sample, or raises Problem; `caption_lines`: its `txt` has one a line."""
     content = image_of(sample, where)
     if max(len(sample.get(key, b"")) for key in ("txt", "json")) > MOST_TEXT:
-        raise Unusable(Problem("entry malformed", f"{where}: more than {MOST_TEXT} bytes of text"))
+        raise Problem("entry malformed", f"{where}: more than {MOST_TEXT} bytes of text")
     try:
         text = sample["txt"].decode("utf-8-sig") if "txt" in sample else None
         captions = as_captions(text.splitlines() if text and caption_lines else text)
@@ -228,17 +228,17 @@ def read_sample(
             about = parse_json(sample["json"])
             captions = as_captions(about.get(caption_key)) if isinstance(about, dict) else ()
     except ValueError as error:
-        raise Unusable(Problem("entry malformed", f"{where}: {error}")) from error
+        raise Problem("entry malformed", f"{where}: {error}") from error
     if not captions:
-        raise Unusable(Problem("caption missing", f"{where}: {_keys(sample)}"))
+        raise Problem("caption missing", f"{where}: {_keys(sample)}")
     return read_picture(io.BytesIO(content), where), captions
 
 
 def image_of(sample: Sample, where: str) -> bytes:
-    """Returns the content of a sample's image file, or raises Unusable."""
+    """Returns the content of a sample's image file, or raises Problem."""
     found: bytes | None = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
     if found is None:
-        raise Unusable(Problem("image missing", f"{where}: {_keys(sample)}"))
+        raise Problem("image missing", f"{where}: {_keys(sample)}")
     return found
 
 

@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -26,11 +26,12 @@ OF_SHARDS = ("shard unreadable", "shard empty")
 EXAMPLES = 3  # per reason
 
 
-class Problem(NamedTuple):
-    """One entry, sample or shard that cannot be used."""
+class Problem(Exception):  # noqa: N818  (it never leaves the package)
+    """One entry, sample or shard that cannot be used, to be skipped and counted."""
 
-    reason: SkipReason
-    where: str
+    def __init__(self, reason: SkipReason, where: str) -> None:
+        super().__init__(reason, where)
+        self.reason, self.where = reason, where
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class Skipped:
         """Returns the summary of a list of problems."""
         examples: dict[SkipReason, tuple[str, ...]] = {}
         counts: Counter[SkipReason] = Counter()
-        for reason, where in problems:
-            counts[reason] += 1
-            if counts[reason] <= EXAMPLES:
-                examples[reason] = (*examples.get(reason, ()), printable(where))
+        for problem in problems:
+            counts[problem.reason] += 1
+            if counts[problem.reason] <= EXAMPLES:
+                examples[problem.reason] = (*examples.get(problem.reason, ()), printable(problem.where))
         return cls(dict(counts), examples, read)
 
     def __add__(self, other: "Skipped") -> "Skipped":
