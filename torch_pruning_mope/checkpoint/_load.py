@@ -22,6 +22,8 @@ def fetch(path_or_repo: str | Path, **options: Any) -> Path:
     if folder.is_dir():
         return folder
     wanted = [CONFIG, WEIGHTS, CARD, f"{BASE}/*"]
+    if options.get("cache_dir") is not None:
+        options["cache_dir"] = Path(options["cache_dir"]).expanduser()
     try:
         return Path(snapshot_download(str(path_or_repo), allow_patterns=wanted, **options))
     except Exception as error:  # whatever the Hub's client raises for a name, a network, a permission
@@ -51,9 +53,7 @@ def load(
     path_or_repo: str | Path,
     *,
     device: str | torch.device = "cpu",
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
+    **download: Any,
 ) -> LoadedModel:
     """Loads a pruned model with its preprocessing and its tokenizer, as ``open_clip.create_model_and_transforms`` does.
 
@@ -62,9 +62,7 @@ def load(
     Args:
         path_or_repo: A folder that :meth:`DualEncoder.save_pretrained` wrote, or a repository of the Hub.
         device: Device of the model.
-        revision: Branch, tag or commit of the repository.
-        cache_dir: Folder of downloads.
-        token: Token for repositories that are not public.
+        **download: Options of ``huggingface_hub.snapshot_download``: ``revision``, ``cache_dir``, ``token`` and so on.
 
     Returns:
         ``model, preprocess, tokenizer``; the model in evaluation mode and of the type that it was saved in.
@@ -72,7 +70,7 @@ def load(
     Raises:
         ModelLoadError: If there is no such checkpoint, or it is damaged, of another version, or not what it says.
     """
-    folder = fetch(path_or_repo, revision=revision, cache_dir=cache_dir, token=token)
+    folder = fetch(path_or_repo, **download)
     encoder, checkpoint = read(folder, EncoderCore)
     model = encoder.model.to(device)
     try:
@@ -127,5 +125,5 @@ def load_model(name: str, *, device: str | torch.device = "cpu", cache_dir: str 
     """
     parsed = parse_name(name)
     if parsed.form == "mope" or (parsed.form == "folder" and is_checkpoint(Path(parsed.source).expanduser())):
-        return load(parsed.source, device=device, cache_dir=None if cache_dir is None else Path(cache_dir).expanduser())
+        return load(parsed.source, device=device, cache_dir=cache_dir)
     return load_named(parsed, device=device, cache_dir=cache_dir)

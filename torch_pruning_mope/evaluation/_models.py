@@ -1,7 +1,5 @@
 """Check of models without weights: every configuration of open_clip."""
 
-import contextlib
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from .._io import parse_json
+from ..deploy._programs import quiet
 from ..dual_encoder import DualEncoder
 from ..encoder import TowerName
 from ..errors import MopeError
@@ -120,7 +119,7 @@ def _build(name: str, config: dict[str, Any]) -> tuple[nn.Module, str]:
     """Returns the model, on the meta device if possible, and a remark."""
     hub_name = config["text_cfg"].get("hf_model_name")
     if hub_name is None:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             return open_clip.create_model(name, load_weights=False, device="meta"), ""
     text_config, remark = _text_config(hub_name)
     text = CLIPTextCfg(**config["text_cfg"])
@@ -129,7 +128,7 @@ def _build(name: str, config: dict[str, Any]) -> tuple[nn.Module, str]:
     kind: Any = CoCa if "multimodal_cfg" in config else CustomTextCLIP
     width = config.get("multimodal_cfg", {}).get("width", 512)
     known = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu", "multimodal_cfg") if key in config}
-    with _quiet():
+    with quiet():
         model = kind(text_cfg={"width": width, "layers": 1, "heads": 8}, **known)
         encoder = HFTextEncoder(
             hub_name,
@@ -189,14 +188,3 @@ def _can_be_narrowed(encoder: DualEncoder, tower: TowerName) -> bool:
     except ValueError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences open_clip's remarks on missing weights, which are missing on purpose."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
