@@ -8,12 +8,20 @@ import dataclasses
 import re
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, get_type_hints
+from typing import Any
 
 import jaxtyping
 
 _jaxtyped = jaxtyping.jaxtyped
 _ARRAY = re.compile(r"\b(Bool|Complex|Float|Inexact|Int|Integer|Num|Real|Shaped|UInt)\d*\[")
+
+
+def _resolved(annotation: Any, names: dict[str, Any]) -> Any:
+    """The type; any type will do where the name of one is imported for type checkers alone, or not defined yet."""
+    try:
+        return eval(annotation, names) if isinstance(annotation, str) else annotation
+    except NameError:
+        return Any
 
 
 def _checked(function: Any, typechecker: Callable[[Any], Any]) -> Any:
@@ -29,20 +37,14 @@ def _checked(function: Any, typechecker: Callable[[Any], Any]) -> Any:
         if jaxtyping.config.jaxtyping_disable:
             return function(*args, **kwargs)
         if slow is None:
-            plain = typechecker(function) if _names_are_known(function) else function
-            slow = _jaxtyped(function, typechecker=typechecker) if has_axes else plain
+            function.__annotations__ = {
+                name: _resolved(annotation, function.__globals__)
+                for name, annotation in function.__annotations__.items()
+            }
+            slow = _jaxtyped(function, typechecker=typechecker) if has_axes else typechecker(function)
         return slow(*args, **kwargs)
 
     return call
-
-
-def _names_are_known(function: Any) -> bool:
-    """False where an annotation names what is imported for type checkers alone."""
-    try:
-        get_type_hints(function)
-    except NameError:
-        return False
-    return True
 
 
 def _decorated(target: Any, typechecker: Callable[[Any], Any]) -> Any:
