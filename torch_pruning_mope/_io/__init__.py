@@ -4,11 +4,9 @@ Pictures and URLs have theirs in ``_pictures`` and ``_urls``, whose imports take
 """
 
 from ._files import MOST_TEXT, OutsideError, list_files, open_inside, open_regular, printable, resolve_inside
-from ._folder import SAVING, located, write_folder
-from ._json import append_jsonl, parse_json, read_json
+from ._folder import SAVING, located, sync, write_folder, write_whole
+from ._json import append_jsonl, parse_json, read_json, typed
 from ._lock import hold
-from ._typed import typed
-from ._whole import sync, write_whole
 
 __all__ = [
     "MOST_TEXT",

@@ -1,7 +1,5 @@
 """Images and the captions that describe them, on which metrics are computed."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -80,12 +78,12 @@ class Pairs:
         return len(self.tokens)
 
     @classmethod
-    def coerce(cls, pairs: Pairs | Iterable[object]) -> Pairs:
+    def coerce(cls, pairs: "Pairs | Iterable[object]") -> "Pairs":
         """Returns pairs unchanged, and collects anything else with `from_batches`, whose errors it raises."""
         return pairs if isinstance(pairs, Pairs) else cls.from_batches(pairs)
 
     @classmethod
-    def from_batches(cls, batches: Iterable[object]) -> Pairs:
+    def from_batches(cls, batches: Iterable[object]) -> "Pairs":
         """Returns all batches `(images [B, ...], tokens [B, context])`, as open_clip's loaders yield them, as one.
 
         Tokens `[B, C, context]` stand for C captions of each image.
@@ -112,12 +110,12 @@ class Pairs:
         _check_same_shapes("tokens", tokens)
         return cls(torch.cat(images), torch.cat(tokens), torch.cat(owners).to(tokens[0].device))
 
-    def first(self, num_images: int) -> Pairs:
+    def first(self, num_images: int) -> "Pairs":
         """Returns the first images with all their captions; all if there are no more."""
         captions = self.image_index < num_images
         return Pairs(self.images[:num_images], self.tokens[captions.to(self.tokens.device)], self.image_index[captions])
 
-    def to(self, device: torch.device | str) -> Pairs:
+    def to(self, device: torch.device | str) -> "Pairs":
         """Returns a copy on another device; it shares memory if it is there already."""
         return Pairs(self.images.to(device), self.tokens.to(device), self.image_index.to(device))
 

@@ -6,8 +6,7 @@ import torch
 
 from ..errors import ModelLoadError, MopeError
 from ._exported import load_exported_folder
-from ._failures import NETWORK, failure
-from ._loaded import LoadedModel, load_tiny
+from ._loaded import NETWORK, LoadedModel, failure, load_tiny
 from ._names import ModelName, folder_form
 from ._transformers import load_transformers
 

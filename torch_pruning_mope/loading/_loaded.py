@@ -1,5 +1,7 @@
-"""The three parts of a loaded model, and those of the tiny CLIP that ships with the package."""
+"""The three parts of a loaded model, those of the tiny CLIP, and one error for all that libraries raise while they load."""
 
+import pickle
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +12,27 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ..data import EmojiTokenizer, load_tiny_clip
+from ..errors import ModelLoadError
+
+NETWORK = "connect to the network, or pass the cache_dir that holds it"
+
+
+def failure(name: str, error: Exception, mend: str) -> ModelLoadError:
+    """Returns the error for a name whose library raised ``error``."""
+    if isinstance(error, ImportError):
+        mend = "pip install torch-pruning-mope[transformers]"
+    return ModelLoadError(f"name: {name!r} must be a model that can be loaded, found: {_reason(error)}; {mend}")
+
+
+def _reason(error: Exception) -> str:
+    """Returns the error and its root cause, in one line."""
+    root: BaseException = error
+    while (cause := root.__cause__ or root.__context__) is not None:
+        root = cause
+    if isinstance(root, pickle.UnpicklingError):
+        return "a file of more than tensors, or no checkpoint; unpickling it is refused, since that can run code"
+    text = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …")
+    return text if root is error else f"{text} ({type(root).__name__}: {textwrap.shorten(str(root), 200)})"
 
 
 class LoadedModel(NamedTuple):
