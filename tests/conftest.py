@@ -5,6 +5,7 @@ The package is imported by the fixtures alone: the process that hands tests out 
 """
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,3 +45,17 @@ def pairs(encoder: "DualEncoder") -> "Pairs":
     from .unit.models import pairs_for
 
     return pairs_for(encoder.model, 12)
+
+
+@pytest.fixture
+def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny CLIP has two layers in each tower."""
+    from torch_pruning_mope.checkpoint import _open_clip
+    from torch_pruning_mope.data import _tiny_clip
+
+    config, weights = _tiny_clip.tiny_clip_config(), _tiny_clip.load
+    shallow = {name: config[name] | {"layers": 2} for name in ("vision_cfg", "text_cfg")}
+    for home in (_tiny_clip, _open_clip):
+        monkeypatch.setattr(home, "tiny_clip_config", lambda: config | shallow)
+    deep = re.compile(r"resblocks\.[2-9]")
+    monkeypatch.setattr(_tiny_clip, "load", lambda data: {k: v for k, v in weights(data).items() if not deep.search(k)})
