@@ -1,19 +1,22 @@
 """Fixtures shared by all tests, and one thread, so that a float is the same float on every machine.
 
 Property tests try the same cases on every run. ``HYPOTHESIS_PROFILE=explore`` tries new ones; add what it finds as @example.
+The package is imported by the fixtures alone: the process that hands tests out to others needs none of it.
 """
 
 import os
+import re
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
 
-from torch_pruning_mope import DualEncoder, Pairs
+from . import checked  # noqa: F401 (before the package is imported)
 
-from .unit.models import clip, pairs_for
+if TYPE_CHECKING:
+    from torch_pruning_mope import DualEncoder, Pairs
 
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 settings.register_profile("gate", derandomize=True, deadline=None, database=None)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
@@ -21,16 +24,38 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def encoder() -> DualEncoder:
+def encoder() -> "DualEncoder":
     """A small random CLIP, wrapped, in eval mode."""
+    from torch_pruning_mope import DualEncoder
+
+    from .unit.models import clip
+
     return DualEncoder(clip())
 
 
 @pytest.fixture
-def pairs(encoder: DualEncoder) -> Pairs:
+def pairs(encoder: "DualEncoder") -> "Pairs":
     """A dozen pairs that fit it."""
+    from .unit.models import pairs_for
+
     return pairs_for(encoder.model, 12)
+
+
+@pytest.fixture
+def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny CLIP has two layers in each tower."""
+    from torch_pruning_mope.checkpoint import _open_clip
+    from torch_pruning_mope.data import _tiny_clip
+
+    config, weights = _tiny_clip.tiny_clip_config(), _tiny_clip.load
+    shallow = {name: config[name] | {"layers": 2} for name in ("vision_cfg", "text_cfg")}
+    for home in (_tiny_clip, _open_clip):
+        monkeypatch.setattr(home, "tiny_clip_config", lambda: config | shallow)
+    deep = re.compile(r"resblocks\.[2-9]")
+    monkeypatch.setattr(_tiny_clip, "load", lambda data: {k: v for k, v in weights(data).items() if not deep.search(k)})

@@ -94,7 +94,6 @@ def test_rows_of_the_grid_and_how_a_run_goes_on(run: Run, tmp_path: Path) -> Non
         run("--parts", "grid", "--steps", "3")
 
 
-@pytest.mark.slow
 def test_rows_of_the_other_parts(run: Run, tmp_path: Path) -> None:
     out = run("--parts", "losses", "order", "allocation", "teacher", "sibling", "long", "--growing-steps", "2")
     [teacher] = rows_of(tmp_path, "teacher")

@@ -14,9 +14,7 @@ from typer.testing import CliRunner
 
 import torch_pruning_mope as mope
 from tests.unit import zoo
-from torch_pruning_mope.checkpoint import _open_clip
 from torch_pruning_mope.cli import app
-from torch_pruning_mope.data import _tiny_clip
 from torch_pruning_mope.evaluation import families_markdown, load_families
 
 ROOT = Path(__file__).parent.parent
@@ -44,22 +42,11 @@ def between(marker: str) -> str:
     return text.partition(f"<!-- {marker} -->\n")[2].partition(f"\n<!-- /{marker} -->")[0]
 
 
-@pytest.fixture
-def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny CLIP has two layers in each tower."""
-    config, weights = _tiny_clip.tiny_clip_config(), _tiny_clip.load
-    shallow = {name: config[name] | {"layers": 2} for name in ("vision_cfg", "text_cfg")}
-    for home in (_tiny_clip, _open_clip):
-        monkeypatch.setattr(home, "tiny_clip_config", lambda: config | shallow)
-    deep = re.compile(r"resblocks\.[2-9]")
-    monkeypatch.setattr(_tiny_clip, "load", lambda data: {k: v for k, v in weights(data).items() if not deep.search(k)})
-
-
 @pytest.mark.usefixtures("_shallow")
 @pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if snippets(text, "python")])
 def test_python_snippets_run_in_order(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = mope.emoji_pairs
-    monkeypatch.setattr(mope, "emoji_pairs", lambda split, size=1000, seed=0: original(split, min(size, 24), seed))
+    monkeypatch.setattr(mope, "emoji_pairs", lambda split, size=1000, seed=0: original(split, min(size, 16), seed))
     monkeypatch.chdir(tmp_path)
     rows = ["filepath,title"]
     for number, (pixels, caption) in enumerate(mope.emoji_scenes("calibration", 40)):

@@ -89,6 +89,7 @@ def test_online_needs_pairs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "--online needs --pairs, the images and captions to score, train and test on" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("_shallow")
 @pytest.mark.filterwarnings("ignore")
 def test_the_notebook(capsys: pytest.CaptureFixture[str]) -> None:
     """Its cells in order, on fewer pairs."""

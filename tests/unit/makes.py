@@ -341,6 +341,8 @@ def _of(image: str, text: str) -> Any:
 
 
 _PAIRS = [(image, text) for image, text in zip(IMAGES, 3 * [text for text in TEXTS if text != "LSTM"], strict=False)]
+SAME_TEXT = {f"{image} + {text}" for image, text in _PAIRS[len(TEXTS) - 1 :]}
+"""Those whose text encoder is that of an earlier one."""
 MAKES: dict[str, Callable[[], Any]] = {
     **{f"{image} + {text}": partial(_of, image, text) for image, text in [*_PAIRS, ("timm ViT", "LSTM")]},
     **WHOLE,

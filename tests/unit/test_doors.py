@@ -24,7 +24,7 @@ ALLOWED = {
     "_io/_urls.py": {"gopen", "urllib.request.urlopen"},
     "data/_emoji.py": {"PIL.Image.open"},  # of the package's own sprites
     "deploy/_stock.py": {"from_pretrained"},  # of what has just been written
-    "loading/_failures.py": {"pickle"},  # the type of an error
+    "loading/_loaded.py": {"pickle"},  # the type of an error
     "loading/_transformers.py": {"from_pretrained", "transformers"},
 }
 """File: names that it may use, by their first or last part or whole."""

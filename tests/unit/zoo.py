@@ -234,6 +234,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
 }
 
+DISTINCT = [
+    "open_clip ViT", "open_clip ResNet", "CoCa, attentional pool", "EVA02-E", "MobileCLIP-S", "Swin", "mT5",
+    "transformers SigLIP",
+]  # fmt: skip
+"""One for each way to run a tower, and each type of output layer and of what stands before it."""
+
 
 @cache
 def _built(name: str) -> Any:

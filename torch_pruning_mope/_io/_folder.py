@@ -1,19 +1,42 @@
-"""Sets of files that take the place of others at one instant: after a kill the old or the new set is there, whole.
-
-The new files are first written to a folder of a random name. Renaming that folder to ``SAVING`` is the instant: from then on
-:func:`located` finds the new files in it. Then they move to their places one by one, and the folder goes. A save that is killed
-before the instant leaves the old set; one that is killed after it is finished by the next save.
-"""
+"""Files and sets of files written whole or not at all: after a kill the old or the new ones are there."""
 
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from ._whole import sync
 
+def write_whole(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    """Writes a file beside its place, has the disk hold it, and renames it, so that a reader finds the old or the new file."""
+    partial = path.with_name(f"{path.name[:200]}.{secrets.token_hex(4)}.part")  # ranks may write the same file
+    try:
+        if callable(content):
+            content(partial)
+        else:
+            partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Has the disk hold a file or a folder's entries before what comes next, in case the power fails."""
+    with suppress(OSError):  # some systems cannot open folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# Files of a set are first written to a folder of a random name. Renaming that folder to ``SAVING`` is the instant: from then on
+# ``located`` finds the new files in it. Then they move to their places one by one, and the folder goes. A save that is killed
+# before the instant leaves the old set; one that is killed after it is finished by the next save.
 SAVING = ".mope-saving"
 """Folder in the target of files that have been saved and not moved to their places yet."""
 _OLD = ".old"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ._files import open_regular
-from ._whole import write_whole
+from ._folder import write_whole
 
 _MOST_HEADER = 2**23
 

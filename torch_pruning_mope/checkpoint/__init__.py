@@ -2,7 +2,6 @@
 
 from ._checkpoint import is_checkpoint
 from ._hub import HubMixin
-from ._load import load
-from ._names import load_model
+from ._load import load, load_model
 
 __all__ = ["HubMixin", "is_checkpoint", "load", "load_model"]

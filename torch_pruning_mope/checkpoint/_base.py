@@ -63,17 +63,16 @@ def _library(kind: str) -> Any:
     return import_module(f"._{kind}", __package__)
 
 
-def check(description: Any) -> dict[str, Any]:
+def check(description: Mapping[str, Any]) -> None:
     """Checks a description of unknown origin."""
-    kind = description.get("kind") if isinstance(description, dict) else None
+    kind = description.get("kind")
     if kind == "given" and isinstance(description.get("class"), str):
-        return dict(description)
-    if kind not in {"open_clip", "transformers"}:
+        return
+    if kind not in ("open_clip", "transformers"):
         raise ModelLoadError(f"base.kind must be one of given, open_clip, transformers; found {short(kind)}.")
     if not isinstance(description.get("name"), str | None):
         raise ModelLoadError(f"base.name must be a text or null; found {short(description.get('name'))}.")
     _library(kind).check(description)
-    return dict(description)
 
 
 def build(description: Mapping[str, Any], folder: Path) -> nn.Module:

@@ -1,9 +1,11 @@
 """The model card of a checkpoint."""
 
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from jinja2 import Template
 
 from ..encoder import EncoderCore
 
@@ -32,65 +34,20 @@ def model_card(
     base: Mapping[str, Any], before: Mapping[str, int] | None, after: Mapping[str, int], metrics: Mapping[str, float]
 ) -> str:
     """Returns the card: Markdown with the Hub's header; ``base`` describes the original, whose sizes may be unknown."""
-    name = base.get("name") or base.get("class")
     data = ModelCardData(
         library_name="torch-pruning-mope",
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "pruning", "mope", "torch-pruning"],
     )
-    measured = [
-        "## Measured",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value:g} |" for key, value in metrics.items()),
-        "",
-    ]
-    load = 'model, preprocess, tokenizer = mope.load("this/folder")  # or its name on the Hub'
-    if base["kind"] == "given":
-        load = (
-            'encoder = mope.DualEncoder.from_pretrained("this/folder", model=...)  # the model as it was before pruning'
-        )
-    lines = [
-        "---",
-        data.to_yaml(),
-        "---",
-        "",
-        MARK,
-        "",
-        f"# {name}, pruned",
-        "",
-        f"A dual encoder of images and texts: `{name}`, of which attention heads, FFN neurons and layers that cross-modal "
-        "retrieval misses least were removed with [torch-pruning-mope](https://arxiv.org/abs/2403.07839).",
-        "",
-        "| | before | after |",
-        "|---|---|---|",
-        *(_row(label, None if before is None else before.get(label), size) for label, size in after.items()),
-        "",
-        "The heads, neurons and layers of the original that are left are listed in `config.json`, under `towers`.",
-        "",
-        *(measured if metrics else []),
-        "## How to load it",
-        "",
-        "```python",
-        "import torch_pruning_mope as mope",
-        "",
-        load,
-        "```",
-        "",
-        "## Licence",
-        "",
-        "Unknown: the licence of the original model and of its weights applies. State it here.",
-        "",
-        "## How to cite",
-        "",
-        "MoPE-CLIP (Lin et al., CVPR 2024, arXiv 2403.07839) for the scores, Torch-Pruning (Fang et al., CVPR 2023, arXiv "
-        "2301.12900) for the removal, and the authors of the original model.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _row(label: str, old: int | None, new: int) -> str:
-    share = f" ({new / old:.0%})" if old else ""
-    return f"| {label} | {'unknown' if old is None else f'{old:,}'} | {new:,}{share} |"
+    text = (resources.files(__package__) / "assets" / "card.md.jinja").read_text("utf-8")
+    template = Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    card: str = template.render(
+        header=data.to_yaml(),
+        mark=MARK,
+        name=base.get("name") or base.get("class"),
+        given=base["kind"] == "given",
+        before=before,
+        after=after,
+        metrics=metrics,
+    )
+    return card

@@ -1,24 +1,44 @@
 """``config.json`` of a checkpoint: what the model was, and which layers, heads, neurons and channels are left."""
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any
+from typing import Any, Literal
 
-from .._io import open_regular, read_json
+from .._io import open_regular, read_json, typed
 from ..errors import ModelLoadError
 from . import _base
 from ._base import Base
-from ._files import BASE, CONFIG, WEIGHTS, base_files, inside
-from ._spec import Spec, read_kept, read_object, read_spec
+from ._files import CONFIG, WEIGHTS, base_files, inside
+from ._spec import Spec, check_spec
 
 FORMAT, VERSION = "torch-pruning-mope", 2
-_FIELDS = ("format", "format_version", "versions", "base", "towers", "heads_left", "buffers", "sha256")
 _MOST_BYTES = 2**22
-_HASH = re.compile(r"[0-9a-f]{64}")
-_FLOATS = ("bfloat16", "float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The content of the file.
+
+    Attributes:
+        format: Name of the format.
+        format_version: Its version.
+        versions: Versions of the libraries that wrote it, for people.
+        base: Description of the model before pruning.
+        towers: Layers, heads, neurons and channels that are left.
+        heads_left: Heads of the base that are left, by name of the value projection that records them.
+        buffers: Types of the buffers that are not among the weights and not float32, by name.
+        sha256: SHA-256 of the weights and of the base's files, by path in the folder.
+    """
+
+    format: str
+    format_version: int
+    versions: Any
+    base: dict[str, Any]
+    towers: Spec
+    heads_left: dict[str, str]
+    buffers: dict[str, Literal["bfloat16", "float16", "float32", "float64"]]
+    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -27,13 +47,7 @@ class Checkpoint:
 
     folder: Path
     base: Base
-    spec: Spec
-    heads_left: dict[str, tuple[int, ...]]
-    """Heads of the base that are left, by name of the value projection that records them."""
-    buffers: dict[str, str]
-    """Types of the buffers that are not among the weights and not float32, by name."""
-    sha256: dict[str, str]
-    """SHA-256 of the weights and of the base's files, by path in the folder."""
+    config: Config
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -47,38 +61,14 @@ def is_checkpoint(folder: Path) -> bool:
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Reads the configuration and checks the files of the base, but not the weights."""
-    content = _content(folder)
-    digests = _texts(content["sha256"], "sha256")
-    for name, digest in digests.items():
-        if (name != WEIGHTS and not name.startswith(f"{BASE}/")) or not _HASH.fullmatch(digest):
-            raise ModelLoadError(
-                f"sha256 must be of {WEIGHTS} and files in {BASE}; found {short(name)}: {short(digest)}."
-            )
-    if WEIGHTS not in digests:
-        raise ModelLoadError(f"sha256 must name {WEIGHTS}; found {sorted(digests)[:8]}.")
-    buffers = _texts(content["buffers"], "buffers")
-    if not set(buffers.values()) <= set(_FLOATS):
-        raise ModelLoadError(f"buffers must be of {', '.join(_FLOATS)}; found {short(sorted(buffers.values()))}.")
-    return Checkpoint(
-        folder,
-        Base(_base.check(content["base"]), base_files(folder, digests)),
-        read_spec(content["towers"]),
-        _heads(content["heads_left"]),
-        buffers,
-        digests,
-    )
-
-
-def _content(folder: Path) -> Mapping[str, Any]:
-    """Returns the fields of the configuration, of this version."""
     try:
         content = read_json(inside(folder, CONFIG), _MOST_BYTES)
+    except ModelLoadError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ModelLoadError):
-            raise
         raise ModelLoadError(f"{CONFIG} must be JSON of at most {_MOST_BYTES} bytes; found: {error}.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else content
+    found = content.get("format") if isinstance(content, dict) else content
+    if found != FORMAT:
         raise ModelLoadError(f"{CONFIG} must be of a checkpoint of {FORMAT}; found format {short(found)}.")
     version = content.get("format_version")
     if type(version) is not int or version != VERSION:
@@ -86,18 +76,12 @@ def _content(folder: Path) -> Mapping[str, Any]:
             f"{CONFIG} must be of format version {VERSION}; found {short(version)}. Save it again with this version, or "
             "install the one that wrote it."
         )
-    return read_object(content, CONFIG, *_FIELDS)
-
-
-def _texts(content: Any, where: str) -> dict[str, str]:
-    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        raise ModelLoadError(f"{where} must be an object of texts; found {short(content)}.")
-    return content
-
-
-def _heads(content: Any) -> dict[str, tuple[int, ...]]:
-    found = {}
-    for name, heads in _texts(content, "heads_left").items():
-        kept = read_kept(heads, f"heads_left.{name[:80]}")
-        found[name] = kept if isinstance(kept, tuple) else ()
-    return found
+    try:
+        config: Config = typed(Config, content, CONFIG)
+    except TypeError as error:
+        raise ModelLoadError(f"{CONFIG} must be as save_pretrained writes it; found: {error}.") from error
+    if WEIGHTS not in config.sha256:
+        raise ModelLoadError(f"sha256 must name {WEIGHTS}; found {short(sorted(config.sha256))}.")
+    check_spec(config.towers)
+    _base.check(config.base)
+    return Checkpoint(folder, Base(config.base, base_files(folder, config.sha256)), config)

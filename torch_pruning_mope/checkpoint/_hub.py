@@ -6,7 +6,7 @@ Not one of them: theirs deletes the old configuration before it saves, and does 
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import HfApi
@@ -44,7 +44,8 @@ class HubMixin(EncoderCore):
             metrics: Figures for the model card.
             cache_dir: Folder of the downloaded configuration and tokenizer of ``base``.
         """
-        save(self, Path(folder).expanduser(), base=base, metrics=metrics, cache=_text(cache_dir))
+        cache = None if cache_dir is None else str(Path(cache_dir).expanduser())
+        save(self, Path(folder).expanduser(), base=base, metrics=metrics, cache=cache)
 
     @classmethod
     def from_pretrained(
@@ -53,11 +54,7 @@ class HubMixin(EncoderCore):
         *,
         model: nn.Module | None = None,
         device: str | torch.device = "cpu",
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
+        **download: Any,
     ) -> _EncoderT:
         """Loads a checkpoint of :meth:`save_pretrained`; the encoder can be pruned on and saved again.
 
@@ -65,11 +62,7 @@ class HubMixin(EncoderCore):
             path_or_repo: A folder, or a repository of the Hub.
             model: For models of your own: the original with any weights, not wrapped yet. It is mutated.
             device: Device of the model.
-            revision: Branch, tag or commit of the repository.
-            cache_dir: Folder of downloads.
-            token: For repositories that are not public.
-            force_download: Download again.
-            local_files_only: Download nothing.
+            **download: Options of ``huggingface_hub.snapshot_download``: ``revision``, ``cache_dir``, ``token`` and so on.
 
         Returns:
             The encoder; its model is in evaluation mode and of the type that it was saved in.
@@ -77,15 +70,7 @@ class HubMixin(EncoderCore):
         Raises:
             ModelLoadError: If there is no such checkpoint, or it is damaged, of another version, or not what it says.
         """
-        folder = fetch(
-            path_or_repo,
-            revision=revision,
-            cache_dir=_text(cache_dir),
-            token=token,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
-        encoder, checkpoint = read(folder, cls, model)
+        encoder, checkpoint = read(fetch(path_or_repo, **download), cls, model)
         encoder.model.to(device)
         encoder.origin = checkpoint.base
         return cast("_EncoderT", encoder)
@@ -132,7 +117,3 @@ class HubMixin(EncoderCore):
                     create_pr=create_pr,
                 )
             )
-
-
-def _text(path: str | Path | None) -> str | None:
-    return None if path is None else str(Path(path).expanduser())

@@ -1,4 +1,4 @@
-"""Reading checkpoints: nothing in them is trusted, executed or unpickled, and nothing is written."""
+"""Loads checkpoints, and models by any name: nothing in them is trusted, executed or unpickled, and nothing is written."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from torch import nn
 
 from ..encoder import EncoderCore
 from ..errors import ModelLoadError, MopeError
-from ..loading import LoadedModel
+from ..loading import LoadedModel, load_named, parse_name
 from . import _base
 from ._assemble import Wrapper, assemble
-from ._checkpoint import Checkpoint, read_checkpoint
+from ._checkpoint import Checkpoint, is_checkpoint, read_checkpoint
 from ._files import BASE, CARD, CONFIG, WEIGHTS
 
 
@@ -22,6 +22,8 @@ def fetch(path_or_repo: str | Path, **options: Any) -> Path:
     if folder.is_dir():
         return folder
     wanted = [CONFIG, WEIGHTS, CARD, f"{BASE}/*"]
+    if options.get("cache_dir") is not None:
+        options["cache_dir"] = Path(options["cache_dir"]).expanduser()
     try:
         return Path(snapshot_download(str(path_or_repo), allow_patterns=wanted, **options))
     except Exception as error:  # whatever the Hub's client raises for a name, a network, a permission
@@ -51,9 +53,7 @@ def load(
     path_or_repo: str | Path,
     *,
     device: str | torch.device = "cpu",
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
+    **download: Any,
 ) -> LoadedModel:
     """Loads a pruned model with its preprocessing and its tokenizer, as ``open_clip.create_model_and_transforms`` does.
 
@@ -62,9 +62,7 @@ def load(
     Args:
         path_or_repo: A folder that :meth:`DualEncoder.save_pretrained` wrote, or a repository of the Hub.
         device: Device of the model.
-        revision: Branch, tag or commit of the repository.
-        cache_dir: Folder of downloads.
-        token: Token for repositories that are not public.
+        **download: Options of ``huggingface_hub.snapshot_download``: ``revision``, ``cache_dir``, ``token`` and so on.
 
     Returns:
         ``model, preprocess, tokenizer``; the model in evaluation mode and of the type that it was saved in.
@@ -72,7 +70,7 @@ def load(
     Raises:
         ModelLoadError: If there is no such checkpoint, or it is damaged, of another version, or not what it says.
     """
-    folder = fetch(path_or_repo, revision=revision, cache_dir=cache_dir, token=token)
+    folder = fetch(path_or_repo, **download)
     encoder, checkpoint = read(folder, EncoderCore)
     model = encoder.model.to(device)
     try:
@@ -83,3 +81,49 @@ def load(
         raise ModelLoadError(
             f"base must have a preprocessing and a tokenizer; found {type(error).__name__}: {str(error)[:300]}"
         ) from error
+
+
+def load_model(name: str, *, device: str | torch.device = "cpu", cache_dir: str | Path | None = None) -> LoadedModel:
+    """Loads a model in float32 and evaluation mode, with its preprocessing and its tokenizer.
+
+    Pruned models stay in the type that they were saved in.
+
+    | name | what is loaded |
+    |---|---|
+    | `tiny` | the emoji CLIP that ships with this package |
+    | `ViT-B-16-SigLIP@webli` | an open_clip architecture with a pretrained tag |
+    | `ViT-B-32@weights.safetensors` | the same with the weights in a file (`.pt`, `.bin`, `.npz` likewise) |
+    | `ViT-B-32` | the same with **random weights**, and a warning |
+    | `hf-hub:timm/ViT-B-16-SigLIP` | a repository in open_clip's form on the Hugging Face Hub |
+    | `hf:google/siglip2-base-patch16-224` | one in the form of transformers, or a folder like it |
+    | `local-dir:folder` | a folder in open_clip's form |
+    | `mope:me/pruned` | a checkpoint of a pruned model on the Hub, or a folder with one |
+    | `folder` | a folder in any of these forms, or of exported ONNX files; a checkpoint of a pruned model first |
+
+    The first form that fits is taken: a folder that is called as an architecture is `./ViT-B-32`. Slashes in an architecture
+    are read as dashes (`ViT-B/32`). Code in a model folder or a checkpoint never runs: a file that holds more than tensors is
+    refused.
+
+    A state dict does not say how images were prepared nor which GELU it was trained with. A file gets the preprocessing that
+    all pretrained tags of its architecture share (open_clip's default, with a warning, if they differ), and the activation of
+    the architecture: write `ViT-B-32-quickgelu@FILE` for OpenAI's. Tags trained with QuickGELU get it under either name.
+
+    A folder needs all three parts. transformers' tokenizers return ids alone, as CLIP and SigLIP take them: padded at
+    the end up to `text_config.max_position_embeddings`, and in lower case for SigLIP, as they were trained.
+
+    Args:
+        name: Name of the model.
+        device: Device of the model.
+        cache_dir: Folder of downloads; by default that of open_clip and of the Hub's client.
+
+    Returns:
+        The three parts; `model, preprocess, tokenizer = load_model(...)`.
+
+    Raises:
+        ModelLoadError: The name is unknown, its model cannot be had, or the weights do not fit.
+        UnsupportedModelError: A transformers model is no dual encoder of images of one size and texts.
+    """
+    parsed = parse_name(name)
+    if parsed.form == "mope" or (parsed.form == "folder" and is_checkpoint(Path(parsed.source).expanduser())):
+        return load(parsed.source, device=device, cache_dir=cache_dir)
+    return load_named(parsed, device=device, cache_dir=cache_dir)

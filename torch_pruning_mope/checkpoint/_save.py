@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from . import _base
 from ._assemble import cut
 from ._base import Base
 from ._card import MARK, model_card, sizes_of
-from ._checkpoint import FORMAT, VERSION, is_checkpoint, read_checkpoint
+from ._checkpoint import FORMAT, VERSION, Config, is_checkpoint, read_checkpoint
 from ._files import BASE, CARD, CONFIG, WEIGHTS, sha256_of
 from ._load import fetch
 from ._meta import build, wrap
-from ._spec import Spec, compose, counts, ranges, spec_of, spec_to_json
+from ._spec import Spec, compose, counts, ranges, spec_of
 
 
 def save(
@@ -39,16 +40,16 @@ def save(
     origin, spec = _origin(encoder, None if base is None else str(base), cache)
     before = None if origin.is_given else _check_base(encoder, origin, spec)
     state = {name: tensor.detach() for name, tensor in encoder.model.state_dict().items()}
-    content = _content(encoder, origin, spec, state)
+    config = _config(encoder, origin, spec, state)
     card = model_card(origin.description, before, sizes_of(encoder), dict(metrics or {}))
     with write_folder(folder) as new:
         _write_base(new, origin)
         save_tensors(new / WEIGHTS, state, {"format": "pt"})
         listed = (*sorted(new.glob(f"{BASE}/*")), new / WEIGHTS)
-        content["sha256"] = {path.relative_to(new).as_posix(): sha256_of(path) for path in listed}
+        config = replace(config, sha256={path.relative_to(new).as_posix(): sha256_of(path) for path in listed})
         if _is_ours(folder / CARD):
             (new / CARD).write_text(card, "utf-8")
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(asdict(config), indent=1, ensure_ascii=False, allow_nan=False)
         (new / CONFIG).write_text(f"{text}\n", "utf-8")
 
 
@@ -69,26 +70,21 @@ def _is_ours(card: Path) -> bool:
         return False
 
 
-def _content(encoder: EncoderCore, origin: Base, spec: Spec, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _config(encoder: EncoderCore, origin: Base, spec: Spec, state: Mapping[str, Tensor]) -> Config:
     """Returns the configuration, less the digests."""
     model: nn.Module = encoder.model
-    return {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "versions": {FORMAT: __version__, "torch": torch.__version__},
-        "base": origin.description,
-        "towers": spec_to_json(spec),
-        "heads_left": {
-            name: ranges(module.heads.tolist())
-            for name, module in model.named_modules()
-            if isinstance(module, HeadProjection)
-        },
-        "buffers": {
-            name: str(buffer.dtype).removeprefix("torch.")
-            for name, buffer in model.named_buffers()
-            if name not in state and buffer.is_floating_point() and str(buffer.dtype) != "torch.float32"
-        },
+    heads = {
+        name: ranges(module.heads.tolist())
+        for name, module in model.named_modules()
+        if isinstance(module, HeadProjection)
     }
+    buffers: dict[str, Any] = {
+        name: str(buffer.dtype).removeprefix("torch.")
+        for name, buffer in model.named_buffers()
+        if name not in state and buffer.is_floating_point() and buffer.dtype != torch.float32
+    }
+    versions = {FORMAT: __version__, "torch": torch.__version__}
+    return Config(FORMAT, VERSION, versions, origin.description, spec, heads, buffers, {})
 
 
 def _origin(encoder: EncoderCore, base: str | None, cache: str | None) -> tuple[Base, Spec]:
@@ -102,7 +98,7 @@ def _origin(encoder: EncoderCore, base: str | None, cache: str | None) -> tuple[
     checkpoint = read_checkpoint(fetch(source, cache_dir=cache))
     if encoder.origin is not None and encoder.origin.description == checkpoint.base.description:
         return encoder.origin, own  # its layers are numbered as in the base already
-    return checkpoint.base, compose(own, checkpoint.spec)
+    return checkpoint.base, compose(own, checkpoint.config.towers)
 
 
 def _check_base(encoder: EncoderCore, origin: Base, spec: Spec) -> dict[str, int]:

@@ -5,18 +5,15 @@ Nothing here imports torch before a command runs, so that ``--help`` answers at 
 
 # In the order of the help: each registers its command.
 from . import (  # isort: skip
-    _models,  # noqa: F401
+    _demo,  # noqa: F401
     _compress,  # noqa: F401
     _score,  # noqa: F401
-    _plan,  # noqa: F401
     _prune,  # noqa: F401
     _distill,  # noqa: F401
     _stages,  # noqa: F401
     _evaluate,  # noqa: F401
     _export,  # noqa: F401
-    _report,  # noqa: F401
     _rerun,  # noqa: F401
-    _demo,  # noqa: F401
 )
 from ._app import app
 

@@ -6,11 +6,20 @@ from typing import Annotated
 import typer
 
 from ._command import Call, GoesOnArgument, command
-from ._evaluate import Measuring
-from ._options import Budgets, QuietOption, Refit, Scoring, budget_option, data_option, scoring_option
+from ._evaluate import Measuring, rows_of, rows_table
+from ._options import (
+    Budgets,
+    OtherData,
+    Part,
+    QuietOption,
+    Refit,
+    Scoring,
+    Source,
+    budget_option,
+    data_option,
+    scoring_option,
+)
 from ._score import Kind
-from ._source import OtherData, Part, Source
-from ._table import rows_table
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,7 @@ def compress_command(
     from ..evaluation import save_evaluation
     from ..report import write_report
     from ..runs import compress
-    from ._evaluate import rows_of
-    from ._parts import Parts
-    from ._started import StartedRun
+    from ._started import Parts, StartedRun
 
     folder = call.folder(run)
     with folder.held():

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ._command import Call, GoesOnArgument, command
-from ._options import PairsOption, QuietOption, SeedOption, Training, training_option
-from ._source import OtherData, Part
+from ._options import OtherData, PairsOption, Part, QuietOption, SeedOption, Training, training_option
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,32 @@
 """``mope evaluate``: what a model retrieves and classifies."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ._command import Call, OptionalRun, command
-from ._options import DeviceOption, ModelInstead, PairsOption, QuietOption, SeedOption, data_option
-from ._source import EMOJI, OtherData, Part, Source
-from ._table import rows_table
+from ._options import (
+    EMOJI,
+    DeviceOption,
+    ModelInstead,
+    OtherData,
+    PairsOption,
+    Part,
+    QuietOption,
+    SeedOption,
+    Source,
+    data_option,
+)
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..loading import LoadedModel
-    from ._parts import Parts
-    from ._started import StartedRun
+    from ._started import Parts, StartedRun
 
 
 Task = StrEnum("Task", {"retrieval": "retrieval", "zero_shot": "zero-shot"})
@@ -45,20 +54,25 @@ class Measuring:
     ] = True
     seed: SeedOption = 0
 
-    def row(self, data: Any, loaded: "LoadedModel", **options: Any) -> dict[str, Any]:
-        """One model's row of ``evaluation.json``."""
+    def row(self, loaded: "LoadedModel", parts: "Parts", part: Part, **about: Any) -> dict[str, Any]:
+        """One model's row of ``evaluation.json``, with the data that it was measured on."""
         from ..evaluation import evaluate
+        from ..runs import shown
 
+        source = parts.source
+        data: Any = source.data
+        options = about | {"batch_size": self.batch_size, "num_workers": self.workers, "time_it": self.latency}
         if self.task is Task.zero_shot:
+            part = Part.all
             options |= {"task": "zero_shot", "classnames": self.classnames, "templates": self.templates}
+            options |= {name: getattr(source, name) for name in ("max_skipped", "allow_commands", "follow_links")}
+            options |= {} if source.encoding is None else {"encoding": source.encoding}
+        elif source.data == EMOJI:
+            part = self.part
+            data = parts.pairs(part, self.pairs, self.seed)
         else:
-            options["limit"] = self.pairs
-        options |= {"batch_size": self.batch_size, "num_workers": self.workers, "time_it": self.latency}
-        return evaluate(loaded, data, **options)
-
-    def pairs_of(self, parts: "Parts", part: Part) -> Any:
-        """The pairs as ``evaluate`` takes them."""
-        return parts.pairs(part, self.pairs, self.seed) if parts.source.data == EMOJI else parts.dataset(part)
+            data, options["limit"] = parts.dataset(part), self.pairs
+        return evaluate(loaded, data, **options) | {"data": shown(source.data), "part": part.value}
 
 
 @command("evaluate")
@@ -102,52 +116,30 @@ def rows_of(
     """A row for each model of a run, and for each rival."""
     rows = []
     for criterion, stage, loaded in _models(begun, against):
-        about = {"label": begun.model_name, "criterion": criterion, "stage": stage, "progress": progress}
-        choose = partial(begun.chosen, loaded, measuring.part)
-        rows.append(_row(measuring, loaded, begun.other.over(begun.source), choose, **about))
+        about: dict[str, Any] = {
+            "label": begun.model_name,
+            "criterion": criterion,
+            "stage": stage,
+            "progress": progress,
+        }
+        rows.append(measuring.row(loaded, *begun.chosen(loaded, measuring.part), **about))
     return rows
 
 
 def _row_of_name(name: str, device: str, measuring: Measuring, other: OtherData, *, progress: bool) -> dict[str, Any]:
     from ..loading import ExportedEncoder
     from ..runs import shown
-    from ._parts import Parts
+    from ._started import Parts
 
     source = other.over(Source(model=name, device=device))
     loaded = source.load()
     shipped = isinstance(loaded.model, ExportedEncoder)
-    about = {"criterion": "" if shipped else "dense", "stage": "shipped" if shipped else "dense", "progress": progress}
-
-    def choose() -> tuple[Parts, Part]:
-        return Parts(source, loaded, progress=progress), Part.all
-
-    return _row(measuring, loaded, source, choose, label=shown(name), **about)
-
-
-def _row(
-    measuring: Measuring,
-    loaded: "LoadedModel",
-    source: Source,
-    choose: "Callable[[], tuple[Parts, Part]]",
-    **about: Any,
-) -> dict[str, Any]:
-    """One model's row, with the data that it was measured on."""
-    from ..runs import shown
-
-    if measuring.task is Task.zero_shot:
-        row, part = measuring.row(source.data, loaded, **_reading(source), **about), Part.all
-    else:
-        parts, part = choose()
-        part = measuring.part if source.data == EMOJI else part
-        row = measuring.row(measuring.pairs_of(parts, part), loaded, **about)
-    return row | {"data": shown(source.data), "part": part.value}
-
-
-def _reading(source: Source) -> dict[str, Any]:
-    """Options of the reader of labelled images."""
-    own = {"encoding": source.encoding, "max_skipped": source.max_skipped}
-    permitted = {"allow_commands": source.allow_commands, "follow_links": source.follow_links}
-    return {name: value for name, value in (own | permitted).items() if value is not None}
+    about: dict[str, Any] = {
+        "criterion": "" if shipped else "dense",
+        "stage": "shipped" if shipped else "dense",
+        "progress": progress,
+    }
+    return measuring.row(loaded, Parts(source, loaded, progress=progress), Part.all, label=shown(name), **about)
 
 
 def _models(begun: "StartedRun", against: Sequence[Rival]) -> "Iterator[tuple[str, str, LoadedModel]]":
@@ -155,7 +147,7 @@ def _models(begun: "StartedRun", against: Sequence[Rival]) -> "Iterator[tuple[st
     from ..checkpoint import load_model
     from ..runtime import DEPLOYMENT
     from ._export import SHIPPED
-    from ._rivals import rivals
+    from ._started import rivals
 
     yield "dense", "dense", begun.load()
     for stage in ("pruned", "distilled"):
@@ -165,3 +157,33 @@ def _models(begun: "StartedRun", against: Sequence[Rival]) -> "Iterator[tuple[st
         yield "MoPE", "shipped", load_model(str(begun.path / SHIPPED))
     for name, loaded in rivals(begun, [rival.value for rival in against]):
         yield _LABELS.get(name, name), "pruned", loaded
+
+
+COUNTS = {
+    "parameters": ("params", 1e6, " M"),
+    "multiply_adds": ("MMACs", 1e6, ""),
+    "bytes": ("MB", 1e6, ""),
+    "latency_ms": ("ms", 1.0, ""),
+}
+PERCENT = {
+    "i2t_r1": "i→t R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "t→i R@1", "t2i_r5": "R@5", "t2i_r10": "R@10",
+    "top1": "top-1", "top5": "top-5", "mean_per_class": "per class",
+}  # fmt: skip
+
+
+def rows_table(rows: Sequence[dict[str, Any]]) -> "Table":
+    """A column for each figure that a row of ``evaluation.json`` has."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("model", no_wrap=True)
+    counts = [name for name in COUNTS if any(name in row for row in rows)]
+    percent = [name for name in PERCENT if any(name in row for row in rows)]
+    for heading in [*(COUNTS[name][0] for name in counts), *(PERCENT[name] for name in percent), "images"]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        numbers = [f"{row[name] / COUNTS[name][1]:.2f}{COUNTS[name][2]}" if name in row else "" for name in counts]
+        shares = [f"{row[name]:.1f}" if name in row else "" for name in percent]
+        own = row["criterion"] in {"MoPE", "dense", ""}
+        table.add_row(row["stage"] if own else row["criterion"], *numbers, *shares, str(row["pairs"]))
+    return table

@@ -7,7 +7,7 @@ import typer
 
 from ._app import app
 from ._command import RunArgument
-from ._source import AllowCommandsOption, FollowLinksOption
+from ._options import AllowCommandsOption, FollowLinksOption
 
 
 @app.command("run")

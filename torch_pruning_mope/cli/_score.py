@@ -6,8 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from ._command import Call, GoesOnArgument, command
-from ._options import QuietOption, Scoring, scoring_option
-from ._source import Source
+from ._options import QuietOption, Scoring, Source, scoring_option
 
 Kind = StrEnum("Kind", ["head", "neurons", "block", "attention", "mlp"])
 Interaction = StrEnum("Interaction", ["single", "nested", "greedy", "joint"])
@@ -39,7 +38,7 @@ def score_command(
     """Scores heads, neurons and layers by the drop of the metric without them. Goes on where it was interrupted."""
     from ..dual_encoder import DualEncoder
     from ..scoring import estimate_cost, fingerprint, score
-    from ._parts import Parts
+    from ._started import Parts
 
     kinds = tuple(kind.value for kind in units.kind or (Kind.head, Kind.neurons, Kind.block))
     options: dict[str, Any] = {"kinds": kinds, "groups": scoring.groups, "interaction": units.interaction.value}

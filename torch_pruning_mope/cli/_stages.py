@@ -7,10 +7,12 @@ from ._command import Call, GoesOnArgument, command
 from ._options import (
     PairsOption,
     ParametersOption,
+    Part,
     QuietOption,
     ReconstructOption,
     RoundToOption,
     Scoring,
+    Source,
     Training,
     UniformOption,
     budget,
@@ -18,7 +20,6 @@ from ._options import (
     multiple,
     training_option,
 )
-from ._source import Part, Source
 
 FinetuneStepsOption = Annotated[int, training_option(help="Steps that the dense model is fine-tuned first.", min=0)]
 
@@ -75,7 +76,7 @@ def _run(
     call: Call, function: Any, stage: _Stage, source: Source, scoring: Scoring, training: Training, **options: Any
 ) -> None:
     """Either stage, and the checkpoint that comes of it."""
-    from ._parts import Parts
+    from ._started import Parts
 
     run = call.given["run"]
     folder = call.folder(run)

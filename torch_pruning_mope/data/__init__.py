@@ -1,7 +1,6 @@
 """Pairs to score and to train on, from files or from the embedded emoji scenes, and the tiny CLIP trained on these."""
 
-from ._batches import DescribedBatch, described_batches
-from ._gather import PairSplit, gather_pairs, split_pairs
+from ._gather import DescribedBatch, PairSplit, described_batches, gather_pairs, split_pairs
 from ._image_pairs import Described, ImagePairs
 from ._labelled import LabelledImages, open_labelled
 from ._listing import CaptionedImage
@@ -11,8 +10,7 @@ from ._pairs import Pairs, check_batch
 from ._scenes import Split, emoji_batches, emoji_pairs, emoji_scenes
 from ._sharded_pairs import ShardedPairs
 from ._skipped import Problem, Skipped, SkipReason
-from ._tiny_clip import load_tiny_clip, tiny_clip_config
-from ._tokenizer import EmojiTokenizer
+from ._tiny_clip import EmojiTokenizer, load_tiny_clip, tiny_clip_config
 
 __all__ = [
     "CaptionedImage",

@@ -1,7 +1,5 @@
 """Pictures and captions from files and bytes, or the reason why not."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -21,35 +19,27 @@ Tokenizer = Callable[[Sequence[str]], Tensor]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Unusable(Exception):  # noqa: N818  (it never leaves the package)
-    """A sample that is to be skipped and counted."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.problem = problem
-
-
 def read_picture(file: io.BufferedIOBase, where: str) -> Image.Image:
-    """Returns a picture in RGB, read to its last pixel, or raises Unusable."""
+    """Returns a picture in RGB, read to its last pixel, or raises Problem."""
     try:
         return open_picture(file)
     except ValueError as error:
-        raise Unusable(Problem("image unreadable", f"{where}: {error}")) from error
+        raise Problem("image unreadable", f"{where}: {error}") from error
 
 
 def read_picture_file(root: Path, name: str, *, follow_links: bool) -> Image.Image:
-    """Returns a picture of a dataset in RGB, or raises Unusable."""
+    """Returns a picture of a dataset in RGB, or raises Problem."""
     where = str(root / name)
     try:
         with open_inside(root, name, follow_links=follow_links, most=MOST_PICTURE) as file:
             return read_picture(file, where)
     except FileNotFoundError as error:
         hint = "; write its folders with / and not with a backslash" if "\\" in name else ""
-        raise Unusable(Problem("file missing", f"{where}: FileNotFoundError{hint}")) from error
+        raise Problem("file missing", f"{where}: FileNotFoundError{hint}") from error
     except OSError as error:
         outside = isinstance(error, OutsideError)
         reason: SkipReason = "file outside" if outside else "image unreadable"
-        raise Unusable(Problem(reason, f"{where}: {error.strerror}")) from error
+        raise Problem(reason, f"{where}: {error.strerror}") from error
 
 
 def prepare(picture: Image.Image, preprocess: Preprocess, where: str) -> Tensor:

@@ -4,8 +4,6 @@ A scene is plain data (which glyph, where, how large, on what); `caption` and `r
 draws go through `random.Random.random`, the one method whose stream Python promises to keep between versions.
 """
 
-from __future__ import annotations
-
 import csv
 import functools
 import io

@@ -1,14 +1,12 @@
 """Image files with captions, as a map-style dataset."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import random
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -16,11 +14,10 @@ from torch.utils.data import Dataset
 
 from .._io import printable, resolve_inside
 from ..errors import DataError
-from ._decode import Preprocess, Tokenizer, Unusable, prepare, read_picture_file
+from ._decode import Preprocess, Tokenizer, prepare, read_picture_file
 from ._listing import CaptionedImage
-from ._skipped import Counted, Problem, Skipped
+from ._skipped import Captions, Counted, Problem, Skipped
 
-Captions = Literal["random", "first"]
 FIRST = 16  # entries, of which one must have a file when a dataset is opened
 TRIES = 100  # draws of a substitute
 
@@ -54,14 +51,13 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         problems: Sequence[Problem] = (),
         follow_links: bool = False,
     ) -> None:
-        check_captions(captions)
         self.entries = list(entries)
         self.root, self.follow_links = Path(root), follow_links
-        self.preprocess, self.tokenizer, self.captions = preprocess, tokenizer, captions
+        self.preprocess, self.tokenizer = preprocess, tokenizer
         dropped = Skipped.of(problems, len(self.entries))
         if not self.entries:
             raise DataError(f"{name} must hold at least one image with a caption; found none ({dropped}).")
-        super().__init__(name, max_skipped, seed, dropped, expected=(len(self.entries), 0))
+        super().__init__(name, captions, max_skipped, seed, dropped, expected=(len(self.entries), 0))
         self._check_files()
 
     def _check_files(self) -> None:
@@ -113,7 +109,7 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         image = prepare(picture, self.preprocess, str(self.root / entry.name))
         return Described(image, self.tokenizer(list(entry.captions)))
 
-    def select(self, indices: Sequence[int], name: str | None = None) -> ImagePairs:
+    def select(self, indices: Sequence[int], name: str | None = None) -> "ImagePairs":
         """Returns a dataset of some of the images, which counts for itself."""
         part = copy.copy(self)
         part.entries = [self.entries[index] for index in indices]
@@ -127,17 +123,11 @@ class ImagePairs(Counted, Dataset[tuple[Tensor, Tensor]]):
         picture, found = None, Skipped(read=1)
         try:
             picture = read_picture_file(self.root, entry.name, follow_links=self.follow_links)
-        except Unusable as unusable:
-            found = Skipped.of([unusable.problem])
+        except Problem as problem:
+            found = Skipped.of([problem])
         if counts:
             self._count(found)
         return picture
-
-
-def check_captions(captions: object) -> None:
-    """Raises ValueError for an unknown choice of captions."""
-    if captions not in get_args(Captions):
-        raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; found {captions!r}.")
 
 
 def position(seed: int, name: str) -> float:

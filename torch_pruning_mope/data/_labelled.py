@@ -1,7 +1,5 @@
 """Labelled images: pairs whose only caption is a class, and whose tokens are its number."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -17,13 +15,11 @@ from torch import Tensor
 from .._io import MOST_TEXT, list_files, open_inside
 from .._io._urls import is_url
 from ..errors import DataError
-from ._decode import Preprocess, Unusable, read_picture
-from ._folder import IMAGE_SUFFIXES, NOT_ENTERED
+from ._decode import Preprocess, read_picture
 from ._image_pairs import ImagePairs
-from ._listing import CaptionedImage, marked
-from ._samples import Sample, image_of
+from ._listing import IMAGE_SUFFIXES, NOT_ENTERED, CaptionedImage, marked
 from ._sharded_pairs import ShardedPairs
-from ._shards import is_shards, tar_files
+from ._shards import Sample, image_of, is_shards, tar_files
 from ._skipped import Problem
 
 CLASSNAMES = "classnames.txt"
@@ -127,9 +123,9 @@ class LabelledShards(ShardedPairs):
         try:
             label = int(sample["cls"])
         except (KeyError, ValueError) as error:
-            raise Unusable(Problem("entry malformed", f"{where}: no whole number in cls")) from error
+            raise Problem("entry malformed", f"{where}: no whole number in cls") from error
         if not 0 <= label < self.classes:
-            raise Unusable(Problem("entry malformed", f"{where}: class {label} of {self.classes}"))
+            raise Problem("entry malformed", f"{where}: class {label} of {self.classes}")
         return read_picture(io.BytesIO(image_of(sample, where)), where), (str(label),)
 
 

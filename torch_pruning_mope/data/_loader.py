@@ -1,7 +1,5 @@
 """Loaders whose workers report, with every batch, what they could not read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,29 +1,32 @@
 """Pairs of images and captions, however they are stored."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DataError
-from ._annotations import read_annotations
 from ._decode import Preprocess, Tokenizer
-from ._folder import read_folder
-from ._image_pairs import Captions, ImagePairs
-from ._listing import Listing, read_lines, read_table
+from ._image_pairs import ImagePairs
+from ._listing import Listing, read_annotations, read_folder, read_lines, read_table
 from ._sharded_pairs import ShardedPairs
 from ._shards import SHARD_SUFFIXES, is_shards, tar_files
+from ._skipped import Captions
 
 _Form = Literal["table", "JSON lines", "annotations", "folder", "shards"]
 SUFFIXES: dict[str, _Form] = {".csv": "table", ".tsv": "table", ".jsonl": "JSON lines", ".json": "annotations"}
-OPTIONS: dict[_Form, tuple[str, ...]] = {
-    "table": ("root", "image_key", "caption_key", "separator", "encoding", "follow_links"),
-    "JSON lines": ("root", "image_key", "caption_key", "follow_links"),
-    "annotations": ("root", "split", "follow_links"),
-    "folder": ("image_key", "caption_key", "encoding", "follow_links"),
-    "shards": ("caption_key", "shuffle", "samples", "allow_commands", "follow_links"),
+OPTIONS: dict[_Form, set[str]] = {
+    "table": {"root", "image_key", "caption_key", "separator", "encoding", "follow_links"},
+    "JSON lines": {"root", "image_key", "caption_key", "follow_links"},
+    "annotations": {"root", "split", "follow_links"},
+    "folder": {"image_key", "caption_key", "encoding", "follow_links"},
+    "shards": {"caption_key", "shuffle", "samples", "allow_commands", "follow_links"},
+}
+_READERS: dict[_Form, Callable[..., Listing]] = {
+    "table": read_table,
+    "JSON lines": read_lines,
+    "annotations": read_annotations,
+    "folder": read_folder,
 }
 
 
@@ -106,7 +109,7 @@ def open_pairs(
         "follow_links": follow_links or None,
     }
     given = {key: value for key, value in options.items() if value is not None}
-    for key in given.keys() - set(OPTIONS[form]):
+    for key in given.keys() - OPTIONS[form]:
         having = " and ".join(name for name, keys in OPTIONS.items() if key in keys)
         raise DataError(
             f"{key} must be left out for {form}, as an option of {having}; found {given[key]!r} for {source}."
@@ -115,7 +118,8 @@ def open_pairs(
     if form == "shards":
         return ShardedPairs(source, preprocess, tokenizer, **given, **common)
     path = Path(str(source)).expanduser()
-    listing = _list(form, path, given)
+    of_images = {"root"} if form == "folder" else {"root", "follow_links"}
+    listing = _READERS[form](path, **{key: value for key, value in given.items() if key not in of_images})
     folder = path if form == "folder" else path.parent
     return ImagePairs(
         listing.entries,
@@ -127,21 +131,6 @@ def open_pairs(
         follow_links=follow_links,
         **common,
     )
-
-
-def _list(form: _Form, path: Path, given: dict[str, Any]) -> Listing:
-    image, caption = ("filepath", "title") if form == "table" else ("file_name", "text")
-    keys = {"image_key": given.get("image_key", image), "caption_key": given.get("caption_key", caption)}
-    encoding = given.get("encoding", "utf-8")
-    match form:
-        case "table":
-            return read_table(path, separator=given.get("separator"), encoding=encoding, **keys)
-        case "JSON lines":
-            return read_lines(path, **keys)
-        case "annotations":
-            return read_annotations(path, given.get("split"))
-        case _:
-            return read_folder(path, encoding=encoding, follow_links=given.get("follow_links", False), **keys)
 
 
 def _form(source: str | Path | Sequence[str | Path]) -> _Form:

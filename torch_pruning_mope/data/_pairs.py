@@ -1,7 +1,5 @@
 """Images and the captions that describe them, on which metrics are computed."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,28 +29,22 @@ class Pairs:
         _check_tensor("tokens", tokens)
         if tokens.ndim != 2 or not _holds_integers(tokens):
             raise ValueError(f"tokens must be integers [captions, context]; found {_describe(tokens)}.")
-        object.__setattr__(self, "images", images)  # a frozen dataclass is set up this way
-        object.__setattr__(self, "tokens", tokens)
-        object.__setattr__(self, "image_index", self._one_caption_each() if image_index is None else image_index)
-        _check_tensor("image_index", self.image_index)
-        self._check_counts()
-        self._check_index()
-
-    def _one_caption_each(self) -> Int[Tensor, " N"]:
-        if len(self.images) != len(self.tokens):
-            raise ValueError(
-                f"image_index must be given when images and captions differ in number; found {len(self.images)} images and "
-                f"{len(self.tokens)} captions. Pass the image of each caption."
-            )
-        return torch.arange(len(self.tokens), device=self.tokens.device)
-
-    def _check_counts(self) -> None:
-        for name, count in (("images", len(self.images)), ("tokens", len(self.tokens))):
-            if count < 2:
-                found = "no calibration pairs" if count == 0 else "one pair"
+        if image_index is None:
+            if len(images) != len(tokens):
+                raise ValueError(
+                    f"image_index must be given when images and captions differ in number; found {len(images)} images and "
+                    f"{len(tokens)} captions. Pass the image of each caption."
+                )
+            image_index = torch.arange(len(tokens), device=tokens.device)
+        for name, value in (("images", images), ("tokens", tokens), ("image_index", image_index)):
+            _check_tensor(name, value)
+            if len(value) < 2 and name != "image_index":
+                found = "no calibration pairs" if len(value) == 0 else "one pair"
                 raise ValueError(
                     f"{name} must be at least two; found {found}. Pass a few hundred images with captions."
                 )
+            object.__setattr__(self, name, value)  # a frozen dataclass is set up this way
+        self._check_index()
 
     def _check_index(self) -> None:
         index = self.image_index
@@ -80,12 +72,12 @@ class Pairs:
         return len(self.tokens)
 
     @classmethod
-    def coerce(cls, pairs: Pairs | Iterable[object]) -> Pairs:
+    def coerce(cls, pairs: "Pairs | Iterable[object]") -> "Pairs":
         """Returns pairs unchanged, and collects anything else with `from_batches`, whose errors it raises."""
         return pairs if isinstance(pairs, Pairs) else cls.from_batches(pairs)
 
     @classmethod
-    def from_batches(cls, batches: Iterable[object]) -> Pairs:
+    def from_batches(cls, batches: Iterable[object]) -> "Pairs":
         """Returns all batches `(images [B, ...], tokens [B, context])`, as open_clip's loaders yield them, as one.
 
         Tokens `[B, C, context]` stand for C captions of each image.
@@ -112,12 +104,12 @@ class Pairs:
         _check_same_shapes("tokens", tokens)
         return cls(torch.cat(images), torch.cat(tokens), torch.cat(owners).to(tokens[0].device))
 
-    def first(self, num_images: int) -> Pairs:
+    def first(self, num_images: int) -> "Pairs":
         """Returns the first images with all their captions; all if there are no more."""
         captions = self.image_index < num_images
         return Pairs(self.images[:num_images], self.tokens[captions.to(self.tokens.device)], self.image_index[captions])
 
-    def to(self, device: torch.device | str) -> Pairs:
+    def to(self, device: torch.device | str) -> "Pairs":
         """Returns a copy on another device; it shares memory if it is there already."""
         return Pairs(self.images.to(device), self.tokens.to(device), self.image_index.to(device))
 

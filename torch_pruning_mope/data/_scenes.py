@@ -4,8 +4,6 @@ The *content* of a scene (its set of concepts and its background) decides its sp
 content, hence no caption, whatever the seeds and sizes.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from ._emoji import Scene, caption, draw_content, draw_scene, render
 from ._pairs import Pairs
-from ._tokenizer import EmojiTokenizer
+from ._tiny_clip import EmojiTokenizer
 
 Split = Literal["train", "calibration", "test"]
 Content = tuple[tuple[int, ...], str]

@@ -1,7 +1,5 @@
 """WebDataset shards of images with captions, as an iterable dataset."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import itertools
@@ -14,11 +12,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import DataError
-from ._decode import Preprocess, Tokenizer, Unusable, prepare
-from ._image_pairs import Captions, Described, check_captions, position
-from ._samples import Sample, read_sample, read_shard
-from ._shards import expand_shards, has_caption_lines, webdataset
-from ._skipped import Counted, Problem, Skipped
+from ._decode import Preprocess, Tokenizer, prepare
+from ._image_pairs import Described, position
+from ._shards import Sample, expand_shards, has_caption_lines, read_sample, read_shard, webdataset
+from ._skipped import Captions, Counted, Problem, Skipped
 
 LONG = 10_000  # samples, after which more than `max_skipped` of them end the pass
 
@@ -51,7 +48,6 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         allow_commands: bool = False,
         follow_links: bool = False,
     ) -> None:
-        check_captions(captions)
         if shuffle < 0:
             raise ValueError(f"shuffle must be the size of a buffer, at least 0; found {shuffle}. 1000 is usual.")
         if samples is not None and samples < 1:
@@ -59,9 +55,9 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
         self.urls, problems = expand_shards(shards, allow_commands=allow_commands, follow_links=follow_links)
         dropped = dataclasses.replace(Skipped.of(problems), shards=len(self.urls) + len(problems))
         name = str(shards) if isinstance(shards, str | Path) else f"{shards[0]} and {len(shards) - 1} more"
-        super().__init__(name, max_skipped, seed, dropped, expected=(LONG, len(self.urls)))
+        super().__init__(name, captions, max_skipped, seed, dropped, expected=(LONG, len(self.urls)))
         self.preprocess, self.tokenizer = preprocess, tokenizer
-        self.caption_key, self.captions, self.allow_commands = caption_key, captions, allow_commands
+        self.caption_key, self.allow_commands = caption_key, allow_commands
         self.shuffle, self.samples = shuffle, samples
         self._lines = has_caption_lines(self.urls[0])
         self._ranges: tuple[tuple[int, float, float], ...] = ()
@@ -94,7 +90,7 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
             yield from self._usable(self._shard(url))
         yield None
 
-    def select(self, low: float, high: float, name: str, *, seed: int = 0) -> ShardedPairs:
+    def select(self, low: float, high: float, name: str, *, seed: int = 0) -> "ShardedPairs":
         """Returns a dataset of the samples whose hash, by seed, shard and key, lies in a range of [0, 1)."""
         part = copy.copy(self)
         part._ranges = (*self._ranges, (seed, low, high))
@@ -157,12 +153,12 @@ class ShardedPairs(Counted, IterableDataset[tuple[Tensor, Tensor]]):
             where = f"{sample['__url__']}: {sample['__key__']}"
             try:
                 picture, texts = self._read(sample, where)
-            except Unusable as unusable:
-                self._count(Skipped.of([unusable.problem]))
+            except Problem as problem:
+                self._count(Skipped.of([problem]))
                 continue
             self._count(Skipped(read=1))
             yield Described(prepare(picture, self.preprocess, where), self.tokenizer(list(texts)))
 
     def _read(self, sample: Sample, where: str) -> tuple[Image.Image, tuple[str, ...]]:
-        """Returns a sample's picture and texts, or raises Unusable."""
+        """Returns a sample's picture and texts, or raises Problem."""
         return read_sample(sample, self.caption_key, where, caption_lines=self._lines)

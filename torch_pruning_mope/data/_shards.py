@@ -1,19 +1,25 @@
-"""From patterns, folders and URLs to shards."""
+"""WebDataset shards: found by patterns, folders and URLs, and read within bounds on what is unpacked."""
 
-from __future__ import annotations
-
+import errno
 import glob
+import gzip
+import io
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from .._io import open_regular, printable, resolve_inside
-from .._io._urls import check_url, is_url
+from PIL import Image
+
+from .._io import MOST_TEXT, open_regular, parse_json, printable, resolve_inside
+from .._io._urls import ByteStream, check_url, is_url, open_url
 from ..errors import DataError
+from ._decode import as_captions, read_picture
 from ._skipped import Problem
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -31,7 +37,7 @@ def webdataset() -> Any:
 
 
 def is_shards(source: str | Path) -> bool:
-    """Returns whether this is a URL, several, or a path or pattern of tar files."""
+    """Returns True for a URL, several, or a path or pattern of tar files."""
     urls = isinstance(source, str) and (is_url(source) or "::" in source)
     return urls or str(source).endswith(SHARD_SUFFIXES)
 
@@ -54,7 +60,11 @@ def expand_shards(
     for pattern in [source] if isinstance(source, str | Path) else source:
         for item in _expand(pattern):
             if isinstance(item, str):
-                shards.append(_checked(item, allow_commands))
+                try:
+                    check_url(item, allow_commands=allow_commands)
+                except ValueError as error:
+                    raise DataError(f"source: {error}.") from error
+                shards.append(item)
                 continue
             for path, folder in _local(item):
                 problem = _problem(path, folder, follow_links)
@@ -113,16 +123,8 @@ def _problem(path: Path, folder: Path | None, follow_links: bool) -> Problem | N
         return Problem("shard unreadable", f"{path}: {error.strerror}")
 
 
-def _checked(url: str, allow_commands: bool) -> str:
-    try:
-        check_url(url, allow_commands=allow_commands)
-    except ValueError as error:
-        raise DataError(f"source: {error}.") from error
-    return url
-
-
 def has_caption_lines(shard: str) -> bool:
-    """Returns whether `txt` has a caption a line: a `dataset_type.txt` beside the shard, or above, says `retrieval`.
+    """Returns True if `txt` has a caption a line: a `dataset_type.txt` beside the shard, or above, says `retrieval`.
 
     CLIP_benchmark's sets for retrieval have it.
     """
@@ -130,3 +132,115 @@ def has_caption_lines(shard: str) -> bool:
         with suppress(OSError), open_regular(place / "dataset_type.txt") as file:
             return file.read(64).strip().lower() == b"retrieval"
     return False
+
+
+MOST_BETWEEN = 2**28
+"""Bytes unpacked from one file that is used to the next, and of each of these."""
+IMAGE_KEYS = ("jpg", "png", "jpeg", "webp")
+USED = frozenset({*IMAGE_KEYS, "cls", "json", "txt"})
+"""Suffixes of the files that are read."""
+GZIP = b"\x1f\x8b"
+META = re.compile(r"__[^/]*__($|/)")
+Sample = dict[str, Any]
+"""Content of the files of one name, by suffix, with `__key__` and `__url__`."""
+
+
+def read_shard(shard: str, note: Callable[[Exception], bool], *, allow_commands: bool = False) -> Iterator[Sample]:
+    """Yields the samples of a shard, an absolute path or a URL; files of other suffixes than ``USED`` are empty in them."""
+    from webdataset.tariterators import group_by_keys
+
+    yield from group_by_keys(_files(shard, note, allow_commands), handler=note)
+
+
+def _files(shard: str, note: Callable[[Exception], bool], allow_commands: bool) -> Iterator[dict[str, Any]]:
+    """Yields the files of an archive in the form of WebDataset, whose own reader has no bounds."""
+    from webdataset.tariterators import base_plus_ext
+
+    try:
+        with (
+            closing(
+                open_url(shard, allow_commands=allow_commands) if is_url(shard) else open_regular(Path(shard))
+            ) as raw,
+            tarfile.open(fileobj=(stream := _Bounded(raw)), mode="r|", tarinfo=_Member) as archive,  # type: ignore[call-overload]
+        ):
+            for member in archive:
+                if member.isreg() and not META.match(member.name):
+                    _, suffix = base_plus_ext(member.name)
+                    content = archive.extractfile(member) if suffix and suffix.lower() in USED else None
+                    yield {"fname": member.name, "data": content.read() if content else b"", "__url__": shard}
+                    if content:
+                        stream.left = MOST_BETWEEN
+                archive.members = []
+    except Exception as error:  # noqa: BLE001  (archives, servers and commands fail in any way)
+        note(error)
+
+
+class _Bounded:
+    """A tar archive, unpacked if gzipped, that gives out a limited number of bytes until ``left`` is set again."""
+
+    def __init__(self, raw: ByteStream) -> None:
+        self.left = MOST_BETWEEN
+        packed = _Packed(raw)
+        self._source: Any = gzip.GzipFile(fileobj=packed) if packed.head == GZIP else packed  # type: ignore[call-overload]
+
+    def read(self, size: int) -> bytes:
+        found: bytes = self._source.read(size)
+        self.left -= len(found)
+        if self.left < 0:
+            raise OSError(errno.EFBIG, f"more than {MOST_BETWEEN} bytes in one file, or in files that are not used")
+        return found
+
+
+class _Packed:
+    """A stream whose first two bytes are known."""
+
+    def __init__(self, raw: ByteStream) -> None:
+        self.head, self._raw = raw.read(2), raw
+        self._left = self.head
+
+    def read(self, size: int) -> bytes:
+        found, self._left = self._left, b""
+        return found or self._raw.read(size)
+
+
+class _Member(tarfile.TarInfo):
+    """Header of a file, or of the long names and attributes that tarfile reads into memory before one."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Any:
+        found = super().frombuf(buf, encoding, errors)
+        if found.size > MOST_TEXT and not found.isreg():
+            raise tarfile.ReadError(f"{found.size} bytes of names or attributes")
+        return found
+
+
+def read_sample(
+    sample: Sample, caption_key: str, where: str, *, caption_lines: bool = False
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """Returns the picture and the captions of a sample, or raises Problem; `caption_lines`: its `txt` has one a line."""
+    content = image_of(sample, where)
+    if max(len(sample.get(key, b"")) for key in ("txt", "json")) > MOST_TEXT:
+        raise Problem("entry malformed", f"{where}: more than {MOST_TEXT} bytes of text")
+    try:
+        text = sample["txt"].decode("utf-8-sig") if "txt" in sample else None
+        captions = as_captions(text.splitlines() if text and caption_lines else text)
+        if not captions and "json" in sample:
+            about = parse_json(sample["json"])
+            captions = as_captions(about.get(caption_key)) if isinstance(about, dict) else ()
+    except ValueError as error:
+        raise Problem("entry malformed", f"{where}: {error}") from error
+    if not captions:
+        raise Problem("caption missing", f"{where}: {_keys(sample)}")
+    return read_picture(io.BytesIO(content), where), captions
+
+
+def image_of(sample: Sample, where: str) -> bytes:
+    """Returns the content of a sample's image file, or raises Problem."""
+    found: bytes | None = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
+    if found is None:
+        raise Problem("image missing", f"{where}: {_keys(sample)}")
+    return found
+
+
+def _keys(sample: Sample) -> str:
+    return f"has {', '.join(key for key in sample if not key.startswith('__'))}"

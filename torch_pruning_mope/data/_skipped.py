@@ -1,12 +1,10 @@
 """Samples that could not be read: counted by reason, with examples, and judged at the end of a pass."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -23,15 +21,17 @@ SkipReason = Literal[
     "shard unreadable",
     "shard empty",
 ]
+Captions = Literal["random", "first"]
 OF_SHARDS = ("shard unreadable", "shard empty")
 EXAMPLES = 3  # per reason
 
 
-class Problem(NamedTuple):
-    """One entry, sample or shard that cannot be used."""
+class Problem(Exception):  # noqa: N818  (it never leaves the package)
+    """One entry, sample or shard that cannot be used, to be skipped and counted."""
 
-    reason: SkipReason
-    where: str
+    def __init__(self, reason: SkipReason, where: str) -> None:
+        super().__init__(reason, where)
+        self.reason, self.where = reason, where
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class Skipped:
     shards: int = 0
 
     @classmethod
-    def of(cls, problems: Iterable[Problem], read: int = 0) -> Skipped:
+    def of(cls, problems: Iterable[Problem], read: int = 0) -> "Skipped":
         """Returns the summary of a list of problems."""
         examples: dict[SkipReason, tuple[str, ...]] = {}
         counts: Counter[SkipReason] = Counter()
-        for reason, where in problems:
-            counts[reason] += 1
-            if counts[reason] <= EXAMPLES:
-                examples[reason] = (*examples.get(reason, ()), printable(where))
+        for problem in problems:
+            counts[problem.reason] += 1
+            if counts[problem.reason] <= EXAMPLES:
+                examples[problem.reason] = (*examples.get(problem.reason, ()), printable(problem.where))
         return cls(dict(counts), examples, read)
 
-    def __add__(self, other: Skipped) -> Skipped:
+    def __add__(self, other: "Skipped") -> "Skipped":
         counts = Counter(self.counts) + Counter(other.counts)
         examples = {
             reason: (*self.examples.get(reason, ()), *other.examples.get(reason, ()))[:EXAMPLES] for reason in counts
@@ -112,11 +112,20 @@ class Counted:
     """
 
     def __init__(
-        self, name: str, max_skipped: float, seed: int, dropped: Skipped, *, expected: tuple[int, int]
+        self,
+        name: str,
+        captions: Captions,
+        max_skipped: float,
+        seed: int,
+        dropped: Skipped,
+        *,
+        expected: tuple[int, int],
     ) -> None:
+        if captions not in get_args(Captions):
+            raise ValueError(f"captions must be one of {', '.join(get_args(Captions))}; found {captions!r}.")
         if not 0 <= max_skipped <= 1:
             raise ValueError(f"max_skipped must be a share in [0, 1]; found {max_skipped}. 0.1 allows one in ten.")
-        self.name, self.max_skipped, self.seed = name, max_skipped, seed
+        self.name, self.captions, self.max_skipped, self.seed = name, captions, max_skipped, seed
         self.dropped, self.expected = dropped, expected
         dropped.judge(name, max_skipped)
         if dropped:

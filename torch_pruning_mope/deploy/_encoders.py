@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..encoder import EncoderCore, TowerName
 from ..surgery import reached_leaves
-from ._fold import folded_encoder
-from ._text import FoldedClip
+from ._fold import FoldedClip, folded_encoder
 
 
 class Encoder(nn.Module):

@@ -123,29 +123,28 @@ def _errors(source: Path, quantized: Path, layers: Sequence[_Layer], batch: NDAr
     from onnx import numpy_helper
 
     wanted = sorted({layer.inputs for layer in layers if layer.kind != "Gather"})
-    seen = dict(zip(wanted, _activations(source, wanted, batch), strict=True))
+    seen = dict(zip(wanted, _values(source, wanted, batch), strict=True))
     floats = {tensor.name: tensor for tensor in onnx.load(source).graph.initializer}
     graph = onnx.load(quantized).graph
     own = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     nodes = {node.name: node for node in graph.node}
     makers = {name: node for node in graph.node for name in node.output}
+    constants = [nodes[layer.name].input[0 if layer.kind == "Gather" else 1] for layer in layers]
     found = {}
-    for layer in layers:
-        node = nodes[layer.name]
+    for layer, rounded in zip(layers, _values(quantized, constants, batch), strict=True):
         weight = numpy_helper.to_array(floats[layer.weight])
-        rounded = _dequantized(makers[node.input[0 if layer.kind == "Gather" else 1]], own)
         if layer.kind == "Gather":
             found[layer.name] = _relative(rounded, weight)
             continue
         if layer.transposed:
             weight, rounded = weight.T, rounded.T
-        rounding = makers[makers[node.input[0]].input[0]]  # what precedes the product: round, and back
+        rounding = makers[makers[nodes[layer.name].input[0]].input[0]]  # what precedes the product: round, and back
         inputs = seen[layer.inputs].reshape(-1, weight.shape[0])
         found[layer.name] = _relative(_rounded(inputs, rounding, own) @ rounded, inputs @ weight)
     return found
 
 
-def _activations(path: Path, names: Sequence[str], batch: NDArray[Any]) -> list[NDArray[Any]]:
+def _values(path: Path, names: Sequence[str], batch: NDArray[Any]) -> list[NDArray[Any]]:
     """Values inside a model."""
     import onnx
     import onnxruntime
@@ -156,17 +155,6 @@ def _activations(path: Path, names: Sequence[str], batch: NDArray[Any]) -> list[
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     values: list[NDArray[Any]] = session.run(list(names), {"inputs": batch})
     return values
-
-
-def _dequantized(node: Any, own: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """Returns the constant that a DequantizeLinear returns."""
-    weight, scale, zero = (own[name] for name in node.input[:3])
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    if scale.ndim:
-        shape = [-1 if place == axis % weight.ndim else 1 for place in range(weight.ndim)]
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
-    constant: NDArray[Any] = (weight.astype(np.float32) - zero.astype(np.float32)) * scale
-    return constant
 
 
 def _rounded(inputs: NDArray[Any], node: Any, own: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

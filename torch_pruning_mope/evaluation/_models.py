@@ -1,7 +1,5 @@
 """Check of models without weights: every configuration of open_clip."""
 
-import contextlib
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from .._io import parse_json
+from ..deploy._programs import quiet
 from ..dual_encoder import DualEncoder
 from ..encoder import TowerName
 from ..errors import MopeError
@@ -80,8 +79,7 @@ def format_cell(value: object) -> str:
 def check_models(names: Iterable[str] | None = None) -> Iterator[ModelCheck]:
     """Wraps configurations of open_clip, one after another."""
     # Weights are neither loaded nor made: models are built on the ``meta`` device. Text encoders of Hugging Face, which
-    # refuse to run there, are built with two layers, and where their configuration cannot be fetched, with the default
-    # one of their type.
+    # refuse to run there, are built with two layers of the default size of their type.
     for name in open_clip.list_models() if names is None else names:
         yield check_model(name)
 
@@ -121,16 +119,16 @@ def _build(name: str, config: dict[str, Any]) -> tuple[nn.Module, str]:
     """Returns the model, on the meta device if possible, and a remark."""
     hub_name = config["text_cfg"].get("hf_model_name")
     if hub_name is None:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             return open_clip.create_model(name, load_weights=False, device="meta"), ""
-    text_config, remark = _hub_config(hub_name)
+    text_config, remark = _text_config(hub_name)
     text = CLIPTextCfg(**config["text_cfg"])
     if "layers" in config["vision_cfg"]:
         config["vision_cfg"]["layers"] = _DEPTH
     kind: Any = CoCa if "multimodal_cfg" in config else CustomTextCLIP
     width = config.get("multimodal_cfg", {}).get("width", 512)
     known = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu", "multimodal_cfg") if key in config}
-    with _quiet():
+    with quiet():
         model = kind(text_cfg={"width": width, "layers": 1, "heads": 8}, **known)
         encoder = HFTextEncoder(
             hub_name,
@@ -146,28 +144,20 @@ def _build(name: str, config: dict[str, Any]) -> tuple[nn.Module, str]:
     return model.eval(), remark
 
 
-def _hub_config(name: str) -> tuple[Any, str]:
-    """Returns the configuration of a text encoder on the Hub, or the default one of its type; two layers deep."""
-    from ..loading._transformers import build_config, read_config  # slow to import
+def _text_config(name: str) -> tuple[Any, str]:
+    """Returns the default configuration of a text encoder's type, two layers deep, and a remark."""
+    from ..loading._transformers import build_config  # slow to import
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     kind = next(kind for part, kind in _TYPES.items() if part in name)
-    try:
-        config = read_config(name)
-        remark = "text encoder checked with two layers and few words"
-    except OSError:
-        config = build_config({"model_type": kind})
-        remark = (
-            f"text encoder checked with two layers of {kind}'s default size: cannot reach the configuration of {name}"
-        )
+    config = build_config({"model_type": kind})
     for layers in ("num_hidden_layers", "num_layers", "encoder_layers"):
         if layers in vars(config):
             setattr(config, layers, _DEPTH)
-    config.vocab_size = min(config.vocab_size, _VOCABULARY)
     for layers in ("num_decoder_layers", "decoder_layers"):
         if layers in vars(config):
             setattr(config, layers, 1)
-    return config, remark
+    config.vocab_size = _VOCABULARY
+    return config, f"text encoder checked with two layers of {kind}'s default size"
 
 
 _TYPES = {"xlm-roberta": "xlm-roberta", "roberta": "roberta", "mt5": "mt5", "nllb": "m2m_100", "bert": "bert"}
@@ -198,14 +188,3 @@ def _can_be_narrowed(encoder: DualEncoder, tower: TowerName) -> bool:
     except ValueError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences open_clip's remarks on missing weights, which are missing on purpose."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

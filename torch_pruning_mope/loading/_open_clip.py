@@ -19,9 +19,8 @@ from torch import nn
 
 from .._io import read_json
 from ..errors import ModelLoadError, MopeError
-from ._failures import NETWORK, failure
 from ._limits import check_limits
-from ._loaded import LoadedModel
+from ._loaded import NETWORK, LoadedModel, failure
 from ._names import OPEN_CLIP_CONFIG, ModelName, wrong_weights
 from ._transformers import check_words, read_config
 

@@ -8,13 +8,11 @@ from typing import Any
 from ..cost import freed_multiply_adds, freed_parameters
 from ..encoder import EncoderCore
 from ..scoring import ScoreTable
-from ._budget import Budget, Limit, limits_of
+from ._budget import Budget, Limit, Measure, Measured, Multiple, limits_of, multiple_of
 from ._choose import allowed, put_back, shortest
 from ._layers import layer_plans
 from ._order import Freed, Step, removal_order
 from ._plan import Plan, weights_of
-from ._rounding import Multiple, multiple_of
-from ._sizes import Measure, Measured
 
 
 def make_plan(
@@ -41,17 +39,17 @@ def make_plan(
     Args:
         encoder: The dual encoder; left as it is.
         table: Scores of its units.
-        parameters: How many parameters may be left, token embeddings not counted; of both towers together, or
+        parameters: Parameters that may be left, token embeddings not counted; of both towers together, or
             ``{"image": ..., "text": ...}``: a share (``"50%"``, ``0.5``) or a number (``"86M"``).
-        multiply_adds: How many multiply-adds of one input, likewise.
-        latency: How many seconds on this machine, likewise; measured, and so never exactly the same twice.
+        multiply_adds: Multiply-adds of one input, likewise.
+        latency: Seconds on this machine, likewise; measured, and so never exactly the same twice.
         round_to: Multiple that the neurons left in every MLP are of; ``"auto"`` for what suits the model's device
             (16 on CPUs, 64 on GPUs, less for small MLPs).
-        uniform: Whether every layer of a tower loses as many heads, and as many neurons; which ones is a matter of the layer.
+        uniform: Every layer of a tower loses as many heads, and as many neurons; which ones is a matter of the layer.
             Layers that kept equal numbers so far go on doing so, as stock architectures need it.
         min_heads: Heads that every attention keeps.
         min_neurons: Neurons that every MLP keeps.
-        refill: Whether to put back what fits, the last that went first; never for a budget of time.
+        refill: Put back what fits, the last that went first; never for a budget of time.
         batch_size: Inputs at once, for latency.
 
     Returns:
@@ -100,9 +98,8 @@ def make_plan(
     units = tuple(score.unit for score in scores)
     if latency is not None:
         settings["latency"] = {side: dict(counted(u)["latency"]) for side, u in (("before", ()), ("after", units))}
-    return Plan(
-        scores, counted.footprints(()), counted.footprints(units), weights, settings, layer_plans(encoder, scores)
-    )
+    before, after = counted.footprints(()), counted.footprints(units)
+    return Plan(scores, before, after, weights, settings, layer_plans(encoder, scores))
 
 
 def _order(

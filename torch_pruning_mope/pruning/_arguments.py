@@ -16,16 +16,7 @@ class PrunerMixin(EncoderCore):
     """The part of a dual encoder that Torch-Pruning's pruners are built from."""
 
     def request(self, *, towers: Sequence[TowerName] = ("image", "text"), **ratios: Any) -> PruningRequest:
-        """Check the arguments of :meth:`pruner_arguments`.
-
-        Returns:
-            What is asked for, in ratios and in counts.
-
-        Raises:
-            TypeError: If something is of another type.
-            ValueError: If ``towers`` names something that the model has not, a module is not of the model, or a ratio is out
-                of range.
-        """
+        """The arguments of :meth:`pruner_arguments`, checked, in ratios and in counts; raises TypeError or ValueError."""
         if not towers or set(towers) - self.towers.keys():
             raise ValueError(f"towers must name some of {', '.join(self.towers)}; found {tuple(towers)!r}.")
         layers = [layer for layer in self.layers if layer.tower in towers]
@@ -73,7 +64,7 @@ class PrunerMixin(EncoderCore):
             global_pruning: Rank over all layers, so that layers keep different widths, instead of within each.
             iterative_steps: ``pruner.step()`` calls over which the removal is spread.
             round_to: Round what is left of neurons and residual channels down to a multiple of this.
-            towers: Which towers the ratios are for.
+            towers: Towers that the ratios are for.
             ignored_layers: Modules that Torch-Pruning must leave alone; the ratios do not count them. Channels that one of
                 them makes or takes stay whole, so that neither side is cut.
             pruning_ratio_dict: Ratios of their own for some modules, as in Torch-Pruning; the others do not count them.

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..scoring import Score, ScoreTable
+from ._figures import drawing
 from ._text import clean, short_number, signed
-from ._theme import drawing
 
 KINDS = {
     "head": "attention heads",
@@ -105,11 +105,6 @@ def score_ticks(norm: SymLogNorm) -> list[float]:
     return [*(-power for power in reversed(powers)), 0.0, *powers]
 
 
-def is_uncertain(score: Score) -> bool:
-    """True for a score within two standard errors of 0."""
-    return math.isfinite(score.stderr) and abs(score.value) <= 2 * score.stderr
-
-
 def _panel(axes: Axes, scores: Sequence[Score], norm: SymLogNorm) -> None:
     """One tower's scores of one kind, each cell with its number and, in small, its standard error."""
     rows, columns = (1 + max(getattr(score.unit, name) for score in scores) for name in ("layer", "index"))
@@ -133,7 +128,7 @@ def _panel(axes: Axes, scores: Sequence[Score], norm: SymLogNorm) -> None:
 
 def _cell(axes: Axes, score: Score, colour: str) -> None:
     x, y = score.unit.index, score.unit.layer
-    if is_uncertain(score):
+    if math.isfinite(score.stderr) and abs(score.value) <= 2 * score.stderr:
         axes.add_patch(
             Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="///", edgecolor=colour, linewidth=0, alpha=0.35)
         )

@@ -2,35 +2,35 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .._io import open_regular, parse_json, read_json
+from .._io import open_regular, read_json
 from ..distillation import TrainingStep
-from ..planning import Plan
+from ..planning import LayerPlan, Plan
+from ..runs import read_training
 from ..scoring import ScoreTable
-from ..towers import KINDS, Unit
-from ._examples import ChangedExamples
+from ..towers import Unit
+from ._changed import ChangedExamples
 from ._text import clean, without_paths
 
 T = TypeVar("T")
-TOWERS = ("image", "text")
 STAGES = ("dense", "pruned", "reconstructed", "distilled", "shipped")
 SIZES = ("parameters", "multiply_adds", "latency_ms")
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
-_MOST_LAYERS, _MOST_UNITS = 1_000, 100_000
 ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+_MOST_LAYERS, _MOST_UNITS = 1_000, 100_000
 MAKERS = {
     "scores.json": "ScoreTable.save",
     "plan.json": "Plan.save",
     "evaluation.json": "save_evaluation",
-    "training.jsonl": "append_jsonl, the on_step of distill",
+    "training.jsonl": "TrainingLog",
     "examples.json": "changed_examples",
 }
 """Files of a run, and what writes them."""
-_STAGE_FILES = {"scores.json": "width.json", "plan.json": "width-plan.json"}
-"""The names that a stage has for its first scores and plan."""
+_OF_STAGES = {"scores.json": ("width.json", "depth.json"), "plan.json": ("width-plan.json", "depth-plan.json")}
+"""The names of scores and plans in the paper's stages."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """One run; None or empty where the folder holds nothing."""
+    """One run; None or empty where the folder holds nothing.
+
+    ``plans`` are in the order of their stages, each for the model that the ones before left; ``scores`` are the first stage's.
+    """
 
     name: str
     config: str | None = None
     scores: ScoreTable | None = None
-    plan: Plan | None = None
+    plans: tuple[Plan, ...] = ()
+    layers: tuple[LayerPlan, ...] = ()
     evaluation: list[Evaluation] = field(default_factory=list)
     training: list[TrainingStep] = field(default_factory=list)
     examples: ChangedExamples | None = None
@@ -77,49 +81,77 @@ def read_run(folder: Path) -> Run:
     """Reads a run folder; raises FileNotFoundError if it holds nothing to report, ValueError if a file is damaged."""
     if not folder.is_dir():
         raise FileNotFoundError(f"run_folder must be a folder; found none at {folder}.")
-    files = {name: folder / name for name in MAKERS}
-    files |= {name: folder / stage for name, stage in _STAGE_FILES.items() if not files[name].is_file()}
-    missing = tuple(name for name in MAKERS if not files[name].is_file())
+    files = {name: _files(folder, name) for name in MAKERS}
+    missing = tuple(name for name in MAKERS if not files[name])
     if len(missing) == len(MAKERS):
         raise FileNotFoundError(
             f"run_folder must hold one of {', '.join(MAKERS)} at least; found none of them in {folder}. Score a model first: "
             'mope.score(encoder, pairs).save("run/scores.json").'
         )
 
-    def read(name: str, reader: Callable[[Path], T]) -> T | None:
-        if name in missing:
-            return None
-        try:
-            return reader(files[name])
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{files[name]} must be written by {MAKERS[name]}; found otherwise: {error}. Delete it, or write it again."
-            ) from error
+    def read(name: str, reader: Callable[[Path], T]) -> list[T]:
+        found = []
+        for file in files[name]:
+            try:
+                found.append(reader(file))
+            except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{file} must be written by {MAKERS[name]}; found otherwise: {error}. Delete it, or write it again."
+                ) from error
+        return found
 
-    config = folder / "config.yaml"
-    scores, plan = read("scores.json", ScoreTable.load), read("plan.json", Plan.load)
-    _check_units(files["scores.json"], [] if scores is None else [score.unit for score in scores.scores])
-    _check_units(files["plan.json"], [] if plan is None else plan.units)
+    files["scores.json"] = files["scores.json"][:1]
+    config, plans = folder / "config.yaml", read("plan.json", _read_plan)
     return Run(
         name=folder.resolve().name,
         config=without_paths(_text(config)) if config.is_file() else None,
-        scores=scores,
-        plan=plan,
-        evaluation=read("evaluation.json", read_evaluation) or [],
-        training=read("training.jsonl", read_training) or [],
-        examples=read("examples.json", ChangedExamples.load),
+        scores=next(iter(read("scores.json", _read_scores)), None),
+        plans=tuple(plans),
+        layers=_layers(plans),
+        evaluation=next(iter(read("evaluation.json", read_evaluation)), []),
+        training=next(iter(read("training.jsonl", read_training)), []),
+        examples=next(iter(read("examples.json", ChangedExamples.load)), None),
         missing=missing,
     )
 
 
-def _check_units(path: Path, units: Sequence[Unit]) -> None:
-    """Refuses units of no model: towers and kinds name files, places are sizes of figures."""
+def _files(folder: Path, name: str) -> list[Path]:
+    """The run's own file of this name, else those of its stages in order."""
+    stages = sorted(folder.glob("stage-*"), key=lambda path: (len(path.name), path.name)) if name in _OF_STAGES else ()
+    places = [folder / name], [folder / own for own in _OF_STAGES.get(name, ())], [stage / name for stage in stages]
+    there = ([place for place in own if place.is_file()] for own in places)
+    return next(filter(None, there), [])
+
+
+def _read_scores(path: Path) -> ScoreTable:
+    table = ScoreTable.load(path)
+    _check_units([score.unit for score in table.scores])
+    return table
+
+
+def _read_plan(path: Path) -> Plan:
+    plan = Plan.load(path)
+    _check_units(plan.units)
+    if len(plan.layers) > _MOST_LAYERS:
+        raise ValueError(f"at most {_MOST_LAYERS} layers can be shown; found {len(plan.layers)}")
+    return plan
+
+
+def _check_units(units: Sequence[Unit]) -> None:
+    """Refuses units of no model: places are sizes of figures."""
     for unit in units:
-        places = isinstance(unit.layer, int) and isinstance(unit.index, int)
-        if unit.tower not in TOWERS or unit.kind not in KINDS or not places or not 0 <= unit.layer < _MOST_LAYERS:
-            raise ValueError(f"{path} must be of units of a model; found {unit!r}. Write it again, or delete it.")
-        if not 0 <= unit.index < _MOST_UNITS:
-            raise ValueError(f"{path} must be of at most {_MOST_UNITS} units per layer; found {unit!r}. Delete it.")
+        if not (0 <= unit.layer < _MOST_LAYERS and 0 <= unit.index < _MOST_UNITS):
+            raise ValueError(f"units must be of a model; found {unit!r:.200}")
+
+
+def _layers(plans: Sequence[Plan]) -> tuple[LayerPlan, ...]:
+    """Layers of the dense model, and what all plans together leave of them."""
+    rows = list(plans[0].layers) if plans else []
+    for plan in plans[1:]:
+        left = [place for place, row in enumerate(rows) if not row.removed]
+        for place, row in zip(left, plan.layers, strict=False):
+            rows[place] = replace(row, layer=rows[place].layer, heads=rows[place].heads, neurons=rows[place].neurons)
+    return tuple(rows)
 
 
 def read_evaluation(path: Path) -> list[Evaluation]:
@@ -134,25 +166,6 @@ def read_evaluation(path: Path) -> list[Evaluation]:
     return sorted(rows, key=place)
 
 
-def read_training(path: Path) -> list[TrainingStep]:
-    """Reads ``training.jsonl``, but for a last line that a killed process left torn."""
-    lines = _text(path).split("\n")
-    steps = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = parse_json(line)
-            terms = {str(clean(name)): float(value) for name, value in entry.get("terms", {}).items()}
-            steps.append(
-                TrainingStep(int(entry["step"]), float(entry["loss"]), terms, float(entry.get("learning_rate", 0.0)))
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if number < len(lines):
-                raise ValueError(f"line {number}: {error!r}") from error
-    return steps
-
-
 def by_data(rows: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
     """Rows by the data that they were evaluated on."""
     found: dict[str, list[Evaluation]] = {}
@@ -164,11 +177,9 @@ def by_data(rows: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
 def models_of(rows: Sequence[Evaluation]) -> list[Evaluation]:
     """One row per model, one with a latency if there is any."""
     found: dict[tuple[str, str, str], Evaluation] = {}
-    for row in rows:
-        key = (row.model, row.criterion, row.stage)
-        if key not in found or (found[key].get("latency_ms") is None and row.get("latency_ms") is not None):
-            found[key] = row
-    return list(found.values())
+    for row in sorted(rows, key=lambda row: row.get("latency_ms") is None):
+        found.setdefault((row.model, row.criterion, row.stage), row)
+    return sorted(found.values(), key=rows.index)
 
 
 def labels(rows: Sequence[Evaluation]) -> list[str]:

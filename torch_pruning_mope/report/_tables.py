@@ -1,15 +1,20 @@
-"""Numbers of a report: the headline, and a table for each figure."""
+"""Numbers of a report: the headline, and its tables."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..planning import Plan
+from ..planning import LayerPlan, Plan
 from ..scoring import Score
-from ._figures import MEASURES
-from ._layers import PlannedLayer
 from ._read import ACCURACIES, RECALLS, Evaluation, by_data, labels, models_of, own_criterion
 from ._text import amount, change, milliseconds, percent, short_number, signed
+
+Show = Callable[[float], str]
+MEASURES: dict[str, tuple[str, Show]] = {
+    "parameters": ("parameters", amount),
+    "multiply_adds": ("multiply-adds", amount),
+    "latency_ms": ("latency", milliseconds),
+}
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,13 @@ class Card:
     note: str = ""
 
 
-def cards_of(rows: Sequence[Evaluation], plan: Plan | None) -> list[Card]:
-    """Headline numbers of the last model of the report's own criterion; a plan's where nothing was evaluated."""
+def cards_of(rows: Sequence[Evaluation], plans: Sequence[Plan]) -> list[Card]:
+    """Headline numbers of the last model of the report's own criterion; the plans' where nothing was evaluated."""
     rows = next((own for own in by_data(rows).values() if own[0].r1 is not None), models_of(rows))
     criterion, dense = own_criterion(rows), next((row for row in rows if row.stage == "dense"), None)
     own = [row for row in rows if row.stage != "dense" and row.criterion == criterion] or ([dense] if dense else [])
-    if plan is not None and (not own or own == [dense]):
-        return _planned(plan)
+    if plans and (not own or own == [dense]):
+        return _planned(plans)
     if not own:
         return []
     last, cards = own[-1], list[Card]()
@@ -52,15 +57,15 @@ def cards_of(rows: Sequence[Evaluation], plan: Plan | None) -> list[Card]:
     rivals = [row for row in rows if row.stage == own[0].stage == "pruned" and row.criterion != criterion]
     if best := max(rivals, key=lambda row: row.r1 or 0.0, default=None):
         said.append(f"pruned by {best.criterion}: {best.r1 or 0:.1f}")
-    points = (percent(before.r1), signed(f"{last.r1 - before.r1:+.1f} points")) if before and before.r1 else ()
+    points = (percent(before.r1), signed(f"{last.r1 - before.r1:+.1f} points")) if before and before.r1 else ("", "")
     name = "recall@1, mean of both directions, percent"
-    return [*cards, Card(name, percent(last.r1), *(points or ("", "")), note="; ".join(said))]
+    return [*cards, Card(name, percent(last.r1), *points, note="; ".join(said))]
 
 
-def _planned(plan: Plan) -> list[Card]:
+def _planned(plans: Sequence[Plan]) -> list[Card]:
     cards = []
     for name in ("parameters", "multiply_adds"):
-        was, now = (sum(getattr(tower, name) for tower in side.values()) for side in (plan.before, plan.after))
+        was, now = (sum(getattr(tower, name) for tower in side.values()) for side in (plans[0].before, plans[-1].after))
         note = "planned; token embedding not counted" if name == "parameters" else "planned"
         cards.append(Card(MEASURES[name][0], amount(now), amount(was), change(was, now), note))
     return cards
@@ -68,34 +73,30 @@ def _planned(plan: Plan) -> list[Card]:
 
 def sizes_table(rows: Sequence[Evaluation]) -> Table:
     """Parameters, multiply-adds and latency of each model."""
-    return _table(rows, {name: title for name, (title, _) in MEASURES.items()}, lambda name: MEASURES[name][1])
+    return _table(rows, MEASURES)
 
 
 def recalls_table(rows: Sequence[Evaluation]) -> Table:
     """Recalls of each model."""
     names = {name: name.replace("i2t_r", "image→text R@").replace("t2i_r", "text→image R@") for name in RECALLS}
-    return _table(rows, names | {"pairs": "pairs"})
+    return _table(rows, {name: (title, percent) for name, title in names.items()} | {"pairs": ("pairs", amount)})
 
 
 def accuracy_tables(rows: Sequence[Evaluation]) -> dict[str, Table]:
     """Zero-shot accuracies of each model, by the data that they were evaluated on."""
+    columns = {name: (title, percent) for name, title in ACCURACIES.items()} | {"pairs": ("images", amount)}
     measured = [row for row in rows if any(name in row.numbers for name in ACCURACIES)]
-    return {about: _table(own, ACCURACIES | {"pairs": "images"}) for about, own in by_data(measured).items()}
+    return {about: _table(own, columns) for about, own in by_data(measured).items()}
 
 
-def _table(
-    rows: Sequence[Evaluation], names: dict[str, str], show: Callable[[str], Callable[[float], str]] | None = None
-) -> Table:
-    names = {name: title for name, title in names.items() if any(name in row.numbers for row in rows)}
-
-    def cell(row: Evaluation, name: str) -> str:
-        value = row.get(name)
-        if value is None:
-            return "—"
-        return show(name)(value) if show else f"{value:.0f}" if name == "pairs" else percent(value)
-
-    cells = [[label, *(cell(row, name) for name in names)] for label, row in zip(labels(rows), rows, strict=True)]
-    return Table(["model", *names.values()], cells)
+def _table(rows: Sequence[Evaluation], columns: Mapping[str, tuple[str, Show]]) -> Table:
+    """A row for each model, with the columns that any has."""
+    columns = {name: column for name, column in columns.items() if any(name in row.numbers for row in rows)}
+    cells = [
+        [label, *(show(row.numbers[name]) if name in row.numbers else "—" for name, (_, show) in columns.items())]
+        for label, row in zip(labels(rows), rows, strict=True)
+    ]
+    return Table(["model", *(title for title, _ in columns.values())], cells)
 
 
 def scores_table(scores: Sequence[Score]) -> Table:
@@ -109,37 +110,42 @@ def scores_table(scores: Sequence[Score]) -> Table:
     return Table(["score × 100", *map(str, range(most))], rows)
 
 
-def kept_table(layers: Sequence[PlannedLayer]) -> Table:
+def kept_table(layers: Sequence[LayerPlan]) -> Table:
     """Heads and neurons that are left of each layer."""
+    rows = [
+        [
+            f"{row.tower} {row.layer}",
+            f"{row.heads_kept} of {row.heads}",
+            f"{row.neurons_kept} of {row.neurons}",
+            "removed" if row.removed else "kept",
+        ]
+        for row in layers
+    ]
+    return Table(["layer", "heads kept", "neurons kept", "layer"], rows)
+
+
+def stages_table(plans: Sequence[Plan]) -> Table:
+    """Parameters and multiply-adds after each stage, and the sum of the scores of what went in it."""
     rows = []
-    for layer in layers:
-        heads = f"{layer.heads.count(True)} of {len(layer.heads)}" if layer.heads else _fewer(layer.removed_heads)
-        gone = " ".join(str(place) for place, kept in enumerate(layer.heads) if not kept)
-        neurons = (
-            _fewer(layer.removed_neurons)
-            if layer.neurons is None
-            else f"{layer.neurons - layer.removed_neurons} of {layer.neurons}"
-        )
-        rows.append(
-            [f"{layer.tower} {layer.index}", heads, gone or "—", neurons, "removed" if layer.removed else "kept"]
-        )
-    return Table(["layer", "heads kept", "heads removed", "neurons kept", "layer"], rows)
+    for number, plan in enumerate(plans, 1):
+        row = [f"stage {number}"]
+        for name in ("parameters", "multiply_adds"):
+            was, now = (sum(getattr(of, name) for of in side.values()) for side in (plans[0].before, plan.after))
+            row += [amount(now), change(was, now)]
+        rows.append([*row, signed(f"{plan.loss:.4g}")])
+    return Table(["stage", "parameters", "change", "multiply-adds", "change", "scores of what went"], rows)
 
 
-def _fewer(count: int) -> str:
-    return f"{count} fewer" if count else "all"
-
-
-def footprint_table(plan: Plan) -> Table:
-    """Each tower's size before and after, by the plan's own counts."""
+def footprint_table(first: Plan, last: Plan) -> Table:
+    """Each tower's size before the first plan and after the last, by their own counts."""
     rows = []
-    latency = plan.settings.get("latency") or {}
-    for tower, before in plan.before.items():
+    times = [(plan.settings.get("latency") or {}).get(side, {}) for plan, side in ((first, "before"), (last, "after"))]
+    for tower, before in first.before.items():
         for name in ("parameters", "token_embedding", "multiply_adds"):
-            was, now = getattr(before, name), getattr(plan.after[tower], name)
+            was, now = getattr(before, name), getattr(last.after[tower], name)
             if was or now:
                 rows.append([f"{tower} {name.replace('_', ' ')}", amount(was), amount(now), change(was, now)])
-        if all(tower in latency.get(side, {}) for side in ("before", "after")):
-            was, now = (1000 * float(latency[side][tower]) for side in ("before", "after"))
+        if all(tower in side for side in times):
+            was, now = (1000 * float(side[tower]) for side in times)
             rows.append([f"{tower} latency", milliseconds(was), milliseconds(now), change(was, now)])
     return Table(["tower", "before", "after", "change"], rows)

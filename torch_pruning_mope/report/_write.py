@@ -17,12 +17,12 @@ from .._io import write_whole
 from .._version import __version__
 from ..planning import Plan
 from ..scoring import ScoreTable
-from ._examples import OUTCOMES, ChangedExamples
-from ._figures import MEASURES, draw_curves, draw_errors, draw_kept, draw_recalls, draw_sizes
+from ._changed import OUTCOMES, ChangedExamples
+from ._figures import draw_curves, draw_kept, draw_recalls, drawing
 from ._heat_maps import KINDS, draw_heat_maps
-from ._layers import planned_layers
 from ._read import MAKERS, Run, by_data, models_of, read_run
 from ._tables import (
+    MEASURES,
     Table,
     accuracy_tables,
     cards_of,
@@ -31,9 +31,9 @@ from ._tables import (
     recalls_table,
     scores_table,
     sizes_table,
+    stages_table,
 )
 from ._text import clean, without_paths
-from ._theme import drawing
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def write_report(
     """Writes a run folder as one HTML file that needs no other, and its figures as PNG and SVG.
 
     The folder may hold ``scores.json`` (:meth:`ScoreTable.save`), ``plan.json`` (:meth:`Plan.save`), ``evaluation.json``
-    (:func:`save_evaluation`), ``training.jsonl`` (:func:`append_jsonl`), ``examples.json`` (:meth:`ChangedExamples.save`) and
-    ``config.yaml``. The page names what is missing, and of absolute paths shows the last part only.
+    (:func:`save_evaluation`), ``training.jsonl`` (:class:`TrainingLog`), ``examples.json`` (:meth:`ChangedExamples.save`) and
+    ``config.yaml``; or scores and plans in folders of its stages. The page names what is missing, and of absolute paths
+    shows the last part only.
 
     Args:
         run_folder: The folder.
@@ -95,7 +96,7 @@ def write_report(
     figures = folder / "figures"
     for place in (figures, target.parent):
         place.mkdir(parents=True, exist_ok=True)
-    layers = [] if run.plan is None else planned_layers(run.plan, run.scores)
+    models = [row for row in models_of(run.evaluation) if any(name in row.numbers for name in MEASURES)]
     content: dict[str, Any] = {
         "title": title or f"Pruning report: {run.name}",
         "version": __version__,
@@ -104,10 +105,11 @@ def write_report(
         "notes": _notes(run),
         "makers": MAKERS,
         "outcomes": OUTCOMES,
-        "cards": cards_of(run.evaluation, run.plan),
-        "kept_table": kept_table(layers) if layers else None,
-        "settings": {} if run.plan is None else _settings(run.plan),
-        "footprints": None if run.plan is None else footprint_table(run.plan),
+        "cards": cards_of(run.evaluation, run.plans),
+        "stages": stages_table(run.plans) if len(run.plans) > 1 else None,
+        "settings": _settings(run.plans[-1]) if run.plans else {},
+        "sizes": sizes_table(models) if models else None,
+        "footprints": footprint_table(run.plans[0], run.plans[-1]) if run.plans else None,
         "accuracies": accuracy_tables(run.evaluation),
     }
     for section, found in _figures(run).items():
@@ -121,16 +123,11 @@ def write_report(
 
 def _figures(run: Run) -> dict[str, list[Drawn]]:
     """All figures by section."""
-    layers = [] if run.plan is None else planned_layers(run.plan, run.scores)
     kept = []
-    for tower in dict.fromkeys(layer.tower for layer in layers):
-        own = [layer for layer in layers if layer.tower == tower]
-        if any(layer.heads or layer.neurons for layer in own):
-            caption = f"{tower.capitalize()} tower: heads and neurons kept; orange crosses are heads removed."
-            kept.append(Drawn(f"kept-{tower}", partial(draw_kept, own), caption, kept_table(own)))
-    models = [row for row in models_of(run.evaluation) if any(name in row.numbers for name in MEASURES)]
-    caption = "Size and latency of each model; multiply-adds and latency of one image and one caption."
-    sizes = [Drawn("sizes", partial(draw_sizes, models), caption, sizes_table(models))] if models else []
+    for tower in dict.fromkeys(layer.tower for layer in run.layers):
+        own = [layer for layer in run.layers if layer.tower == tower]
+        caption = f"{tower.capitalize()} tower: heads and neurons kept of each layer."
+        kept.append(Drawn(f"kept-{tower}", partial(draw_kept, own), caption, kept_table(own)))
     recalls = []
     for place, (about, rows) in enumerate(by_data([row for row in run.evaluation if row.r1 is not None]).items(), 1):
         caption = (
@@ -141,32 +138,25 @@ def _figures(run: Run) -> dict[str, list[Drawn]]:
         recalls.append(Drawn(name, partial(draw_recalls, rows), caption, recalls_table(rows)))
     caption = f"{len(run.training)} steps. Terms are not weighted. Grey: every step; blue: the running median."
     training = [Drawn("training", partial(draw_curves, run.training), caption)] if run.training else []
-    scores = [] if run.scores is None else list(_score_figures(run.scores, run.plan))
-    return {"scores": scores, "kept": kept, "sizes": sizes, "recalls": recalls, "training": training}
+    scores = [] if run.scores is None else list(_score_figures(run.scores))
+    return {"scores": scores, "kept": kept, "recalls": recalls, "training": training}
 
 
-def _score_figures(table: ScoreTable, plan: Plan | None) -> Iterator[Drawn]:
-    marks = "" if plan is None else " Marks: kept and removed by the plan."
+def _score_figures(table: ScoreTable) -> Iterator[Drawn]:
     for tower in dict.fromkeys(score.unit.tower for score in table.scores):
         for kind in sorted(KINDS, key="neurons".__eq__):  # the widest last
-            if not (scores := table.of(kind, tower)):
-                continue
-            name = f"{tower.capitalize()} tower, {KINDS[kind]}"
-            yield Drawn(
-                f"scores-{tower}-{kind}",
-                partial(draw_heat_maps, table, [tower], [kind]),
-                f"{name}. In small: ± one standard error. Hatched: within two standard errors of 0.",
-                scores_table(scores),
-            )
-            yield Drawn(
-                f"errors-{tower}-{kind}",
-                partial(draw_errors, table, tower, kind, plan),
-                f"{name}, from lowest to highest, ± two standard errors.{marks}",
-            )
+            if scores := table.of(kind, tower):
+                yield Drawn(
+                    f"scores-{tower}-{kind}",
+                    partial(draw_heat_maps, table, [tower], [kind]),
+                    f"{tower.capitalize()} tower, {KINDS[kind]}. In small: ± one standard error. Hatched: within two standard "
+                    "errors of 0.",
+                    scores_table(scores),
+                )
 
 
 def _notes(run: Run) -> list[str]:
-    if run.scores is not None and run.plan is not None and run.plan.weights not in {None, run.scores.weights}:
+    if run.scores is not None and run.plans and run.plans[0].weights not in {None, run.scores.weights}:
         return ["The plan is of a model of other weights than the scores: they are not of the same run."]
     return []
 

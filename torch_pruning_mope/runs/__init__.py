@@ -31,10 +31,9 @@ A stage has, besides:
 
 from ._compress import compress
 from ._folder import IDENTITY, SETTINGS, TRAINING, RunFolder
-from ._paths import shown
-from ._settings import NEVER_IN_FILES, read_settings
+from ._settings import NEVER_IN_FILES, read_settings, shown
 from ._stages import finetune_stage, pretrain_stage, run_stage
-from ._training_log import TrainingLog
+from ._training_log import TrainingLog, read_training
 
 __all__ = [
     "IDENTITY",
@@ -47,6 +46,7 @@ __all__ = [
     "finetune_stage",
     "pretrain_stage",
     "read_settings",
+    "read_training",
     "run_stage",
     "shown",
 ]

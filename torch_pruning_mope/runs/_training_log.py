@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from pathlib import Path
 
-from .._io import parse_json
+from .._io import open_regular, parse_json, typed
 from ..distillation import TrainingStep
 from ._folder import TRAINING, RunFolder
 
@@ -48,3 +49,20 @@ class TrainingLog:
             except (KeyError, TypeError, ValueError):
                 continue
         return found
+
+
+def read_training(path: Path) -> list[TrainingStep]:
+    """Reads a log, but for a last line that a killed process left torn; raises ValueError if another is none."""
+    with open_regular(path) as file:
+        lines = file.read().decode("utf-8", "replace").split("\n")
+    names = {field.name for field in fields(TrainingStep)}
+    steps = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                entry = parse_json(line)
+                steps.append(typed(TrainingStep, {name: entry[name] for name in names & entry.keys()}))
+        except (AttributeError, TypeError, ValueError) as error:
+            if number < len(lines):
+                raise ValueError(f"line {number}: {error!r}") from error
+    return steps

@@ -1,17 +1,36 @@
 """Pictures to the inputs of an image encoder, with Pillow and NumPy."""
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from .._io import typed
 from ..errors import ModelLoadError
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-RESIZES = ("fit", "shortest", "squash")
 _MOST = 2**13
+
+
+@dataclass(frozen=True)
+class Described:
+    """The object ``preprocessing`` of ``deployment.json``."""
+
+    resize: Literal["fit", "shortest", "squash"]
+    resize_to: int
+    size: tuple[int, ...]
+    interpolation: Literal["bicubic", "bilinear"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        sizes, lengths = (*self.size, self.resize_to), (len(self.size), len(self.mean), len(self.std))
+        if lengths != (2, 3, 3) or not all(0 < size <= _MOST for size in sizes) or not all(self.std):
+            raise TypeError(
+                f"sizes must be 1 to {_MOST}, and deviations not 0, for three channels; found {self!r:.200}"
+            )
 
 
 class Preprocess:
@@ -22,14 +41,17 @@ class Preprocess:
     """
 
     def __init__(self, described: Any) -> None:
-        if not _is_sound(described):
+        try:
+            self.described: Described = typed(Described, described, "preprocessing")
+        except TypeError as error:
             raise ModelLoadError(
-                f"preprocessing must be as FORMAT.md of the package describes it; found {described!r:.200}."
-            )
-        self.described: Mapping[str, Any] = described
-        self._height, self._width = described["size"]
-        self._resample = RESAMPLING[described["interpolation"]]
-        self._mean, self._std = (np.array(described[key], np.float32)[:, None, None] for key in ("mean", "std"))
+                f"preprocessing must be as FORMAT.md of the package describes it; found: {error}."
+            ) from error
+        self._height, self._width = self.described.size
+        self._resample = RESAMPLING[self.described.interpolation]
+        self._mean, self._std = (
+            np.array(part, np.float32)[:, None, None] for part in (described["mean"], described["std"])
+        )
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Returns the picture ``[3, H, W]``."""
@@ -38,11 +60,11 @@ class Preprocess:
 
     def _resized(self, image: Image.Image) -> Image.Image:
         size = self._width, self._height
-        if self.described["resize"] == "fit":
+        if self.described.resize == "fit":
             return ImageOps.fit(image, size, self._resample)
-        if self.described["resize"] == "squash":
+        if self.described.resize == "squash":
             return image.resize(size, self._resample)
-        short = self.described["resize_to"]
+        short = self.described.resize_to
         width, height = image.size
         if width <= height:
             resized = image.resize((short, int(short * height / width)), self._resample)
@@ -51,25 +73,3 @@ class Preprocess:
         left = round((resized.width - self._width) / 2)
         top = round((resized.height - self._height) / 2)
         return resized.crop((left, top, left + self._width, top + self._height))
-
-
-def _is_sound(described: Any) -> bool:
-    if not isinstance(described, dict):
-        return False
-    size, numbers = described.get("size"), (described.get("mean"), described.get("std"))
-    return (
-        described.get("resize") in RESIZES
-        and described.get("interpolation") in RESAMPLING
-        and isinstance(size, list)
-        and len(size) == 2
-        and all(_is_size(side) for side in (*size, described.get("resize_to")))
-        and all(
-            isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values)
-            for values in numbers
-        )
-        and all(described["std"])
-    )
-
-
-def _is_size(side: Any) -> bool:
-    return type(side) is int and 0 < side <= _MOST

@@ -235,8 +235,7 @@ def save_and_die(folder: Path, at: int) -> None:
 def test_real_kills(tmp_path: Path) -> None:
     dense = DualEncoder(mope.load_tiny_clip())
     dense.save_pretrained(tmp_path / "saved")
-    context = multiprocessing.get_context("forkserver")  # a fork of this process would take its threads' state along
-    context.set_forkserver_preload([__name__])
+    context = multiprocessing.get_context("fork")
     removed = []
     for at in range(1, 20, 2):
         folder = tmp_path / str(at)

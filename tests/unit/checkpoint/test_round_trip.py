@@ -18,7 +18,7 @@ from torch import nn
 import torch_pruning_mope as mope
 from torch_pruning_mope import DualEncoder, load_model
 from torch_pruning_mope.checkpoint import load
-from torch_pruning_mope.checkpoint._spec import count, spec_of
+from torch_pruning_mope.checkpoint._spec import count, numbers_of, spec_of
 from torch_pruning_mope.errors import ModelLoadError, WrongModelError
 from torch_pruning_mope.scoring import Unit
 
@@ -47,10 +47,12 @@ def same(encoder: DualEncoder, other: DualEncoder) -> None:
     assert spec_of(encoder) == spec_of(other)
 
 
-AGAIN = {"open_clip ViT", "Swin", "mT5", "transformers CLIP"}
+AGAIN = ("open_clip ViT", "Swin", "mT5", "transformers CLIP")
 
 
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize(
+    "family", {**dict.fromkeys(zoo.DISTINCT), "EVA02": None, "RoBERTa": None, **dict.fromkeys(AGAIN)}
+)
 def test_families(family: str, tmp_path: Path) -> None:
     """Heads, neurons, width and layers pruned, saved, loaded; for some, pruned on and saved and loaded again."""
     with warnings.catch_warnings():
@@ -80,13 +82,13 @@ def test_empty_sublayers_and_numbers_of_units(tmp_path: Path) -> None:
     same(encoder, loaded)
     assert loaded.block_numbers("image") == [0, 1, 2, 4, 5]
     spec = spec_of(loaded)
-    assert [layer.heads for layer in spec["image"].layers][:3] == [(), tuple(range(6)), (0, 1, 2, 3, 5)]
+    assert [layer.heads for layer in spec["image"].layers][:3] == ["", "0-5", "0-3,5"]
     assert [count(layer.neurons) for layer in spec["text"].layers] == [512, 0, 512, 509]
-    assert spec["text"].layers[3].neurons == (1, *range(3, 511))
+    assert spec["text"].layers[3].neurons == "1,3-510"
     content = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert content["towers"]["text"]["layers"][3]["neurons"] == "1,3-510"
     mope.remove_units(loaded, [Unit("head", "image", 2, 4, tuple(range(128, 160)))])  # the original's fifth has gone
-    assert spec_of(loaded)["image"].layers[2].heads == (0, 1, 2, 3)
+    assert spec_of(loaded)["image"].layers[2].heads == "0-3"
 
 
 def test_a_pruner_of_the_users_own_is_followed(tmp_path: Path) -> None:
@@ -98,15 +100,16 @@ def test_a_pruner_of_the_users_own_is_followed(tmp_path: Path) -> None:
     pruner.step()
     encoder.save_pretrained(tmp_path)
     for name, tower in spec_of(DualEncoder.from_pretrained(tmp_path)).items():
-        rows = torch.tensor(tower.widths[0])
+        rows = torch.tensor(numbers_of(str(tower.widths[0])))
         for layer in tower.layers:
-            assert isinstance(layer.neurons, tuple)
-            assert isinstance(layer.heads, tuple)
+            assert isinstance(layer.heads, str)
+            assert isinstance(layer.neurons, str)
+            heads, neurons = numbers_of(layer.heads), numbers_of(layer.neurons)
             prefix = f"{'visual.' if name == 'image' else ''}transformer.resblocks.{layer.number}"
             left = encoder.model.get_submodule(prefix)
-            expected = weights[f"{prefix}.mlp.c_proj.weight"][rows][:, list(layer.neurons)]
+            expected = weights[f"{prefix}.mlp.c_proj.weight"][rows][:, neurons]
             assert torch.equal(left.mlp.c_proj.weight, expected)
-            channels = [32 * head + channel for head in layer.heads for channel in range(32)]
+            channels = [32 * head + channel for head in heads for channel in range(32)]
             expected = weights[f"{prefix}.attn.out_proj.weight"][rows][:, channels]
             assert torch.equal(left.attn.out_proj.weight, expected)
 
@@ -145,9 +148,9 @@ def test_a_loaded_model_is_pruned_on_and_saved_again(tmp_path: Path) -> None:
     spec, before = spec_of(third)["image"], spec_of(encoder)["image"]
     for layer in spec.layers:
         earlier = next(one for one in before.layers if one.number == layer.number)
-        assert isinstance(layer.neurons, tuple)
-        assert isinstance(earlier.neurons, tuple)
-        assert set(layer.neurons) < set(earlier.neurons)
+        assert isinstance(layer.neurons, str)
+        assert isinstance(earlier.neurons, str)
+        assert set(numbers_of(layer.neurons)) < set(numbers_of(earlier.neurons))
     fresh = DualEncoder(mope.load_tiny_clip())
     with pytest.raises(WrongModelError, match=r"base must be the checkpoint that the encoder's model was loaded from"):
         fresh.save_pretrained(tmp_path / "third", base=tmp_path / "first")

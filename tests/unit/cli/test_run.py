@@ -1,11 +1,7 @@
 """A whole run by command line, on a model of two layers with few pairs."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ import yaml
 from PIL import Image
 
 import torch_pruning_mope as mope
+from tests.unit.ranks import run_ranks
 from torch_pruning_mope.importance import stock_scores
 
 from .commands import PAIRS, SCORE, TRAIN, files_of, mope_command, one_error, weights, words
@@ -63,25 +60,14 @@ def test_training_is_logged_and_is_not_done_again(begun: Path) -> None:
     assert yaml.safe_load((begun / "config.yaml").read_text())["distill"]["steps"] == 2
 
 
+def _distils(_rank: int, run: Path) -> None:
+    mope_command("distill", run, "--shard", *TRAIN)
+
+
 def test_two_processes_train_as_one(begun: Path, tmp_path: Path) -> None:
     two = Path(shutil.copytree(begun, tmp_path / "two"))
     mope_command("distill", begun, *TRAIN)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "torch_pruning_mope", "distill", str(two), "--shard", *map(str, TRAIN)]
-    ranks = [  # as torchrun sets them up, without its own import of torch
-        subprocess.Popen(
-            command, env=os.environ | world | {"OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank}, text=True
-        )
-        for rank in "01"
-    ]
-    try:
-        assert [process.wait(timeout=240) for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
+    assert run_ranks(_distils, two) == [0, 0]
     losses = [
         [json.loads(line)["loss"] for line in (run / "training.jsonl").read_text().splitlines()] for run in (begun, two)
     ]
@@ -186,7 +172,9 @@ def test_one_command_from_a_name_to_a_page(tmp_path: Path, small: Path) -> None:
     result = mope_command("compress", run, "--model", small, *options, *PAIRS, "--json", "-")
     rows = json.loads(result.stdout)["rows"]
     assert [row["stage"] for row in rows] == ["dense", "pruned"]
-    assert "<html" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "<html" in page
+    assert not any(text in page for text in ("No scores", "No plan", "No recall"))  # those of its stages
     pairs = mope.emoji_pairs("calibration", 16)
     asked = mope.compress(mope.load(small).model, pairs, parameters="60%", groups=2, stages=1, progress=False)
     found = weights(run / "pruned")

@@ -22,9 +22,9 @@ REFUSED: list[tuple[tuple[object, ...], int]] = [
     (("plan",), 0),
     (("plan", "--parameters", "1%"), 2),
     (("distill", "--steps", 2, "--batch-size", 5000, "--pairs", 32), 2),
-    (("distill", "--steps", 2, "--log-with", "nothing"), 2),
-    (("evaluate", "--part", "all"), 2),
-    (("pretrain-stage", "--width", "80%"), 2),
+    (("distill", "--steps", 2, "--pairs", 32, "--log-with", "nothing"), 2),
+    (("evaluate", "--part", "all", *PAIRS), 2),
+    (("pretrain-stage", "--width", "80%", "--train-pairs", 32), 2),
 ]
 
 

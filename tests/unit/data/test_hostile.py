@@ -224,7 +224,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes, **about: Any) -> No
 
 @pytest.mark.parametrize("name", ["1.bin", "2.png"])
 def test_an_archive_unpacks_so_much_and_no_more(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch_pruning_mope.data._samples.MOST_BETWEEN", 2**20)
+    monkeypatch.setattr("torch_pruning_mope.data._shards.MOST_BETWEEN", 2**20)
     with gzip.open(tmp_path / "0.tar.gz", "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
         for i in range(2):
             add(archive, f"{i}.png", picture(i))

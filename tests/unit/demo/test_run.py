@@ -9,11 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from torch_pruning_mope import DualEncoder
-from torch_pruning_mope.checkpoint import load_model
 from torch_pruning_mope.cli import app
 from torch_pruning_mope.demo import CRITERIA, run_demo
-from torch_pruning_mope.loading import LoadedModel
 
 STAGES = ("removed", "reconstructed", "fine-tuned")
 
@@ -32,24 +29,16 @@ def check(rows: list[dict[str, Any]]) -> None:
             assert 0 <= row[f"{way}_r1"] <= row[f"{way}_r5"] <= 100
 
 
-def shallow(name: str) -> LoadedModel:
-    """The tiny CLIP with two layers in each tower."""
-    loaded = load_model(name)
-    encoder = DualEncoder(loaded.model)
-    for tower in encoder.towers:
-        encoder.remove_blocks(tower, range(2, len(encoder.towers[tower].blocks)))
-    return loaded._replace(model=encoder.model)
-
-
 def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """All criteria are run by their own test."""
     for name in CRITERIA.keys() - set(names):
         monkeypatch.delitem(CRITERIA, name)
 
 
+@pytest.mark.usefixtures("_shallow")
 def test_the_same_seed_makes_the_same_table(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "mope", "random")
-    monkeypatch.setattr("torch_pruning_mope.demo._run.load_model", shallow)
+    monkeypatch.setattr("torch_pruning_mope.demo._run.BATCH", 16)
     found = []
     for _ in range(2):
         result = run_demo(steps=1, pairs=8, test_pairs=24, progress=False)
@@ -79,7 +68,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, float], message: str) ->
 
 def test_a_small_demo_shows_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a fraction of the pairs and steps, damage and recovery are still far larger than the noise of 150 pairs."""
-    only(monkeypatch, "mope", "l1", "random")
+    only(monkeypatch, "mope", "random")
     files = ["--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "p.png")]
     small = ["--pairs", "32", "--test-pairs", "150", "--steps", "1", "--head-ratio", "0.5"]
     result = CliRunner().invoke(app, ["demo", *small, *files])

@@ -84,7 +84,7 @@ def test_torch_programs_hold_the_weights_of_their_encoder_alone(tmp_path: Path) 
 
 def test_executorch_programs_embed_as_the_model_does(tmp_path: Path) -> None:
     runtime = pytest.importorskip("executorch.runtime", reason="of another torch", exc_type=ImportError).Runtime.get()
-    encoder = pruned(clip(vision={"layers": 2, "image_size": 16}, text={"layers": 1}))
+    encoder = pruned(clip(vision={"layers": 1, "image_size": 16}, text={"layers": 1}))
     files = export(encoder, tmp_path, format="executorch")
     assert sorted(path.name for path in files) == ["deployment.json", "image.pte", "text.pte"]
     for tower in ("image", "text"):
@@ -111,8 +111,7 @@ def test_executorch_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["CoCa", "EVA02", "Swin", "transformers SigLIP"])
+@pytest.mark.parametrize("family", ["EVA02", "transformers SigLIP"])
 def test_onnx_of_families(family: str, tmp_path: Path) -> None:
     files = export(pruned(zoo.build(family)), tmp_path)  # which checks them
     assert len(files) == 3

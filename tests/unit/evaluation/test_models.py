@@ -30,7 +30,6 @@ def test_counts_are_those_of_the_whole_model() -> None:
     assert (check.heads, check.neurons, check.width) == (12 * 6 + 12 * 6, 12 * 1536 + 12 * 1536, 384 + 384)
 
 
-@pytest.mark.slow
 def test_texts_of_hugging_face_are_checked_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     check = mope.check_model("mt5-base-ViT-B-32")

@@ -1,7 +1,8 @@
-"""What the importances hand to Torch-Pruning: strict order, exact counts, fresh scores, and errors where there are none."""
+"""Importances as Torch-Pruning gets them: strict order, exact counts, fresh scores, and errors where there are none."""
 
 import copy
 import inspect
+import itertools
 import pickle
 from typing import Any
 
@@ -153,8 +154,7 @@ class _CountedScores:
         monkeypatch.setattr(importance_module, "score_units", counted)
 
 
-@GLOBAL
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize(("steps", "global_pruning"), [(2, False), (3, True)])
 def test_every_step_scores_the_model_once_as_it_is_then(
     encoder: DualEncoder, pairs: mope.Pairs, monkeypatch: pytest.MonkeyPatch, steps: int, global_pruning: bool
 ) -> None:
@@ -318,8 +318,7 @@ def test_stock_criteria_alone_by_metapruner(encoder: DualEncoder, pairs: mope.Pa
     assert_trains(encoder, pairs)
 
 
-@GLOBAL
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize(("name", "global_pruning"), list(zip(STOCK, itertools.cycle((True, False)), strict=False)))
 def test_stock_criteria_weighed_with_mope(
     encoder: DualEncoder, pairs: mope.Pairs, name: str, global_pruning: bool
 ) -> None:

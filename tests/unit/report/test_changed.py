@@ -15,8 +15,7 @@ from torch_pruning_mope import DualEncoder, Pairs
 from torch_pruning_mope.data import EmojiTokenizer
 from torch_pruning_mope.metrics import Recall
 from torch_pruning_mope.report import changed_examples
-from torch_pruning_mope.report._changed import _answers, _decoded
-from torch_pruning_mope.report._examples import DIRECTIONS, OUTCOMES
+from torch_pruning_mope.report._changed import DIRECTIONS, OUTCOMES, _answers, _decoded
 
 from ..models import clip, pairs_for
 
@@ -97,10 +96,10 @@ def test_examples_and_counts_are_those_of_the_loop(setting: tuple[DualEncoder, D
     assert set(expected) >= {(way, outcome) for way in DIRECTIONS for outcome in ("worse", "both wrong")}
     for way in DIRECTIONS:
         for outcome in OUTCOMES:
-            own = [e for e in found if (e.direction, e.outcome) == (way, outcome)]
+            own = [e for e in found.examples if (e.direction, e.outcome) == (way, outcome)]
             assert {e.query.index: (e.before.index, e.after.index) for e in own} == expected.get((way, outcome), {})
             assert found.counts[way][outcome] == len(own)
-    for example in found:
+    for example in found.examples:
         image, text = (example.query, example.right)[:: 1 if example.direction == "i2t" else -1]
         assert owners[text.index] == image.index
         assert (image.caption, text.picture) == (None, None)
@@ -120,23 +119,25 @@ def test_counts_account_for_the_change_of_recall(setting: tuple[DualEncoder, Dua
 
 def test_the_pick_is_balanced_and_the_same_every_time(setting: tuple[DualEncoder, DualEncoder, Pairs]) -> None:
     found = changed_examples(*setting, count=16)
-    assert len(found) == 16
-    assert list(found) == list(changed_examples(*setting, count=16))
+    assert len(found.examples) == 16
+    assert found == changed_examples(*setting, count=16)
     picked = {
-        (way, o): sum((e.direction, e.outcome) == (way, o) for e in found) for way in DIRECTIONS for o in OUTCOMES
+        (way, o): sum((e.direction, e.outcome) == (way, o) for e in found.examples)
+        for way in DIRECTIONS
+        for o in OUTCOMES
     }
     most = max(picked.values())
     for (way, outcome), count in picked.items():
         assert count >= min(most - 1, found.counts[way][outcome])
     for key in picked:
-        changes = [abs(e.margin_after - e.margin_before) for e in found if (e.direction, e.outcome) == key]
+        changes = [abs(e.margin_after - e.margin_before) for e in found.examples if (e.direction, e.outcome) == key]
         assert changes == sorted(changes, reverse=True)
-    assert [e.outcome for e in found] == sorted((e.outcome for e in found), key=OUTCOMES.index)
+    assert [e.outcome for e in found.examples] == sorted((e.outcome for e in found.examples), key=OUTCOMES.index)
 
 
 def test_a_model_agrees_with_itself(encoder: DualEncoder, pairs: Pairs) -> None:
     found = changed_examples(encoder, encoder, pairs)
-    assert list(found) == []
+    assert found.examples == ()
     assert not any(found.total(outcome) for outcome in OUTCOMES)
 
 

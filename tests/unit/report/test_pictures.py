@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from torch_pruning_mope import emoji_pairs, emoji_scenes
-from torch_pruning_mope.report._pictures import picture_levels, thumbnail, to_picture
+from torch_pruning_mope.report._changed import picture_levels, thumbnail, to_picture
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 

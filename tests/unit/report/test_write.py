@@ -13,12 +13,13 @@ from xml.etree import ElementTree as ET
 import pytest
 from PIL import Image
 
-from torch_pruning_mope import Plan, ScoreTable
+from torch_pruning_mope import DualEncoder, Plan, ScoreTable, make_plan, score
 from torch_pruning_mope.report import ChangedExamples, write_report
 from torch_pruning_mope.report._read import MAKERS, read_run
 from torch_pruning_mope.report._text import amount, change, milliseconds, short_number
 from torch_pruning_mope.report._write import _asset, _notes
 
+from ..models import clip, pairs_for
 from .conftest import ROWS, STEPS, row
 from .page import Page
 
@@ -72,8 +73,14 @@ def test_every_section_is_there_with_words_headings_and_figures(full_run: Path, 
     beside = full_run / "figures"
     names = {path.stem for path in beside.iterdir()}
     assert len(figures(page)) == len(names)
-    expected = ("scores-image-head", "scores-text-neurons", "errors-text-block", "kept-image", "sizes", "recall")
-    assert names >= {*expected, "training"}
+    assert names >= {
+        "scores-image-head",
+        "scores-text-neurons",
+        "scores-text-block",
+        "kept-image",
+        "recall",
+        "training",
+    }
     for name in names:
         Image.open(beside / f"{name}.png").verify()
         assert (beside / f"{name}.svg").read_text() in figures(page)
@@ -106,9 +113,9 @@ def test_numbers_are_those_of_the_files(full_run: Path, page: Page) -> None:
         assert page.row(label, "latency") == milliseconds(entry["latency_ms"])
     table = ScoreTable.load(full_run / "scores.json")
     cells = [cell for rows in page.tables for cells in rows for cell in cells[1:]]
-    for score in table.scores:
-        value = f"{100 * score.value:.3g}".replace("-", "−")
-        assert f"{value} ± {short_number(100 * score.stderr)}" in cells
+    for entry in table.scores:
+        value = f"{100 * entry.value:.3g}".replace("-", "−")
+        assert f"{value} ± {short_number(100 * entry.stderr)}" in cells
     assert f"{len(table.scores)} units" in page.sections["scores"]
     assert f"{len(STEPS)} steps" in page.sections["training"]
     assert "title: <b>&" in page.sections["run"]
@@ -118,12 +125,12 @@ def test_examples_are_shown_with_pictures_and_counts(full_run: Path, page: Page)
     examples = ChangedExamples.load(full_run / "examples.json")
     pictures = {image["src"].removeprefix("data:image/png;base64,") for image in page.all("img")}
     text = page.sections["examples"]
-    for example in examples:
+    for example in examples.examples:
         shown = [example.query, example.before, example.after]
         assert all(c.picture in pictures if c.picture else str(c.caption) in text for c in shown)
         assert f"{example.margin_after:+.3f}".replace("-", "−") in text
     assert f"lost {examples.total('worse')} that" in text
-    assert text.count("of this") == len(examples)
+    assert text.count("of this") == len(examples.examples)
 
 
 def test_the_same_folder_makes_the_same_page_and_figures(full_run: Path, tmp_path: Path) -> None:
@@ -136,7 +143,7 @@ def test_the_same_folder_makes_the_same_page_and_figures(full_run: Path, tmp_pat
         files = [page, *(folder / "figures").iterdir()]
         found.append({path.name: path.read_bytes() for path in files})
     assert found[0] == found[1]
-    assert len(found[0]) == 5
+    assert len(found[0]) == 3
 
 
 def test_strings_from_outside_are_text_and_paths_are_not_shown(tmp_path: Path, full_run: Path) -> None:
@@ -169,7 +176,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         if name != "evaluation.json":
             assert f"the run folder holds no {name} (written by {maker})" in page.text
     assert "config.yaml" in page.sections["run"]
-    assert len(figures(page)) == 2  # sizes and recall
+    assert len(figures(page)) == 1  # recall
     empty = Page(write_report(bare(tmp_path / "empty", evaluation_json=EMPTY)).read_text(encoding="utf-8"))
     assert not figures(empty)
     assert "holds none in its evaluation.json" in empty.sections["recall"]
@@ -188,7 +195,7 @@ def test_several_data_have_a_figure_each_and_accuracies_a_table(tmp_path: Path) 
         for name in [name for name in entry if "_r" in name]:
             del entry[name]
     page = Page(write_report(bare(tmp_path / "run", evaluation_json={"rows": rows})).read_text(encoding="utf-8"))
-    assert len(figures(page)) == 3
+    assert len(figures(page)) == 2
     assert (page.row("dense", "top-1"), page.row("MoPE, pruned", "top-1")) == ("71.2", "66.0")
     assert "zero_shot, folder" in page.sections["recall"]
     assert "49.2 → to 49.2" in " ".join(page.sections["numbers"].split())  # of the first data with recalls
@@ -199,9 +206,40 @@ def test_a_plan_alone_says_what_went(full_run: Path, tmp_path: Path) -> None:
     shutil.copy(full_run / "plan.json", tmp_path)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     plan = Plan.load(tmp_path / "plan.json")
-    assert "which the run folder does not hold" in page.sections["kept"]
+    for layer in plan.layers:
+        assert page.row(f"{layer.tower} {layer.layer}", "neurons kept") == f"{layer.neurons_kept} of {layer.neurons}"
     assert "planned; token embedding not counted" in page.sections["numbers"]
     assert amount(sum(side.parameters for side in plan.after.values())) in page.sections["numbers"]
+
+
+def test_stages_of_a_run_are_shown_and_their_layers_counted_from_the_dense_model(tmp_path: Path) -> None:
+    encoder, plans = DualEncoder(clip()), []
+    pairs, dense = pairs_for(encoder.model, 12), DualEncoder(clip())
+    for number, budget in enumerate(("70%", "75%"), 1):
+        folder = tmp_path / f"stage-{number}"
+        folder.mkdir()
+        table = score(encoder, pairs, groups=4, kinds=("block", "head", "neurons"), progress=False)
+        table.save(folder / "scores.json")
+        plans.append(make_plan(encoder, table, parameters=budget))
+        plans[-1].save(folder / "plan.json")
+        plans[-1].apply(encoder)
+    run = read_run(tmp_path)
+    assert (run.plans, run.missing) == (tuple(plans), ("evaluation.json", "training.jsonl", "examples.json"))
+    assert run.scores == ScoreTable.load(tmp_path / "stage-1" / "scores.json")
+    assert [(own.tower, own.layer) for own in run.layers] == [(layer.tower, layer.index) for layer in dense.layers]
+    for own, layer in zip(run.layers, dense.layers, strict=True):
+        assert (own.heads, own.neurons) == (layer.block.attention.num_units, layer.block.feed_forward.num_units)
+    left = [
+        tuple(0 if part is None else part.num_units for part in (layer.block.attention, layer.block.feed_forward))
+        for layer in encoder.layers
+    ]
+    assert [(own.heads_kept, own.neurons_kept) for own in run.layers if not own.removed] == left
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    for number, plan in enumerate(plans, 1):
+        after = sum(side.parameters for side in plan.after.values())
+        assert page.row(f"stage {number}", "parameters") == amount(after)
+    assert f"{len(run.scores.scores)} units" in page.sections["scores"]
+    assert "of the first stage" in page.sections["scores"]
 
 
 def test_scores_of_other_weights_than_the_plan_are_noted(run: Path) -> None:

@@ -9,12 +9,12 @@ from torch import nn
 
 from torch_pruning_mope import DualEncoder
 from torch_pruning_mope.scoring import Ablation, Unit
-from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
+from torch_pruning_mope.scoring._families import isotonic_pools, pooled
 
 
 def physically_without(encoder: DualEncoder, *gone: Unit | Ablation) -> DualEncoder:
     """A copy of the encoder from which a block, or some heads and neurons of different sub-layers, are really gone."""
-    smaller = DualEncoder(copy.deepcopy(encoder.model))
+    smaller = copy.deepcopy(encoder)
     if gone[0].part == "block":
         (whole,) = gone
         smaller.remove_blocks(whole.tower, [whole.layer])

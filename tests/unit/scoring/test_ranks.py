@@ -2,30 +2,57 @@
 
 import json
 import os
-import subprocess
-import sys
+import signal
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import torch_pruning_mope as mope
 from tests.unit.models import clip, pairs_for
+from tests.unit.ranks import run_ranks
 from torch_pruning_mope.scoring import _ranks
 
-from . import score_in_ranks
 
-ROOT = Path(__file__).parents[3]
-SCRIPT = score_in_ranks.__name__
+class Deadly(mope.metrics.ContrastiveLoss):
+    """Kills its process at the given evaluation, as a machine that fails would."""
+
+    key = "deadly"
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._left = at
+
+    def per_image(self, images: torch.Tensor, texts: torch.Tensor, image_index: torch.Tensor) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().per_image(images, texts, image_index)
 
 
-def launch(out: Path, world: int, interaction: str, dies: int = -1, at: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the script in so many processes, under torchrun."""
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
-    command = [sys.executable, "-m", *torchrun, SCRIPT, str(out), interaction, str(dies), str(at)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+def main(rank: int, out: Path, interaction: str, rank_that_dies: int = -1, at: int = 0) -> None:
+    """A user's script: nothing in it but the name of a file depends on the rank."""
+    encoder = mope.DualEncoder(clip())
+    pairs = pairs_for(encoder.model, 12)
+    metric = Deadly(at if rank == rank_that_dies else 0)
+    table = mope.score(
+        encoder,
+        pairs,
+        metric=metric,
+        kinds=("head", "neurons", "block"),
+        groups=3,
+        interaction=interaction,  # type: ignore[arg-type]
+        reconstruct=interaction == "nested",
+        batch_size=12,
+        path=out / "table.json",
+        progress=False,
+    )
+    table.save(out / f"own{rank}.json")
+    assert not torch.distributed.is_initialized()  # a script that goes on to train makes a group of its own
+    again = mope.score(encoder, pairs, metric=metric, kinds=("block",), progress=False)
+    assert len(again.scores) == sum(len(tower.blocks) for tower in encoder.towers.values())
 
 
 def measured(out: Path) -> list[str]:
@@ -35,44 +62,37 @@ def measured(out: Path) -> list[str]:
     return [line["key"] for line in found if "key" in line and line["key"] != "dense"]
 
 
-@pytest.mark.slow
-def test_ranks_end_with_the_table_of_one(tmp_path: Path) -> None:
-    for world in (1, 2):
-        folders = [tmp_path / str(world) / name for name in ("nested", "greedy")]
-        for folder in folders:
-            folder.mkdir(parents=True)
-        if world == 1:  # without torchrun: here, where all is imported
-            for folder in folders:
-                score_in_ranks.main(folder, folder.name)
-        else:
-            done = launch(tmp_path / "2", world, "nested,greedy")
-            assert done.returncode == 0, done.stderr
-        for folder in folders:
-            own = [mope.ScoreTable.load(folder / f"own{rank}.json") for rank in range(world)]
-            assert all(table == own[0] for table in own)
-            assert mope.ScoreTable.load(folder / "table.json") == own[0]
-            assert not list(folder.glob("*.jsonl"))
-            assert own[0] == mope.ScoreTable.load(tmp_path / "1" / folder.name / "table.json")
+@pytest.mark.parametrize("interaction", ["nested", "greedy"])
+def test_ranks_end_with_the_table_of_one(interaction: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "1", tmp_path / "2"
+    one.mkdir()
+    two.mkdir()
+    main(0, one, interaction)
+    assert run_ranks(main, two, interaction) == [0, 0]
+    for folder, world in ((one, 1), (two, 2)):
+        for rank in range(world):
+            assert mope.ScoreTable.load(folder / f"own{rank}.json") == mope.ScoreTable.load(one / "table.json")
+        assert mope.ScoreTable.load(folder / "table.json") == mope.ScoreTable.load(one / "table.json")
+        assert not list(folder.glob("*.jsonl"))
 
 
-@pytest.mark.slow
 def test_what_a_dead_rank_has_measured_is_not_measured_again(tmp_path: Path) -> None:
     out = tmp_path / "broken"
     out.mkdir()
-    assert launch(out, 2, "nested", dies=1, at=7).returncode != 0
+    assert run_ranks(main, out, "nested", 1, 7)[1] == -signal.SIGKILL
     before = measured(out)
     assert len(set(before)) == len(before) >= 4  # both ranks' own, none twice
     assert not (out / "table.json").exists()
-    assert launch(out, 2, "nested", dies=0, at=5).returncode != 0
+    assert run_ranks(main, out, "nested", 0, 5)[0] == -signal.SIGKILL
     again = measured(out)
     assert len(set(again)) == len(again) > len(before)
-    score_in_ranks.main(out, "nested")
+    main(0, out, "nested")
     (tmp_path / "whole").mkdir()
-    score_in_ranks.main(tmp_path / "whole", "nested")
+    main(0, tmp_path / "whole", "nested")
     assert mope.ScoreTable.load(out / "table.json") == mope.ScoreTable.load(tmp_path / "whole" / "table.json")
 
 
-def _call(rank: int, folder: str) -> None:
+def _call(rank: int, folder: Path) -> None:
     """One of two processes of a user's own group, which make different calls; the last time one makes none."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     encoder = mope.DualEncoder(clip())
@@ -89,7 +109,7 @@ def _call(rank: int, folder: str) -> None:
 
 
 def test_ranks_that_make_different_calls_are_told(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_call, (str(tmp_path),), 2)  # type: ignore[no-untyped-call]
+    assert run_ranks(_call, tmp_path) == [0, 0]
     for rank in (0, 1):
         assert "groups must be the same on all ranks; found ['2', '3']" in Path(tmp_path, f"groups{rank}").read_text()
         assert "pairs must be the same on all ranks; found" in Path(tmp_path, f"pairs{rank}").read_text()

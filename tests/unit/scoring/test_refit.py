@@ -51,7 +51,8 @@ def double(**case: Any) -> tuple[mope.DualEncoder, mope.Pairs]:
 
 @pytest.mark.parametrize("case", ["layer scale", "inner norm of attention", "inner norm of the MLP"])
 def test_scores_equal_removal_and_least_squares(case: str) -> None:
-    encoder, pairs = double(**CASES[case])
+    shapes = {tower: CASES[case].get(tower, {}) | {"layers": layers} for tower, layers in (("vision", 2), ("text", 2))}
+    encoder, pairs = double(**shapes)
     with unchanged(encoder.model):
         tables = [
             mope.score(encoder, pairs, reconstruct=True, engine=engine, **OPTIONS) for engine in ("prefix", "plain")
@@ -70,7 +71,7 @@ def test_scores_equal_removal_and_least_squares(case: str) -> None:
 
 
 def test_nests_and_paths_stay_refitted() -> None:
-    """What has gone from a layer stays made up for, by sums of the whole model, while others lose units too."""
+    """Layers keep making up for units that have gone, by sums of the whole model, while others lose units too."""
     encoder, pairs = double()
     options = OPTIONS | {"kinds": ("head", "neurons"), "reconstruct": True}
     dense = value_of(encoder, pairs)
@@ -175,7 +176,7 @@ def test_tables_say_whether_they_know_of_reconstruction(
 
 @pytest.mark.parametrize("interaction", ["nested", "joint"])
 def test_less_memory_gives_the_same_scores(interaction: Any) -> None:
-    encoder, pairs = double()
+    encoder, pairs = double(vision={"layers": 2}, text={"layers": 1})
     options = OPTIONS | {"kinds": ("head", "neurons"), "interaction": interaction, "batch_size": 9, "reconstruct": True}
     with pytest.raises(ValueError, match=r"memory must leave (\d+) bytes for reconstruction") as refusal:
         mope.score(encoder, pairs, memory=1000, **options)

@@ -7,7 +7,7 @@ import copy
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,9 +97,15 @@ def _assert_same(found: Mapping[Any, Tensor], expected: Mapping[Any, Tensor], to
         assert_close(found[tower], expected[tower], tolerance)
 
 
-def _wrapped(family: str) -> tuple[DualEncoder, Pairs]:
-    encoder = DualEncoder(zoo.build(family))
-    return encoder, zoo.pairs_of(encoder)
+@cache
+def _wrapped_once(family: str) -> DualEncoder:
+    return DualEncoder(zoo.build(family))
+
+
+def _wrapped(family: str, count: int = 6) -> tuple[DualEncoder, Pairs]:
+    """A copy; that copies compute with weights of their own has a test below."""
+    encoder = copy.deepcopy(_wrapped_once(family))
+    return encoder, zoo.pairs_of(encoder, count)
 
 
 def _shaken(model: Any) -> Any:
@@ -115,7 +121,8 @@ def _shaken(model: Any) -> Any:
 @each_family
 def test_wrapped_equals_original(family: str) -> None:
     original = zoo.build(family)
-    encoder, pairs = _wrapped(family)
+    encoder = DualEncoder(zoo.build(family))
+    pairs = zoo.pairs_of(encoder)
     # With gradients: without, nn.MultiheadAttention has kernels of its own for some cases, which round otherwise.
     expected = {tower: _encode(original, tower, inputs) for tower, inputs in _inputs(pairs).items()}
     found = {tower: _encode(encoder.model, tower, inputs) for tower, inputs in _inputs(pairs).items()}
@@ -156,15 +163,15 @@ def test_original_checkpoints_load(family: str) -> None:
     for tower, before in _embeddings(encoder.model, pairs).items():
         assert not torch.allclose(before, expected[tower], rtol=1e-2)
     encoder.model.load_state_dict(original.state_dict(), strict=True)
-    straight = DualEncoder(original)
+    straight = _embeddings(_wrapped(family)[0].model, pairs)
     for tower, embeddings in _embeddings(encoder.model, pairs).items():
-        assert torch.equal(embeddings, _embeddings(straight.model, pairs)[tower])
+        assert torch.equal(embeddings, straight[tower])
 
 
 @each_tower
 def test_engine_equals_plain_loop_equals_removal(family: str, tower: TowerName) -> None:
-    encoder = DualEncoder(zoo.build(family))
-    inputs = _inputs(zoo.pairs_of(encoder, 3))[tower]
+    encoder, pairs = _wrapped(family, 3)
+    inputs = _inputs(pairs)[tower]
     ablator = Ablator(encoder)
     plain, prefix = PlainEngine(encoder, ablator=ablator), PrefixEngine(encoder, ablator=ablator)
     units = list(enumerate_units(encoder, ("head", "neurons", "block"), {}, 2, (tower,)))
@@ -182,26 +189,19 @@ def test_engine_equals_plain_loop_equals_removal(family: str, tower: TowerName) 
     for place, unit in enumerate(units):
         assert not torch.allclose(expected[place], dense, rtol=1e-6), f"{unit} has no effect"
         assert_close(found[place], expected[place], 1e-5)
-        if unit.kind == "block":
-            with torch.no_grad():
-                assert_close(expected[place], physically_without(encoder, unit).embed(tower, inputs), 1e-5)
-        else:  # one of each kind of each type of layer
-            gone.setdefault((unit.kind, type(blocks[unit.layer].module)), unit)
-    without = plain.embeddings(tower, inputs, [single_ablation(unit) for unit in gone.values()])
+        gone.setdefault(
+            (unit.kind, type(blocks[unit.layer].module)), (place, unit)
+        )  # one of each kind of each type of layer
+    of_blocks = [gone.pop(key) for key in list(gone) if key[0] == "block"]
+    smaller = [unit for _, unit in gone.values()]
+    without = plain.embeddings(tower, inputs, [single_ablation(unit) for unit in smaller])
     with torch.no_grad():
-        assert_close(without, physically_without(encoder, *gone.values()).embed(tower, inputs), 1e-5)
+        for place, unit in of_blocks:
+            assert_close(expected[place], physically_without(encoder, unit).embed(tower, inputs), 1e-5)
+        assert_close(without, physically_without(encoder, *smaller).embed(tower, inputs), 1e-5)
 
 
-_REFITTED = {
-    "open_clip ViT", "open_clip ResNet", "CoCa, attentional pool", "EVA02-E", "MobileCLIP-S", "Swin", "mT5",
-    "transformers SigLIP",
-}  # fmt: skip
-"""One for each way to run a tower, and each type of output layer and of what stands before it."""
-
-
-@pytest.mark.parametrize(
-    "family", [pytest.param(each, marks=() if each in _REFITTED else pytest.mark.slow) for each in zoo.FAMILIES]
-)
+@pytest.mark.parametrize("family", zoo.DISTINCT)
 def test_scores_with_reconstruction_equal_removal_and_least_squares(family: str) -> None:
     """By both engines; one unit of each kind of layer is removed."""
     encoder = DualEncoder(zoo.build(family).double())
@@ -283,12 +283,8 @@ def _prepare_training(encoder: DualEncoder, pairs: Pairs) -> None:
 
 
 def _in_turn(*options: Any) -> Any:
-    """Each family with one of the options; with the others too among the slow tests."""
-    return [
-        pytest.param(family, option, marks=() if place % len(options) == turn else pytest.mark.slow)
-        for place, family in enumerate(zoo.FAMILIES)
-        for turn, option in enumerate(options)
-    ]
+    """Each family with one of the options."""
+    return [(family, options[place % len(options)]) for place, family in enumerate(zoo.FAMILIES)]
 
 
 @pytest.mark.parametrize(("family", "ratio"), _in_turn(0.3, 0.7))
@@ -415,8 +411,7 @@ def test_torch_prunings_gradient_criteria(family: str, criterion: str) -> None:
     _assert_prunes_by(family, criterion, global_pruning=False)
 
 
-@pytest.mark.slow
-@each_family
+@pytest.mark.parametrize("family", zoo.DISTINCT)
 @pytest.mark.parametrize("global_pruning", [False, True], ids=["local", "global"])
 def test_torch_prunings_own_criteria(family: str, global_pruning: bool) -> None:
     for criterion in CRITERIA if global_pruning else CRITERIA.keys() - _GRADIENTS.keys():  # those: above
@@ -442,8 +437,7 @@ def _captioned(model: Any, pairs: Pairs) -> dict[str, Tensor]:
     return {"logits": model(pairs.images, pairs.tokens)["logits"]}
 
 
-@pytest.mark.parametrize("family", COCAS)
-@pytest.mark.parametrize("ratio", [0.3, 0.6])
+@pytest.mark.parametrize(("family", "ratio"), list(zip(COCAS, (0.3, 0.6), strict=True)))
 def test_cocas_decoder_is_pruned(family: str, ratio: float) -> None:
     encoder, pairs = _wrapped(family)
     whole, dimensions = DualEncoder(copy.deepcopy(encoder.model)), _dimensions(encoder)
@@ -502,14 +496,15 @@ class _Encoder(nn.Module):
         return _encode(self.model, self.tower, inputs)
 
 
-_SAME_LAYERS = {  # of modules of the same types as in the other tower, or in the family's sister
-    ("open_clip qk_norm", "text"), ("open_clip scale_heads", "text"), ("open_clip inner norms", "text"), ("CoCa", "image"),
-    ("CoCa, attentional pool", "text"), ("transformers SigLIP 2", "text"),
-}  # fmt: skip
+_EXPORTED: list[tuple[str, TowerName]] = [
+    ("open_clip ViT", "image"), ("open_clip ViT", "text"), ("open_clip ResNet", "image"), ("CoCa, attentional pool", "image"),
+    ("EVA02", "image"), ("MobileCLIP-S", "image"), ("Swin", "image"), ("RoBERTa", "text"), ("mT5", "text"),
+    ("transformers SigLIP", "image"),
+]  # fmt: skip
+"""Each library's own code around attention and MLPs of each type."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "tower"), [each for each in _EACH_TOWER if each not in _SAME_LAYERS])
+@pytest.mark.parametrize(("family", "tower"), _EXPORTED)
 def test_pruned_models_compile_and_export(
     family: str, tower: TowerName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
