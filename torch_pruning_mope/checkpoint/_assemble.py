@@ -40,7 +40,7 @@ def assemble(checkpoint: Checkpoint, wrapper: Wrapper, model: nn.Module | None =
         encoder = wrapper(model.eval())
     cut(encoder, config.towers, shapes)
     _set_heads(encoder.model, config.heads_left)
-    if (found := counts(spec_of(encoder))) != counts(config.towers):
+    if (found := counts(spec_of(encoder), config.towers)) != counts(config.towers):
         raise ModelLoadError(
             f"towers must have the heads, neurons and channels of the weights, {short(found)}; found "
             f"{short(counts(config.towers))}."

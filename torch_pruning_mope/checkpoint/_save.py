@@ -119,7 +119,7 @@ def _check_base(encoder: EncoderCore, origin: Base, spec: Spec) -> dict[str, int
     differing += sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))[:3]
     ours, theirs = repr(model).splitlines(), repr(twin.model).splitlines()
     differing += [own.strip() for own, other in zip(ours, theirs, strict=False) if own != other][:3]
-    if differing or len(ours) != len(theirs) or counts(spec_of(twin)) != counts(spec):
+    if differing or len(ours) != len(theirs) or counts(spec_of(twin), spec) != counts(spec):
         raise ModelLoadError(
             f"base must be what the model was before it was pruned; found {origin.description.get('name')!r}, which differs: "
             f"{'; '.join(differing) or 'other layers'}. Pass the name that it was loaded by."

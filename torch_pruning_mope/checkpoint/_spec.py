@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, zip_longest
 from reprlib import repr as short
 from typing import Any
 
@@ -25,6 +25,9 @@ class LayerSpec:
     number: int
     heads: Kept
     neurons: Kept
+
+
+_NO_LAYER = LayerSpec(-1, "", "")
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,19 @@ def count(kept: Kept) -> int:
     return found
 
 
-def counts(spec: Spec) -> dict[str, Any]:
-    """Returns the part of a spec that shows in shapes."""
+def counts(spec: Spec, said: Spec | None = None) -> dict[str, Any]:
+    """Returns the part of a spec that shows in shapes; units only of layers where ``said`` has some.
+
+    Whether attention can be pruned may depend on values, which a model on ``meta`` has not.
+    """
     return {
         name: (
             tower.layers_of_base,
             [count(width) for width in tower.widths],
-            [(layer.number, count(layer.heads), count(layer.neurons)) for layer in tower.layers],
+            [
+                (layer.number, count(layer.heads) if other.heads else 0, count(layer.neurons) if other.neurons else 0)
+                for layer, other in zip_longest(tower.layers, (said or spec)[name].layers, fillvalue=_NO_LAYER)
+            ],
         )
         for name, tower in spec.items()
     }
@@ -123,7 +132,8 @@ def check_spec(spec: Spec) -> None:
         raise ModelLoadError(f"towers must be image and text, and may be decoder; found {short(sorted(spec))}.")
     for name, tower in spec.items():
         numbers = [layer.number for layer in tower.layers]
-        if numbers != sorted(numbers) or not numbers or numbers[0] < 0 or numbers[-1] >= tower.layers_of_base:
+        last = tower.layers_of_base - 1
+        if numbers != sorted(numbers) or bool(numbers) != (last >= 0) or not all(0 <= number <= last for number in numbers):
             raise ModelLoadError(
                 f"towers.{name}.layers must be in order, of the {tower.layers_of_base} of the base; found the "
                 f"numbers {short(numbers)}."
