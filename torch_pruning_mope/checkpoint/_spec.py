@@ -133,7 +133,11 @@ def check_spec(spec: Spec) -> None:
     for name, tower in spec.items():
         numbers = [layer.number for layer in tower.layers]
         last = tower.layers_of_base - 1
-        if numbers != sorted(numbers) or bool(numbers) != (last >= 0) or not all(0 <= number <= last for number in numbers):
+        if (
+            numbers != sorted(numbers)
+            or bool(numbers) != (last >= 0)
+            or not all(0 <= number <= last for number in numbers)
+        ):
             raise ModelLoadError(
                 f"towers.{name}.layers must be in order, of the {tower.layers_of_base} of the base; found the "
                 f"numbers {short(numbers)}."
