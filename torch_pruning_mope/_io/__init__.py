@@ -4,7 +4,7 @@ Pictures and URLs have theirs in ``_pictures`` and ``_urls``, whose imports take
 """
 
 from ._files import MOST_TEXT, OutsideError, list_files, open_inside, open_regular, printable, resolve_inside
-from ._folder import SAVING, located, sync, write_folder, write_whole
+from ._folder import SAVING, located, write_folder, write_whole
 from ._json import parse_json, read_json, typed
 from ._lock import hold
 
@@ -21,7 +21,6 @@ __all__ = [
     "printable",
     "read_json",
     "resolve_inside",
-    "sync",
     "typed",
     "write_folder",
     "write_whole",

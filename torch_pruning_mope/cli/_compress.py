@@ -24,8 +24,6 @@ from ._score import Kind
 
 @dataclass(frozen=True)
 class _Compression:
-    """Kinds of units, stages and evaluation."""
-
     kind: Annotated[
         list[Kind] | None, scoring_option(help="Units that may go; may be repeated.", show_default="head, neurons")
     ] = None

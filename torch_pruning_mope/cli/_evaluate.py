@@ -36,8 +36,6 @@ _LABELS = {"l1": "L1", "taylor": "Taylor", "hessian": "Hessian"}
 
 @dataclass(frozen=True)
 class Measuring:
-    """Task, images and timing."""
-
     task: Annotated[Task, typer.Option(help="Retrieval of pairs, or classification of labelled images.")] = (
         Task.retrieval
     )

@@ -41,8 +41,6 @@ UniformOption = Annotated[bool, budget_option("--uniform", help="All layers of a
 
 @dataclass(frozen=True)
 class Scoring:
-    """Metric and neuron groups."""
-
     metric: Annotated[
         str,
         scoring_option(help="Units are scored by its drop: contrastive_loss, recall_mean, recall@1, recall@5:t2i, …"),
@@ -75,8 +73,6 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Refit:
-    """Settings of the reconstruction."""
-
     ridge: Annotated[
         float | None,
         typer.Option(
@@ -88,8 +84,6 @@ class Refit:
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of every training."""
-
     steps: Annotated[int, training_option(help="Optimizer steps.", min=1)] = 1000
     batch_size: Annotated[int, training_option(help="Pairs of a step, over all ranks.", min=2)] = 256
     learning_rate: Annotated[
@@ -111,7 +105,7 @@ class Training:
         return {"batch_size": self.batch_size, "workers": self.workers, "memory": in_memory}
 
     def arguments(self) -> dict[str, Any]:
-        """Those of ``distill``."""
+        """Arguments of ``distill``."""
         return {name: getattr(self, name) for name in ("steps", "batch_size", "learning_rate", "precision", "shard")}
 
 

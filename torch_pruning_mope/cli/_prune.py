@@ -59,8 +59,6 @@ RECONSTRUCTION = "reconstruction.json"
 
 @dataclass(frozen=True)
 class Reconstruction(Refit):
-    """Settings of the reconstruction, and its pairs."""
-
     part: Annotated[Part, typer.Option(help="Part of the run's pairs to refit on.")] = Part.calibration
     pairs: Annotated[
         int | None, typer.Option(help="Images of it at most; no labels are used.", show_default="those scored on")

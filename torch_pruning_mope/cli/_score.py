@@ -14,8 +14,6 @@ Interaction = StrEnum("Interaction", ["single", "nested", "greedy", "joint"])
 
 @dataclass(frozen=True)
 class _Units:
-    """Units to score, interaction and memory."""
-
     kind: Annotated[
         list[Kind] | None, scoring_option(help="Units to score; may be repeated.", show_default="head, neurons, block")
     ] = None

@@ -26,8 +26,6 @@ FinetuneStepsOption = Annotated[int, training_option(help="Steps that the dense 
 
 @dataclass(frozen=True)
 class _Stage:
-    """Budgets of a stage, and its training pairs."""
-
     width: Annotated[
         str | None,
         budget_option(help="Parameters left once heads and neurons have gone: '70%', '100M', 'image=70%,text=80%'."),

@@ -1,7 +1,7 @@
 """Pairs to score and to train on, from files or from the embedded emoji scenes, and the tiny CLIP trained on these."""
 
 from ._gather import DescribedBatch, PairSplit, described_batches, gather_pairs, split_pairs
-from ._image_pairs import Described, ImagePairs
+from ._image_pairs import ImagePairs
 from ._labelled import LabelledImages, open_labelled
 from ._listing import CaptionedImage
 from ._loader import PairLoader
@@ -9,12 +9,11 @@ from ._open import open_pairs
 from ._pairs import Pairs, check_batch
 from ._scenes import Split, emoji_batches, emoji_pairs, emoji_scenes
 from ._sharded_pairs import ShardedPairs
-from ._skipped import Problem, Skipped, SkipReason
+from ._skipped import Skipped
 from ._tiny_clip import EmojiTokenizer, load_tiny_clip, tiny_clip_config
 
 __all__ = [
     "CaptionedImage",
-    "Described",
     "DescribedBatch",
     "EmojiTokenizer",
     "ImagePairs",
@@ -22,9 +21,7 @@ __all__ = [
     "PairLoader",
     "PairSplit",
     "Pairs",
-    "Problem",
     "ShardedPairs",
-    "SkipReason",
     "Skipped",
     "Split",
     "check_batch",

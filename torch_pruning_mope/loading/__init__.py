@@ -2,11 +2,9 @@
 
 from ._load import load_named
 from ._loaded import ExportedEncoder, LoadedModel, emoji_image
-from ._names import FORMS, OPEN_CLIP_CONFIG, ModelName, parse_name
+from ._names import ModelName, parse_name
 
 __all__ = [
-    "FORMS",
-    "OPEN_CLIP_CONFIG",
     "ExportedEncoder",
     "LoadedModel",
     "ModelName",

@@ -30,13 +30,12 @@ A stage has, besides:
 """
 
 from ._compress import compress
-from ._folder import IDENTITY, SETTINGS, TRAINING, RunFolder
+from ._folder import SETTINGS, TRAINING, RunFolder
 from ._settings import NEVER_IN_FILES, read_settings, shown
 from ._stages import finetune_stage, pretrain_stage, run_stage
 from ._training_log import TrainingLog, read_training
 
 __all__ = [
-    "IDENTITY",
     "NEVER_IN_FILES",
     "SETTINGS",
     "TRAINING",

@@ -1,11 +1,13 @@
 """A smaller model without training: scored, cut and reconstructed in stages."""
 
 import copy
+import math
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -13,11 +15,16 @@ from tqdm import tqdm
 from ..data import Pairs
 from ..dual_encoder import DualEncoder
 from ..metrics import MetricLike, resolve_metric
-from ..planning import Budget, Limit, Multiple, limits_of, plan_range
+from ..planning import Budget, Limit, Multiple, Sizes, limits_of, plan_range
 from ..scoring import Ranks, Rewiring, estimate_cost, fingerprint
 from ._folder import RunFolder
-from ._pipeline import Pipeline
-from ._shares import Stages, budgets_of, stage_limits
+from ._pipeline import Pipeline, budgets_of
+
+Stages = Literal["auto"] | int | Sequence[float]
+
+_AUTO = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05)
+"""Shares of what can be removed that the stages leave; scores hold about as far as from one to the next."""
+_APART = 1.2
 
 
 def compress(
@@ -166,3 +173,29 @@ def _until(run: Pipeline, limits: Sequence[Limit]) -> float | None:
     share += 0.1 if run.planning["min_heads"] or run.planning["min_neurons"] else 0.0
     share += 0.05 if run.planning["round_to"] != 1 else 0.01
     return share if share < 1 else None
+
+
+def stage_limits(limits: Sequence[Limit], least: Sizes, stages: Stages) -> list[list[Limit]]:
+    """The limits of every stage, the given ones last; ``least`` is the size of the smallest model."""
+    goals = [max(0.0, (limit.most - limit.of(least)) / (limit.total - limit.of(least))) for limit in limits]
+    shares = _shares(stages, min(goals))
+    found = []
+    for share in shares:
+        eased = [limit.of(least) + share * (limit.total - limit.of(least)) for limit in limits]
+        found.append([replace(limit, most=max(limit.most, most)) for limit, most in zip(limits, eased, strict=True)])
+    return [*found, list(limits)]
+
+
+def _shares(stages: Stages, goal: float) -> list[float]:
+    """Shares between the whole and the goal, decreasing."""
+    if stages == "auto":
+        return [share for share in _AUTO if share > _APART * goal]
+    if isinstance(stages, int) and not isinstance(stages, bool) and stages >= 1:
+        return [math.exp(math.log(max(goal, 1e-3)) * place / stages) for place in range(1, stages)]
+    if isinstance(stages, Sequence) and not isinstance(stages, str):
+        shares = [share for share in stages if isinstance(share, float) and 0 < share < 1]
+        if len(shares) == len(stages) and shares == sorted(set(shares), reverse=True):
+            return [share for share in shares if share > goal]
+    raise ValueError(
+        f"stages must be 'auto', a number of at least 1, or decreasing shares between 0 and 1; found {stages!r}."
+    )

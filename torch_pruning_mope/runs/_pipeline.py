@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..cost import footprints
+from ..cost import TOWERS, footprints
 from ..data import Pairs
 from ..distillation import TeacherCache, TrainingStep, distill
 from ..dual_encoder import DualEncoder
@@ -17,7 +17,6 @@ from ..pruning import remove_units
 from ..reconstruction import reconstruct
 from ..scoring import Ranks, score
 from ._folder import RunFolder
-from ._shares import budgets_of
 from ._training_log import TrainingLog
 
 Batches = Pairs | Iterable[tuple[Tensor, Tensor]]
@@ -181,3 +180,15 @@ class Pipeline:
             report = reconstruct(smaller, self.dense, **self.refit, progress=self.progress)
             self.write(file.replace("plan.json", "reconstruction.json"), report.to_json())
         return smaller
+
+
+def budgets_of(limits: Sequence[Limit], now: Sizes) -> dict[str, Any]:
+    """Arguments of :func:`torch_pruning_mope.make_plan` for the limits that do not hold yet, as far as is known."""
+    budgets: dict[str, Any] = {}
+    for limit in limits:
+        if limit.measure not in now or limit.of(now) > limit.most:
+            if limit.towers == TOWERS:
+                budgets[limit.measure] = limit.most
+            else:
+                budgets.setdefault(limit.measure, {})[limit.towers[0]] = limit.most
+    return budgets

@@ -14,7 +14,7 @@ from tests.unit.models import clip, pairs_for
 from torch_pruning_mope.cost import footprints
 from torch_pruning_mope.runs import _pipeline as steps
 from torch_pruning_mope.runs import compress
-from torch_pruning_mope.runs._shares import _shares
+from torch_pruning_mope.runs._compress import _shares
 
 QUICK: dict[str, Any] = {"groups": 2, "progress": False}
 
