@@ -110,7 +110,7 @@ def row(family: str) -> dict[str, Any]:
     return {
         "family": family,
         "prunes": ", ".join(kinds),
-        "scoring": {frozenset({"StreamWalk"}): "in parts", frozenset({"ReplayWalk"}): "by layer"}.get(
+        "scoring": {frozenset({"StreamWalk"}): "in parts", frozenset({"LayerWalk"}): "by layer"}.get(
             frozenset(ways), "in parts / by layer"
         ),
         "swapped = original": swapped(family),

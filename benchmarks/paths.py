@@ -36,7 +36,7 @@ from torch_pruning_mope.scoring import (
     neuron_orders,
     single_ablation,
 )
-from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
+from torch_pruning_mope.scoring._families import isotonic_pools, pooled
 from torch_pruning_mope.towers import Unit
 
 HEAD_RATIOS = (0.3, 0.5)

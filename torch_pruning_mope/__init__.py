@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .report import write_report
     from .runs import compress, finetune_stage, pretrain_stage, run_stage
     from .runtime import load_exported
-    from .scoring import ScoreTable, calibration_guidance, estimate_cost, score, separation
+    from .scoring import ScoreTable, calibration_guidance, estimate_cost, score
     from .surgery import register_attention
     from .towers import register_channels, register_towers
 
@@ -83,7 +83,6 @@ __all__ = [
     "run_stage",
     "save_evaluation",
     "score",
-    "separation",
     "split_pairs",
     "stock_scores",
     "write_report",
@@ -104,7 +103,7 @@ _HOMES = {
     "report": "write_report",
     "runs": "compress finetune_stage pretrain_stage run_stage",
     "runtime": "load_exported",
-    "scoring": "ScoreTable calibration_guidance estimate_cost score separation",
+    "scoring": "ScoreTable calibration_guidance estimate_cost score",
     "surgery": "register_attention",
     "towers": "register_channels register_towers",
 }

@@ -145,13 +145,7 @@ def inverse_without(inverse: Float[Tensor, "V V"], gone: Sequence[int]) -> Float
 
 @dataclass(frozen=True)
 class Refitted:
-    """A layer from which channels have gone.
-
-    Attributes:
-        left: Rows of the weights that are left.
-        inverse: ``A⁻¹`` of what is left.
-        weights: Their weights.
-    """
+    """A layer from which channels have gone: the rows of the weights that are left, ``A⁻¹`` of these, and their weights."""
 
     left: Int[Tensor, " K"]
     inverse: Float[Tensor, "K K"]
@@ -176,11 +170,6 @@ def removal_cost(inverse: Float[Tensor, "V V"], weights: Float[Tensor, "V D"], g
     """Squared error, penalty included, that removing some channels together leaves after the refit."""
     rows = torch.as_tensor(gone, dtype=torch.long, device=weights.device)
     return float((weights[rows] * solve_positive(inverse[rows][:, rows], weights[rows])).sum())
-
-
-def removal_costs(inverse: Float[Tensor, "V V"], weights: Float[Tensor, "V D"]) -> Float[Tensor, " V"]:
-    """``‖W_j‖² / [A⁻¹]_jj``: the same for each row alone."""
-    return weights.square().sum(1) / inverse.diagonal()
 
 
 def stacked(layer: nn.Linear | nn.Conv2d) -> Float[Tensor, "V D"]:

@@ -1,6 +1,6 @@
 """The core of a dual encoder made prunable: towers, embeddings, counts, the dependency graph. Everything above uses it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -10,24 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._state import exclusive
-from .errors import NonFiniteError, UngroupedParametersError, UnsupportedModelError
+from .errors import NonFiniteError, UnsupportedModelError
 from .surgery import (
-    PrunableAttention,
-    all_groups,
-    build_graph,
-    check_untied,
     exchange,
-    parts_of,
     prunable_attention,
-    tracing_forward,
     uncuttable,
-    ungrouped,
 )
 from .towers import (
     BlockTower,
     Counts,
+    GraphMixin,
     Layer,
     OpaqueTower,
+    Part,
     Prunable,
     Search,
     TowerName,
@@ -42,24 +37,9 @@ __all__ = ["EncoderCore", "TowerName"]
 EncoderT = TypeVar("EncoderT", bound="EncoderCore")
 
 
-class EncoderCore:
-    """Mutates ``model``: swaps its attention for a prunable one in place, which has the same outputs and takes its state dicts.
+class EncoderCore(GraphMixin):
+    """A dual encoder with what everything else needs; see :class:`torch_pruning_mope.DualEncoder`, which adds the rest."""
 
-    Wrapping a model twice is harmless. Optimizers made before hold the old attention weights; make them after.
-
-    Args:
-        model: A CLIP-like model: open_clip's, any of transformers' with ``get_image_features`` and ``get_text_features``, any
-            with ``encode_image`` and ``encode_text``, or of a registered type. On the ``meta`` device it can be wrapped,
-            counted and pruned by indices, but not scored.
-
-    Raises:
-        UnsupportedModelError: If the model, or one of its parts, is of an unknown type, or an encoder does not return one
-            embedding for each input. The model is then unchanged.
-        NonFiniteError: If a weight is NaN or infinite. The model is then unchanged.
-    """
-
-    unprunable: dict[str, str]
-    """Parts that stay as they are, by name, and why."""
     _pending = False
     _in_one: dict[str, str]
     origin: Any = None
@@ -157,7 +137,12 @@ class EncoderCore:
         """Finds the units of both towers, by structure where no handler knows the layers."""
         self._towers = towers_of(self.model)
         opaque = [tower for tower in (self._towers.image, self._towers.text) if isinstance(tower, OpaqueTower)]
-        search = Search(self.model, opaque, self._searched_graph)
+
+        def graph() -> tuple[tp.DependencyGraph, list[Any], list[nn.Module]]:
+            found, groups = self.checked_graph()
+            return found, groups, uncuttable(found, groups)
+
+        search = Search(self.model, opaque, graph)
         with searching(search):
             search.run()
             self.unprunable |= search.problems
@@ -173,10 +158,6 @@ class EncoderCore:
                     f"neither in {type(self.model).__qualname__}. {self.unprunable} Register its layers with "
                     "torch_pruning_mope.register_channels."
                 )
-
-    def _searched_graph(self) -> tuple[tp.DependencyGraph, list[Any], list[nn.Module]]:
-        graph, groups = self.checked_graph()
-        return graph, groups, uncuttable(graph, groups)
 
     @property
     def image(self) -> BlockTower:
@@ -201,6 +182,21 @@ class EncoderCore:
         """All blocks of both towers, the image tower's first, as they are now."""
         return [Layer(name, i, block) for name, tower in self.towers.items() for i, block in enumerate(tower.blocks)]
 
+    def sublayer(self, tower: TowerName, layer: int, part: Part) -> Prunable | None:
+        """The attention of a block for ``head``, its MLP for ``neurons``."""
+        block = self.towers[tower].blocks[layer]
+        return block.attention if part == "head" else block.feed_forward
+
+    @property
+    def sublayers(self) -> dict[tuple[TowerName, int, Part], Prunable]:
+        """All that have units left, by tower, layer and part."""
+        found: dict[tuple[TowerName, int, Part], Prunable] = {}
+        for layer in self.layers:
+            for part, units in (("head", layer.block.attention), ("neurons", layer.block.feed_forward)):
+                if units is not None and units.channels:
+                    found[layer.tower, layer.index, part] = units  # type: ignore[index]
+        return found
+
     @property
     def logit_scale(self) -> Tensor | float:
         """Factor of the similarities in the contrastive loss; 100, CLIP's ceiling, for a model without."""
@@ -208,11 +204,7 @@ class EncoderCore:
         return scale.exp().squeeze() if isinstance(scale, Tensor) else 100.0
 
     def check_has_weights(self) -> None:
-        """Raises if there is nothing to compute with.
-
-        Raises:
-            ValueError: If weights are on the ``meta`` device.
-        """
+        """Raises ValueError if weights are on the ``meta`` device."""
         if any(parameter.is_meta for parameter in self.model.parameters()):
             raise ValueError("model must have its weights; found some on the 'meta' device. Load a checkpoint first.")
 
@@ -259,14 +251,7 @@ class EncoderCore:
         }
 
     def block_numbers(self, tower: TowerName) -> list[int]:
-        """Positions that the blocks of a tower had when the model was wrapped.
-
-        Args:
-            tower: The tower.
-
-        Returns:
-            A number per block that is left.
-        """
+        """Positions that the blocks of a tower that are left had when the model was wrapped."""
         return [self.numbered[tower].index(block.module) for block in self.towers[tower].blocks]
 
     def _unit_counts(self) -> dict[str, list[int]]:
@@ -289,110 +274,6 @@ class EncoderCore:
             neurons=sum(sum(values) for key, values in units.items() if key.endswith("neurons")),
             width=sum(self.widths.values()),
         )
-
-    @property
-    def example_inputs(self) -> dict[str, Tensor]:
-        """One image and one caption of the right shapes, ``images`` and ``tokens``.
-
-        Torch-Pruning's own functions call the whole model, so they want the names that its ``forward`` has: for open_clip's
-        models ``tp.utils.count_ops_and_params(model, tuple(inputs.values()))``, for transformers' the dict
-        ``{"pixel_values": inputs["images"], "input_ids": inputs["tokens"]}``. With a ``forward_fn`` they take any:
-        ``build_dependency(model, inputs, forward_fn=lambda _, x: [encoder.embed("image", x["images"]), ...])``.
-        """
-        weight = next(self.model.parameters())
-        with torch.inference_mode(False):  # the tracer's autograd cannot use inference tensors
-            return {
-                "images": torch.zeros(1, *self._towers.image_shape, device=weight.device, dtype=weight.dtype),
-                "tokens": torch.ones(1, self._towers.context_length, dtype=torch.long, device=weight.device),
-            }
-
-    def graph_arguments(self) -> dict[str, Any]:
-        """Inputs, forward function and bare parameters, as Torch-Pruning's constructors take them."""
-        unwrapped = [pair for tower in self.towers.values() for pair in tower.joint_parameters]
-        # Torch-Pruning warns about every bare parameter it is not told of; these are in no graph.
-        unwrapped += [(parameter, 0) for parameter in self._left_alone()]
-        return {
-            "example_inputs": self.example_inputs,
-            "forward_fn": tracing_forward(
-                self._towers.encode_image, self._towers.encode_text, self.model, self._towers.decode
-            ),
-            "unwrapped_parameters": unwrapped,
-        }
-
-    def _left_alone(self) -> list[nn.Parameter]:
-        """The temperature and its bias, and what attention leaves alone."""
-        found = [getattr(self.model, name, None) for name in ("logit_scale", "logit_bias")]
-        own = [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
-        attentions = (module for module in self.model.modules() if isinstance(module, PrunableAttention))
-        return own + [parameter for attention in attentions for parameter in attention.left_alone()]
-
-    def dependency_graph(self, *, checked: bool = True) -> tp.DependencyGraph:
-        """Torch-Pruning's dependency graph of both towers, checked to cover every parameter.
-
-        Args:
-            checked: Whether to check; in vain for a copy of a model whose graph has been, and it takes most of the time.
-
-        Returns:
-            A fresh graph. It is stale once the model has been pruned by other means.
-
-        Raises:
-            UngroupedParametersError: If a parameter is in no group and not knowingly left alone.
-        """
-        return self.checked_graph()[0] if checked else build_graph(self.model, **self.graph_arguments())
-
-    def checked_graph(self) -> tuple[tp.DependencyGraph, list[Any]]:
-        """The graph and all its groups; see :meth:`dependency_graph`."""
-        arguments = self.graph_arguments()
-        graph = build_graph(self.model, **arguments)
-        check_untied(graph, self.model)
-        groups = all_groups(graph)
-
-        def outputs() -> list[Tensor]:
-            found: list[Tensor] = arguments["forward_fn"](self.model, arguments["example_inputs"])
-            return found
-
-        joint = [parameter for parameter, _ in arguments["unwrapped_parameters"]]
-        missed = ungrouped(graph, groups, self.model, joint, self._left_alone(), outputs)
-        self._note_ungrouped(missed)
-        return graph, groups
-
-    def _note_ungrouped(self, missed: Mapping[nn.Parameter, str]) -> None:
-        """Notes layers that the graph does not understand in towers that it need not; refuses others."""
-        tried = [module for module in self.model.modules() if any(parts.shown for parts in parts_of(module))]
-        left = {id(parameter) for module in tried for parameter in module.parameters()}
-        missed = {parameter: name for parameter, name in missed.items() if id(parameter) not in left}
-        self._unread = {}
-        for name, tower in self.towers.items():
-            own = set(tower.root.parameters()) if isinstance(tower, OpaqueTower) else set()
-            found = [path for parameter, path in missed.items() if parameter in own]
-            missed = {parameter: path for parameter, path in missed.items() if parameter not in own}
-            if found:
-                self._unread[name] = found
-                reason = (
-                    "Torch-Pruning cannot follow channels through it: it stays, and so does the tower's residual width"
-                )
-                self.unprunable |= {path.rpartition(".")[0]: reason for path in found}
-        if missed:
-            raise UngroupedParametersError(
-                "every parameter must be in a pruning group or knowingly left alone; found neither for "
-                f"{list(missed.values())}. If the model computes with them outside its layers, name them in the tower's "
-                "joint_parameters."
-            )
-
-    def uncuttable(self, graph: tp.DependencyGraph, groups: Sequence[Any]) -> list[nn.Module]:
-        """Layers whose output channels must stay, one per group: as ``ignored_layers`` they spare it."""
-        firm = uncuttable(graph, groups)
-        sources = {source for layer in self.layers for units in layer.block.prunables for source in units.sources}
-        for name, tower in self.towers.items():
-            if not isinstance(tower, OpaqueTower) or not (name in self._unread or _has_unreadable(tower.root)):
-                continue
-            inside = tower.own_modules()
-            for group in groups:
-                root = group[0].dep.target.module
-                made = {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
-                if root in inside and not made & sources:
-                    firm.append(root)
-        return firm
 
     def check_blocks(self, tower: TowerName, indices: Sequence[int]) -> None:
         """Raises as :meth:`remove_blocks` would."""
@@ -432,11 +313,6 @@ class EncoderCore:
         for kind in ("heads", "neurons"):  # what went is counted last
             counts = self._original[f"{tower}.{kind}"]
             counts[:count] = [counts[index] for index in order]
-
-
-def _has_unreadable(root: nn.Module) -> bool:
-    """True if an encoder has layers whose channels Torch-Pruning ties in ways of its own."""
-    return any(isinstance(module, nn.RNNBase | nn.MultiheadAttention) for module in root.modules())
 
 
 def _units(units: Prunable | None) -> int:

@@ -1,18 +1,17 @@
-"""Doors to everything outside: files, links, JSON and logs, written whole or not at all; no torch, no model.
+"""Doors to everything outside: files, links and JSON, written whole or not at all; no torch, no model.
 
 Pictures and URLs have theirs in ``_pictures`` and ``_urls``, whose imports take longer.
 """
 
 from ._files import MOST_TEXT, OutsideError, list_files, open_inside, open_regular, printable, resolve_inside
 from ._folder import SAVING, located, sync, write_folder, write_whole
-from ._json import append_jsonl, parse_json, read_json, typed
+from ._json import parse_json, read_json, typed
 from ._lock import hold
 
 __all__ = [
     "MOST_TEXT",
     "SAVING",
     "OutsideError",
-    "append_jsonl",
     "hold",
     "list_files",
     "located",

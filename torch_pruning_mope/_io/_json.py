@@ -1,9 +1,9 @@
-"""JSON that anybody may have written, dataclasses read from it by their annotations, and logs with an object a line."""
+"""JSON that anybody may have written, and dataclasses read from it by their annotations."""
 
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -22,17 +22,6 @@ def read_json(path: Path, most: int | None = None) -> Any:
     """Reads one JSON value from a regular file of at most ``most`` bytes; raises OSError or ValueError."""
     with open_regular(path, most) as file:
         return parse_json(file.read())
-
-
-def append_jsonl(path: str | Path, entry: Mapping[str, Any] | Any) -> None:
-    """Appends one line of JSON to a log; a callback for ``on_step`` of :func:`distil`."""
-    if is_dataclass(entry) and not isinstance(entry, type):
-        entry = asdict(entry)
-    if not isinstance(entry, Mapping):
-        raise TypeError(f"entry must be a mapping or a dataclass; found {type(entry).__name__}.")
-    line = json.dumps(dict(entry), ensure_ascii=True)
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")  # one call, so that a kill leaves at most a torn last line
 
 
 def typed(kind: Any, value: Any, where: str = "content") -> Any:

@@ -1,9 +1,7 @@
 """Cost of a model, of a call, of a unit: parameters, multiply-adds, seconds. One counter, one timer."""
 
-from ._footprint import TOWERS, Footprint, footprints, latencies
-from ._freed import freed_multiply_adds, freed_parameters
+from ._footprint import TOWERS, Footprint, footprints, freed_multiply_adds, freed_parameters, latencies, median_seconds
 from ._multiply_adds import count_multiply_adds
-from ._timer import median_seconds
 
 __all__ = [
     "TOWERS",

@@ -1,16 +1,34 @@
-"""Sizes of a model's towers: parameters, multiply-adds, seconds."""
+"""Size of a model's towers and of what goes with a unit: parameters, multiply-adds, seconds."""
 
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
-from .._state import evaluation_mode
+from .._state import evaluation_mode, synchronise
 from ..encoder import EncoderCore, TowerName
 from ..surgery import reached_leaves
-from ._multiply_adds import count_multiply_adds
-from ._timer import median_seconds
+from ..towers import Unit
+from ._multiply_adds import count_multiply_adds, multiply_adds_between
+
+
+def median_seconds(
+    function: Callable[[], object], device: torch.device, *, repeats: int = 15, warm_up: int = 2
+) -> float:
+    """Median seconds of a call, all work of the device included, after some calls that are not timed."""
+    times = []
+    for _ in range(warm_up + repeats):
+        synchronise(device)
+        began = time.perf_counter()
+        function()
+        synchronise(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[warm_up:])
+
 
 TOWERS: tuple[TowerName, ...] = ("image", "text")
 
@@ -76,3 +94,43 @@ def latencies(encoder: EncoderCore, *, batch_size: int = 1, repeats: int = 15) -
 def _examples(encoder: EncoderCore) -> dict[TowerName, torch.Tensor]:
     inputs = encoder.example_inputs
     return {"image": inputs["images"], "text": inputs["tokens"]}
+
+
+def freed_parameters(encoder: EncoderCore, unit: Unit) -> int:
+    """Parameters that go with a unit when it is cut out of the whole model."""
+    # Biases of output linears go with no head and no neuron, and norms with their block alone.
+    if unit.kind == "block":
+        return _count(encoder.towers[unit.tower].blocks[unit.layer].module)
+    units = encoder.sublayer(unit.tower, unit.layer, unit.part)
+    if units is None:
+        raise ValueError(f"unit must be of the model as it is now; found {unit}, which it has not.")
+    # All parameters of the layers around belong to the units, to each as many as to any other of its kind.
+    inner = sum(_count(source) for source in units.sources)
+    return (inner + units.output.weight.numel()) * len(unit.channels) // units.channels
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def freed_multiply_adds(encoder: EncoderCore, whole: Mapping[TowerName, Footprint]) -> Callable[[Unit], float]:
+    """Multiply-adds of one input that go with a unit cut out of the whole model; measured in one run of each tower."""
+    spans: dict[tuple[str, int, str], tuple[Sequence[nn.Module], nn.Module]] = {
+        (layer.tower, layer.index, "block"): ((layer.block.module,), layer.block.module) for layer in encoder.layers
+    }
+    spans |= {place: (units.sources, units.output) for place, units in encoder.sublayers.items()}
+    inputs = encoder.example_inputs
+    with torch.no_grad(), evaluation_mode(encoder.model):
+        measured = multiply_adds_between(
+            lambda: [encoder.embed("image", inputs["images"]), encoder.embed("text", inputs["tokens"])], spans
+        )
+
+    def freed(unit: Unit) -> float:
+        found = measured.get((unit.tower, unit.layer, unit.part))
+        if not found:  # its layers are not called as modules
+            size = whole[unit.tower]
+            return freed_parameters(encoder, unit) * size.multiply_adds / size.parameters
+        units = None if unit.kind == "block" else encoder.sublayer(unit.tower, unit.layer, unit.part)
+        return float(found) if units is None else found * len(unit.channels) / units.channels
+
+    return freed

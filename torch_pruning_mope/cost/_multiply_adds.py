@@ -1,7 +1,8 @@
 """Multiply-adds of a call: matrix products, convolutions and attention, by PyTorch's own formulas."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -10,15 +11,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .._state import hooked
+
 Key = TypeVar("Key")
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up what PyTorch's own formulas say of each operation.
+    """Adds up what PyTorch's own formulas say of each operation."""
 
-    ``FlopCounterMode`` counts by module as well, for which it hangs hooks on modules that fail where a module's input is a
-    parameter (a pool's learnt queries) and gradients are off.
-    """
+    # ``FlopCounterMode`` counts by module as well, for which it hangs hooks on modules that fail where a module's input is a
+    # parameter (a pool's learnt queries) and gradients are off.
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -67,22 +69,17 @@ def multiply_adds_between(
     """Multiply-adds of parts of a call that were run."""
     began: dict[Key, int] = {}
     found: dict[Key, int] = {}
-    handles = []
-    with _counting() as counter:
+    with _counting() as counter, ExitStack() as stack:
 
-        def begin(key: Key) -> None:
+        def begin(key: Key, *_: Any) -> None:
             began.setdefault(key, counter.flops)
 
-        def end(key: Key) -> None:
+        def end(key: Key, *_: Any) -> None:
             if key in began:
                 found[key] = found.get(key, 0) + (counter.flops - began.pop(key)) // 2
 
-        try:
-            for key, (first, last) in spans.items():
-                handles += [module.register_forward_pre_hook(lambda *_, key=key: begin(key)) for module in first]
-                handles.append(last.register_forward_hook(lambda *_, key=key: end(key)))
-            function()
-        finally:
-            for handle in handles:
-                handle.remove()
+        for key, (first, last) in spans.items():
+            stack.enter_context(hooked(first, partial(begin, key), before=True))
+            stack.enter_context(hooked([last], partial(end, key)))
+        function()
     return found

@@ -29,28 +29,22 @@ class Pairs:
         _check_tensor("tokens", tokens)
         if tokens.ndim != 2 or not _holds_integers(tokens):
             raise ValueError(f"tokens must be integers [captions, context]; found {_describe(tokens)}.")
-        object.__setattr__(self, "images", images)  # a frozen dataclass is set up this way
-        object.__setattr__(self, "tokens", tokens)
-        object.__setattr__(self, "image_index", self._one_caption_each() if image_index is None else image_index)
-        _check_tensor("image_index", self.image_index)
-        self._check_counts()
-        self._check_index()
-
-    def _one_caption_each(self) -> Int[Tensor, " N"]:
-        if len(self.images) != len(self.tokens):
-            raise ValueError(
-                f"image_index must be given when images and captions differ in number; found {len(self.images)} images and "
-                f"{len(self.tokens)} captions. Pass the image of each caption."
-            )
-        return torch.arange(len(self.tokens), device=self.tokens.device)
-
-    def _check_counts(self) -> None:
-        for name, count in (("images", len(self.images)), ("tokens", len(self.tokens))):
-            if count < 2:
-                found = "no calibration pairs" if count == 0 else "one pair"
+        if image_index is None:
+            if len(images) != len(tokens):
+                raise ValueError(
+                    f"image_index must be given when images and captions differ in number; found {len(images)} images and "
+                    f"{len(tokens)} captions. Pass the image of each caption."
+                )
+            image_index = torch.arange(len(tokens), device=tokens.device)
+        for name, value in (("images", images), ("tokens", tokens), ("image_index", image_index)):
+            _check_tensor(name, value)
+            if len(value) < 2 and name != "image_index":
+                found = "no calibration pairs" if len(value) == 0 else "one pair"
                 raise ValueError(
                     f"{name} must be at least two; found {found}. Pass a few hundred images with captions."
                 )
+            object.__setattr__(self, name, value)  # a frozen dataclass is set up this way
+        self._check_index()
 
     def _check_index(self) -> None:
         index = self.image_index

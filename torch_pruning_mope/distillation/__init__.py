@@ -7,10 +7,8 @@ float32 at least, also under autocast, and do not look for NaN, which would wait
 """
 
 from ._cache import TeacherCache
-from ._chunks import chunked_backward
 from ._loop import TrainingStep
 from ._loss import DistillationLoss, Encoded
-from ._terms import Hidden
 from ._train import check_training, distill
 
 distil = distill
@@ -19,11 +17,9 @@ distil = distill
 __all__ = [
     "DistillationLoss",
     "Encoded",
-    "Hidden",
     "TeacherCache",
     "TrainingStep",
     "check_training",
-    "chunked_backward",
     "distil",
     "distill",
 ]

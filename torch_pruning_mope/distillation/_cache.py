@@ -57,7 +57,6 @@ class TeacherCache:
         *,
         path: str | Path | None = None,
         hidden: bool = False,
-        dtype: torch.dtype | None = None,
         precision: TeacherPrecision | None = None,
         batch_size: int = 128,
         shard_size: int = 1024,
@@ -72,7 +71,6 @@ class TeacherCache:
             pairs: The pairs, as the teacher takes them.
             path: Folder of the shards; None keeps them in memory.
             hidden: Keep the states that leave each block too, ``tokens * width`` numbers per input and block.
-            dtype: Of the hidden states; None for the teacher's.
             precision: Autocast of the teacher; None for none.
             batch_size: Inputs run at once.
             shard_size: Images, or captions, of a shard.
@@ -92,7 +90,6 @@ class TeacherCache:
             "images": pairs.num_images,
             "captions": pairs.num_captions,
             "hidden": hidden,
-            "dtype": str(dtype),
             "precision": precision,
             "shard_size": shard_size,
             "logit_scale": float(torch.as_tensor(teacher.logit_scale).detach()),
@@ -104,7 +101,7 @@ class TeacherCache:
             tower, number = shard
             half = nullcontext() if precision is None else torch.autocast(teacher.device.type, HALF[precision])
             with torch.no_grad(), evaluation_mode(teacher.model), half:
-                return _outputs(teacher, tower, inputs[tower][number], batch_size, hidden=hidden, dtype=dtype)
+                return _outputs(teacher, tower, inputs[tower][number], batch_size, hidden=hidden)
 
         if path is None:
             return cls(about, {shard: compute(shard) for shard in shards}.__getitem__)
@@ -186,7 +183,7 @@ def _check(file: Path, about: Mapping[str, Any]) -> None:
 
 
 def _outputs(
-    teacher: EncoderCore, tower: TowerName, inputs: Tensor, batch_size: int, *, hidden: bool, dtype: torch.dtype | None
+    teacher: EncoderCore, tower: TowerName, inputs: Tensor, batch_size: int, *, hidden: bool
 ) -> dict[str, Tensor]:
     """Embeddings of one tower, and the states that leave its blocks, by their numbers."""
     parts: dict[str, list[Tensor]] = {}
@@ -200,5 +197,5 @@ def _outputs(
                     f"hidden states must have one row per input to be kept; found {list(states.shape)} for {len(batch)} in "
                     f"block {number} of the {tower} tower. Pass hidden=False, or the teacher itself to distill."
                 )
-            parts.setdefault(str(number), []).append(states.to("cpu", dtype))
+            parts.setdefault(str(number), []).append(states.cpu())
     return {name: torch.cat(found).contiguous() for name, found in parts.items()}

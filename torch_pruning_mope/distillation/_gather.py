@@ -1,9 +1,7 @@
 """Embeddings of all ranks on every rank, with gradients, so that a loss sees the whole batch.
 
-Every collective's backward is its adjoint: a rank's gradient is that of the *sum* of what all ranks backpropagate. All
-return the whole batch's loss, so the mean of the ranks' gradients, which DDP takes, is that of one process with the
-whole batch. ``torch.distributed.nn.functional``, which does the same, is deprecated as of torch 2.14, takes only equal
-numbers of rows, and sends each rank's gradients by world-size scatters over gloo; hence functions of our own.
+Every collective's backward is its adjoint: a rank's gradient is that of the *sum* of what all ranks backpropagate.
+``torch.distributed.nn.functional`` is deprecated as of torch 2.14, and takes only equal numbers of rows.
 """
 
 from collections.abc import Sequence
@@ -16,9 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
-
-Group = Any
-"""A process group; None is the default group, or this process alone where there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +30,17 @@ class Rows:
         return torch.arange(self.start, self.start + len(self.own), device=self.own.device)
 
 
-def is_alone(group: Group) -> bool:
+def is_alone() -> bool:
     """True if no other rank takes part."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
 
 
-def row_counts(tensor: Float[Tensor, "n J"], name: str, group: Group) -> list[int]:
+def row_counts(tensor: Float[Tensor, "n J"], name: str) -> list[int]:
     """Every rank's number of rows; ValueError on all ranks alike if none has any, or widths differ."""
     shapes = torch.tensor([tensor.shape], device=tensor.device)
-    if not is_alone(group):
-        everyone = [torch.empty_like(shapes) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(everyone, shapes, group=group)
+    if not is_alone():
+        everyone = [torch.empty_like(shapes) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, shapes)
         shapes = torch.cat(everyone)
     rows, widths = shapes.T.tolist()
     if len(set(widths)) > 1:
@@ -69,26 +64,26 @@ def unit(embeddings: Float[Tensor, "n J"]) -> Float[Tensor, "n J"]:
     return F.normalize(wide(embeddings), dim=-1)
 
 
-def gathered(embeddings: Float[Tensor, "n J"], name: str, group: Group) -> Rows:
+def gathered(embeddings: Float[Tensor, "n J"], name: str) -> Rows:
     """Normalises embeddings and gathers those of all ranks, which may hold different numbers of rows, and none."""
     own = unit(embeddings)
-    counts = row_counts(own, name, group)
-    if is_alone(group):
+    counts = row_counts(own, name)
+    if is_alone():
         return Rows(own, own, 0)
-    everyone: Tensor = _Gather.apply(own, counts, group)
-    return Rows(own, everyone, sum(counts[: dist.get_rank(group)]))
+    everyone: Tensor = _Gather.apply(own, counts)
+    return Rows(own, everyone, sum(counts[: dist.get_rank()]))
 
 
-def summed(shares: Float[Tensor, "*T"], group: Group) -> Float[Tensor, "*T"]:
+def summed(shares: Float[Tensor, "*T"]) -> Float[Tensor, "*T"]:
     """Sum of all ranks' shares of some losses, on every rank."""
-    return shares if is_alone(group) else _Sum.apply(shares, group)
+    return shares if is_alone() else _Sum.apply(shares)
 
 
-def total(numbers: Int[Tensor, "T"], group: Group) -> Int[Tensor, "T"]:
+def total(numbers: Int[Tensor, "T"]) -> Int[Tensor, "T"]:
     """Sum of all ranks' numbers, on every rank, without gradient or waiting for the device."""
-    if not is_alone(group):
+    if not is_alone():
         numbers = numbers.clone()
-        dist.all_reduce(numbers, group=group)
+        dist.all_reduce(numbers)
     return numbers
 
 
@@ -96,36 +91,35 @@ class _Gather(Function):
     """Rows of all ranks, in order. Backward: the sum of all ranks' gradients of this rank's rows."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-        ctx.group, ctx.rows = group, len(own)
-        ctx.start = sum(counts[: dist.get_rank(group)])
+    def forward(ctx: Any, own: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.rows = len(own)
+        ctx.start = sum(counts[: dist.get_rank()])
         padded = own.new_zeros(max(counts), own.shape[1])  # collectives take equal shapes
         padded[: len(own)] = own
         parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded, group=group)
+        dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         everyone = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(everyone, group=ctx.group)  # gloo has no reduce-scatter on every version
-        return everyone[ctx.start : ctx.start + ctx.rows], None, None
+        dist.all_reduce(everyone)  # gloo has no reduce-scatter on every version
+        return everyone[ctx.start : ctx.start + ctx.rows], None
 
 
 class _Sum(Function):
     """The sum over ranks. Backward: the sum of their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, share: Tensor, group: Group) -> Tensor:
-        ctx.group = group
+    def forward(_ctx: Any, share: Tensor) -> Tensor:
         everyone = share.clone()
-        dist.all_reduce(everyone, group=group)
+        dist.all_reduce(everyone)
         return everyone
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
         everyone = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(everyone, group=ctx.group)
-        return everyone, None
+        dist.all_reduce(everyone)
+        return everyone

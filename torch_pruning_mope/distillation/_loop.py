@@ -9,20 +9,50 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ..errors import NonFiniteError
 from ..scoring import Ranks
 from ._batches import Batch
 from ._cache import TeacherPrecision
-from ._checkpoint import load_training, save_training, training_tensors
+from ._checkpoint import load_training, save_training
 from ._chunks import chunked_backward
 from ._loss import DistillationLoss, Encoded
-from ._optimizer import schedule, take_average
 from ._shard import Shards
 from ._student import clamp_temperature
 from ._teacher import Teacher, run_teacher
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the highest learning rate: a linear rise over ``warmup`` of the steps, then half a cosine."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW of the parameters that require gradients; biases, norms and the temperature do not decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+
+
+def averaged(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Exponential moving average of a model's weights, from those after the first step on."""
+    return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+@torch.no_grad()
+def take_average(model: nn.Module, average: AveragedModel | None) -> None:
+    """Mutates ``model``: its weights become their average, if there is one."""
+    if average is not None:
+        for own, mean in zip(model.parameters(), average.module.parameters(), strict=True):
+            own.copy_(mean)
 
 
 @dataclass(frozen=True)
@@ -44,11 +74,7 @@ class TrainingStep:
 
 @dataclass
 class Loop:
-    """State that the steps of one training share.
-
-    ``module`` encodes a batch with ``model``; :meth:`resume` wraps it for data parallelism unless it is in shards. ``key`` is
-    all that the numbers depend on.
-    """
+    """State of one training; ``module`` encodes a batch with ``model``, and ``key`` is all that the numbers depend on."""
 
     accelerator: Any
     ranks: Ranks
@@ -64,15 +90,14 @@ class Loop:
     folder: Path | None
     key: dict[str, Any]
     history: list[TrainingStep] = field(default_factory=list)
-    last: Path | None = None
+    saved: str = "none"
 
     def resume(self) -> None:
         """Mutates model and optimizer to the last checkpoint, if there is one, and wraps them."""
         if self.folder is not None:
-            self.last, logged = load_training(
-                self.folder, self.key, self.model, self.optimizer, self.average, self.ranks
-            )
+            logged = load_training(self.folder, self.modules, self.optimizer, self.key, self.ranks)
             self.history = [TrainingStep(**entry) for entry in logged]
+            self._note(self.folder)
         if isinstance(self.module, Shards):
             return
         if self.average is not None:
@@ -101,7 +126,9 @@ class Loop:
                 values = {"loss": entry.loss, "learning_rate": entry.learning_rate, **entry.terms}
                 self.accelerator.log(values, step=step + 1)
                 if self.folder is not None and ((step + 1) % save_every == 0 or step + 1 == steps):
-                    self._save(self.folder, step + 1)
+                    entries = [asdict(entry) for entry in self.history]
+                    save_training(self.folder, self.modules, self.optimizer, self.key, entries, self.ranks)
+                    self._note(self.folder)
             take_average(self.model, self.average)
         finally:
             self.model.eval()
@@ -113,7 +140,7 @@ class Loop:
         value, terms = self._backward(batch)
         if not math.isfinite(value):
             raise NonFiniteError(
-                f"loss must be finite; found {value} at step {step + 1}. The last checkpoint is {self.last or 'none'}: lower "
+                f"loss must be finite; found {value} at step {step + 1}. The last checkpoint is {self.saved}: lower "
                 "learning_rate, or use precision='bf16' rather than 'fp16', and go on from there."
             )
         if isinstance(self.module, Shards):
@@ -129,10 +156,13 @@ class Loop:
             self.average.update_parameters(self.model)
         return TrainingStep(step + 1, value, terms, rate)
 
-    def _save(self, folder: Path, step: int) -> None:
-        tensors = training_tensors(self.model, self.optimizer, self.average, self.ranks)
-        history = [asdict(entry) for entry in self.history]
-        self.last = self.ranks.from_first(lambda: save_training(folder, tensors, step, self.key, history))
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that checkpoints hold."""
+        return {"model": self.model} | ({} if self.average is None else {"average": self.average})
+
+    def _note(self, folder: Path) -> None:
+        self.saved = f"that of step {len(self.history)} in {folder}" if self.history else "none"
 
     def _backward(self, batch: Batch) -> tuple[float, dict[str, float]]:
         """Adds the gradients of a batch; returns its loss and terms."""

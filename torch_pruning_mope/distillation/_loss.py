@@ -1,16 +1,79 @@
 """The distillation objective: all terms together."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ._checks import check_counterparts, check_embeddings, owners, scalar
-from ._gather import Group, gathered, summed
+from ._gather import gathered, summed
 from ._terms import Hidden, features, hidden_states, info_nce, sigmoid, similarity
+
+
+def check_embeddings(images: Tensor, texts: Tensor, whose: str = "") -> None:
+    """Raises ValueError unless both are rows of one embedding space; ``whose`` is a prefix of their names."""
+    for name, rows in ((f"{whose}images", images), (f"{whose}texts", texts)):
+        if rows.ndim != 2 or not rows.is_floating_point():
+            raise ValueError(
+                f"{name} must be embeddings, floats [rows, embedding]; found {rows.dtype} {list(rows.shape)}. "
+                "Pass what the tower returns, one row per image or caption."
+            )
+    if images.shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"{whose}images and {whose}texts must be embeddings of the same size; found {images.shape[1]} and "
+            f"{texts.shape[1]}. Pass both towers' outputs in the joint space, after their projections."
+        )
+
+
+def check_counterparts(images: Tensor, texts: Tensor, teacher_images: Tensor, teacher_texts: Tensor) -> None:
+    """Raises ValueError unless the teacher has as many images and captions as the student."""
+    check_embeddings(images, texts)
+    check_embeddings(teacher_images, teacher_texts, "teacher_")
+    for name, student, teacher in (("images", images, teacher_images), ("texts", texts, teacher_texts)):
+        if len(student) != len(teacher):
+            raise ValueError(
+                f"teacher_{name} must have as many rows as {name}; found {len(teacher)} and {len(student)}. "
+                "Give teacher and student the same batch, in the same order."
+            )
+
+
+def owners(image_index: Tensor | None, images: Tensor, texts: Tensor) -> Int[Tensor, "N"]:
+    """Position of each caption's image among this rank's, on the embeddings' device; ValueError if it does not fit."""
+    if image_index is None:
+        if len(images) != len(texts):
+            raise ValueError(
+                f"image_index is required when images ({len(images)}) and captions ({len(texts)}) differ in number: give "
+                "the image that each caption describes."
+            )
+        return torch.arange(len(texts), device=texts.device)
+    if image_index.shape != texts.shape[:1] or image_index.is_floating_point() or image_index.dtype == torch.bool:
+        raise ValueError(
+            f"image_index must hold one integer per caption; found {image_index.dtype} {list(image_index.shape)} for "
+            f"{len(texts)} captions. Give the image of each caption."
+        )
+    low, high = (int(image_index.min()), int(image_index.max())) if len(texts) else (0, -1)
+    if low < 0 or high >= len(images):
+        raise ValueError(
+            f"image_index must lie in 0..{len(images) - 1}; found {low}..{high}. Count this rank's own images from zero: "
+            "all captions of an image are on the image's rank."
+        )
+    return image_index.to(texts.device, torch.long)
+
+
+def scalar(value: float | Tensor, name: str, like: Tensor, *, positive: bool = True) -> Tensor:
+    """A temperature or bias as a tensor without dimensions; values of tensors are not checked, as that waits for the device."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name} must be one number; found a tensor of shape {list(value.shape)}. Pass the model's own, one for all."
+            )
+        return value.to(like.device).reshape(())
+    if not math.isfinite(value) or (positive and value <= 0):
+        kind = "a positive number" if positive else "a finite number"
+        raise ValueError(f"{name} must be {kind}; found {value}. CLIP's is logit_scale.exp(), 1 to 100.")
+    # In float32 at least: 14.29 is 14.3125 in bfloat16.
+    return torch.tensor(float(value), device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +108,6 @@ class DistillationLoss(nn.Module):
         features: Weight β of L_feat: mean squared error of normalised embeddings, over dimensions and towers.
         hidden: Weight γ of L_hidn: mean squared error of hidden states, summed over the student's blocks, over towers.
         sigmoid: L_itc is SigLIP's (arXiv 2303.15343).
-        group: Process group that shares the batch; by default all ranks.
 
     Raises:
         ValueError: If a weight is negative or not finite, or all are 0.
@@ -59,10 +121,8 @@ class DistillationLoss(nn.Module):
         features: float = 1000.0,
         hidden: float = 0.0,
         sigmoid: bool = False,
-        group: Group = None,
     ) -> None:
         super().__init__()
-        self.group = group
         weights = {"contrastive": contrastive, "similarity": similarity, "features": features, "hidden": hidden}
         for name, weight in weights.items():
             if not math.isfinite(weight) or weight < 0:
@@ -75,9 +135,9 @@ class DistillationLoss(nn.Module):
         self.sigmoid = sigmoid
 
     @classmethod
-    def paper(cls, *, sigmoid: bool = False, group: Group = None) -> "DistillationLoss":
+    def paper(cls, *, sigmoid: bool = False) -> "DistillationLoss":
         """The published objective, with hidden states: (α, β, γ) = (1, 1000, 1)."""
-        return cls(hidden=1.0, sigmoid=sigmoid, group=group)
+        return cls(hidden=1.0, sigmoid=sigmoid)
 
     def forward(
         self,
@@ -85,7 +145,6 @@ class DistillationLoss(nn.Module):
         teacher: Encoded | None = None,
         *,
         image_index: Int[Tensor, "N"] | None = None,
-        lengths: Mapping[str, Int[Tensor, "_"]] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """The loss of the whole batch, and its terms, on every rank.
 
@@ -93,24 +152,17 @@ class DistillationLoss(nn.Module):
             student: Outputs on this rank's batch, with gradients.
             teacher: Outputs on the same batch.
             image_index: Position, among this rank's images, of each caption's image; by default caption j has image j.
-            lengths: Tokens that count in L_hidn, by tower, ``[B]`` each; None for all.
 
         Returns:
             The weighted sum, whose gradients are to be averaged over ranks, as DDP does; and each term by the name of its
             weight, not weighted and without gradients.
         """
-        shares = self._shares(student, teacher, image_index, lengths)
-        terms = summed(torch.stack(list(shares.values())), self.group)
+        shares = self._shares(student, teacher, image_index)
+        terms = summed(torch.stack(list(shares.values())))
         total = (terms * terms.new_tensor(list(self.weights.values()))).sum()
         return total, dict(zip(shares, terms.detach().unbind(), strict=True))
 
-    def _shares(
-        self,
-        student: Encoded,
-        teacher: Encoded | None,
-        image_index: Tensor | None,
-        lengths: Mapping[str, Tensor] | None,
-    ) -> dict[str, Tensor]:
+    def _shares(self, student: Encoded, teacher: Encoded | None, image_index: Tensor | None) -> dict[str, Tensor]:
         """This rank's share of each term, in the order of the weights; all checks come first."""
         check_embeddings(student.images, student.texts)
         scale = scalar(student.logit_scale, "logit_scale", student.images)
@@ -120,7 +172,7 @@ class DistillationLoss(nn.Module):
         if self.weights.keys() - {"contrastive"}:
             teacher = self._checked(student, teacher)
         if self.weights.keys() - {"hidden"}:
-            images, texts = (gathered(getattr(student, name), name, self.group) for name in ("images", "texts"))
+            images, texts = (gathered(getattr(student, name), name) for name in ("images", "texts"))
         if "contrastive" in self.weights:
             shares["contrastive"] = (
                 info_nce(images, texts, owner, scale) if bias is None else sigmoid(images, texts, owner, scale, bias)
@@ -129,16 +181,14 @@ class DistillationLoss(nn.Module):
             return shares
         if "similarity" in self.weights:
             others = [each.detach().to(scale.device) for each in (teacher.images, teacher.texts)]
-            rows = [
-                gathered(each, f"teacher_{name}", self.group)
-                for each, name in zip(others, ("images", "texts"), strict=True)
-            ]
+            names = ("teacher_images", "teacher_texts")
+            rows = [gathered(each, name) for each, name in zip(others, names, strict=True)]
             theirs = scalar(teacher.logit_scale, "teacher_logit_scale", student.images).detach()
             shares["similarity"] = similarity(images, texts, scale, rows[0], rows[1], theirs)
         if "features" in self.weights:
             shares["features"] = features(images, texts, teacher.images, teacher.texts)
         if "hidden" in self.weights and student.hidden is not None and teacher.hidden is not None:
-            shares["hidden"] = hidden_states(student.hidden, teacher.hidden, lengths, self.group)
+            shares["hidden"] = hidden_states(student.hidden, teacher.hidden)
         return shares
 
     def _bias(self, student: Encoded) -> Tensor | None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._state import evaluation_mode
+from .._state import evaluation_mode, hooked
 from ..encoder import EncoderCore, TowerName
 from ..towers import first_tensor
 from ._loss import Encoded
@@ -56,19 +55,14 @@ def numbered_blocks(encoder: EncoderCore, towers: Collection[TowerName]) -> Bloc
 def watched(blocks: Blocks) -> Iterator[dict[str, dict[int, Tensor]]]:
     """Yields a mapping, by tower and number, that fills with the blocks' outputs as towers run inside."""
     seen: dict[str, dict[int, Tensor]] = {tower: {} for tower in TOWERS}
-    handles = []
+    places = {block: (tower, number) for tower, numbered in blocks.items() for number, block in numbered.items()}
 
-    def keep(tower: str, number: int, _module: nn.Module, _args: Any, output: Any) -> None:
+    def keep(module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        tower, number = places[module]
         seen[tower][number] = first_tensor(output)
 
-    try:
-        for tower, numbered in blocks.items():
-            for number, block in numbered.items():
-                handles.append(block.register_forward_hook(partial(keep, tower, number)))
+    with hooked(places, keep):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def has_idle(encoder: EncoderCore) -> bool:

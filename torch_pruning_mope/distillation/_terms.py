@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from ._gather import Group, Rows, total, unit, wide
+from ._gather import Rows, total, unit, wide
 
 Hidden = Mapping[str, Mapping[int, Tensor]]
 """Hidden states by tower (``image``, ``text``) and by the block's index in the teacher, ``[B, T, width]`` each."""
@@ -64,12 +64,12 @@ def features(images: Rows, texts: Rows, teacher_images: Tensor, teacher_texts: T
     return (errors[0] + errors[1]) / 2
 
 
-def hidden_states(hidden: Hidden, teacher_hidden: Hidden, lengths: Mapping[str, Tensor] | None, group: Group) -> Tensor:
+def hidden_states(hidden: Hidden, teacher_hidden: Hidden) -> Tensor:
     """L_hidn of MoPE-CLIP: mean squared error of the hidden states that leave the kept blocks."""
     # A block of the student is compared with the teacher's block of the same key, its index *before* any block was removed.
     # Errors are means over batch, tokens and width, sums over blocks, and averaged over the two towers (our reading of the
     # paper's ½; a tower that is not given counts as zero). There is no projection, as in the paper: pruning keeps the residual
-    # width. Tokens past a row's ``lengths``, by tower, do not count.
+    # width.
     if not any(hidden.values()):
         raise ValueError(
             "hidden must hold at least one block; found none. Give the student's blocks, or L_hidn weight 0."
@@ -78,15 +78,10 @@ def hidden_states(hidden: Hidden, teacher_hidden: Hidden, lengths: Mapping[str, 
     for tower, blocks in hidden.items():
         for index, student in blocks.items():
             teacher = _counterpart(teacher_hidden, tower, index, student)
-            error = (wide(student) - wide(teacher.detach().to(student.device))) ** 2
-            count = torch.tensor(student.numel(), device=student.device)
-            if lengths is not None and tower in lengths:
-                mask = _mask(lengths[tower], student, tower)
-                error, count = error.masked_fill(~mask, 0), mask.sum() * student.shape[-1]
-            errors.append(error.sum())
-            counts.append(count)
+            errors.append(((wide(student) - wide(teacher.detach().to(student.device))) ** 2).sum())
+            counts.append(student.numel())
     first = errors[0].device  # layers may be spread over devices
-    whole = total(torch.stack([count.to(first) for count in counts]), group).clamp(min=1)
+    whole = total(torch.tensor(counts, device=first)).clamp(min=1)
     return (torch.stack([error.to(first) for error in errors]) / whole).sum() / 2
 
 
@@ -117,14 +112,3 @@ def _counterpart(teacher_hidden: Hidden, tower: str, index: int, student: Tensor
             "L_hidn needs the residual width whole."
         )
     return teacher
-
-
-def _mask(lengths: Tensor, student: Tensor, tower: str) -> Tensor:
-    """True for the tokens that count."""
-    if student.ndim != 3 or lengths.shape != student.shape[:1]:
-        raise ValueError(
-            f"lengths must hold one number per row of hidden states [batch, tokens, width]; found {list(lengths.shape)} for "
-            f"{list(student.shape)} in the {tower} tower. Give hidden states batch first."
-        )
-    tokens = torch.arange(student.shape[1], device=student.device)
-    return (tokens < lengths.to(student.device)[:, None])[..., None]

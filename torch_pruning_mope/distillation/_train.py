@@ -18,9 +18,8 @@ from ..scoring import Ranks
 from ._accelerator import accelerator_for
 from ._batches import Batches, check_aligned, drawn, given
 from ._cache import TeacherPrecision
-from ._loop import Loop, TrainingStep
+from ._loop import Loop, TrainingStep, adamw, averaged
 from ._loss import DistillationLoss
-from ._optimizer import adamw, averaged
 from ._shard import Shards
 from ._student import Student, has_idle
 from ._teacher import Teacher, check_teacher
@@ -40,7 +39,6 @@ def distill(
     batch_size: int = 256,
     chunks: int = 1,
     learning_rate: float = 2e-5,
-    betas: tuple[float, float] = (0.9, 0.98),
     weight_decay: float = 3e-4,
     warmup: float = 0.1,
     max_norm: float | None = 1.0,
@@ -73,7 +71,6 @@ def distill(
         batch_size: Pairs of a step, over all ranks; ignored for given batches.
         chunks: Parts that a rank's share of a batch is run in, to save memory; the gradients are the same.
         learning_rate: The highest. The default is that reported for ViT-L/14; small models take more: 5e-4 for the tiny CLIP.
-        betas: AdamW's.
         weight_decay: Of matrices; biases, norms and the temperature have none.
         warmup: Share of the steps in which the rate rises.
         max_norm: Largest norm of the gradients; None for no clipping.
@@ -104,9 +101,8 @@ def distill(
         NotImplementedError: If Accelerate is configured to shard the model, or torch is too old for ``shard``.
         RuntimeError: If this process would train alone, of several that were launched together.
     """
-    images = pairs.num_images if isinstance(pairs, Pairs) else None
-    _check(steps, batch_size, chunks, learning_rate, warmup, ema, images)
-    loss = loss or _default_loss(teacher)
+    _check(steps, batch_size, chunks, learning_rate, warmup, ema, pairs)
+    loss = loss or (DistillationLoss(similarity=0.0, features=0.0) if teacher is None else DistillationLoss())
     check_teacher(teacher, pairs, teacher_pairs, loss)
     check_aligned(pairs, teacher_pairs)
     needs_hidden = "hidden" in loss.weights
@@ -117,7 +113,6 @@ def distill(
         "batch_size": batch_size,
         "chunks": chunks,
         "learning_rate": learning_rate,
-        "betas": list(betas),
         "weight_decay": weight_decay,
         "warmup": warmup,
         "max_norm": max_norm,
@@ -140,7 +135,7 @@ def distill(
             ranks,
             model,
             shards or Student(student, hidden=needs_hidden),
-            adamw(model, learning_rate, betas, weight_decay),
+            adamw(model, learning_rate, weight_decay),
             averaged(model, ema) if shards is None else shards.average,
             loss,
             teacher,
@@ -167,16 +162,13 @@ def distill(
 
 def check_training(pairs: Batches, **arguments: Any) -> None:
     """Raises unless training could begin; called before a long run that ends with it."""
-    known = inspect.signature(distill).parameters
-    unknown = sorted(arguments.keys() - known.keys() | arguments.keys() & {"student", "pairs", "teacher"})
-    if unknown or "steps" not in arguments:
-        raise TypeError(
-            f"training must have steps, and arguments of distill alone; found {', '.join(unknown) or 'no steps'}. It takes "
-            f"{', '.join(known.keys() - {'student', 'pairs', 'teacher', 'path', 'progress'})}."
-        )
-    given = {name: arguments.get(name, parameter.default) for name, parameter in known.items()}
-    values = {name: given[name] for name in ("steps", "batch_size", "chunks", "learning_rate", "warmup", "ema")}
-    _check(**values, images=pairs.num_images if isinstance(pairs, Pairs) else None)
+    try:
+        given = inspect.signature(distill).bind(None, pairs, teacher=None, **arguments)
+    except TypeError as error:
+        raise TypeError(f"training must have steps, and arguments of distill alone; found: {error}.") from None
+    given.apply_defaults()
+    names = ("steps", "batch_size", "chunks", "learning_rate", "warmup", "ema")
+    _check(**{name: given.arguments[name] for name in names}, pairs=pairs)
 
 
 @contextmanager
@@ -226,12 +218,8 @@ def _shards(student: EncoderCore, accelerator: Any, precision: Precision, *, hid
     return Shards(student, accelerator.device, hidden=hidden, ema=ema)
 
 
-def _default_loss(teacher: Teacher | None) -> DistillationLoss:
-    return DistillationLoss(similarity=0.0, features=0.0) if teacher is None else DistillationLoss()
-
-
 def _check(
-    steps: int, batch_size: int, chunks: int, learning_rate: float, warmup: float, ema: float | None, images: int | None
+    steps: int, batch_size: int, chunks: int, learning_rate: float, warmup: float, ema: float | None, pairs: Batches
 ) -> None:
     if ema is not None and not 0 < ema < 1:
         raise ValueError(f"ema must be a decay between 0 and 1, or None; found {ema}. 0.999 is usual.")
@@ -240,8 +228,8 @@ def _check(
             "steps and chunks must be at least 1, learning_rate above 0 and warmup in [0, 1); found "
             f"{steps}, {chunks}, {learning_rate}, {warmup}."
         )
-    if images is not None and not 2 <= batch_size <= images:
+    if isinstance(pairs, Pairs) and not 2 <= batch_size <= pairs.num_images:
         raise ValueError(
-            f"batch_size must be at least 2 and at most the {images} training images; found {batch_size}. Give more pairs, or "
-            "a smaller batch."
+            f"batch_size must be at least 2 and at most the {pairs.num_images} training images; found {batch_size}. Give more "
+            "pairs, or a smaller batch."
         )

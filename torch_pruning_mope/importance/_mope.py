@@ -1,7 +1,7 @@
 """Module-wise Pruning Error as an importance."""
 
-from collections.abc import Collection
-from typing import Any, Literal
+import inspect
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -12,8 +12,7 @@ from .._fingerprint import fingerprint
 from ..data import Pairs
 from ..encoder import EncoderCore
 from ..errors import WrongModelError
-from ..metrics import MetricLike
-from ..scoring import Autocast, Interaction, PairsLike, Rewiring, ScoreTable
+from ..scoring import PairsLike, ScoreTable
 from ..scoring import score as score_units
 from ._unit import Key, UnitImportance, unit_sublayers
 
@@ -28,23 +27,13 @@ class MoPEImportance(UnitImportance):
         encoder: The dual encoder that the pruner prunes.
         pairs: Calibration pairs, or any iterable of ``(images, tokens)`` batches; read once, at construction.
         table: A score table of the model's weights, instead of or besides ``pairs``.
-        metric: Z; see :func:`torch_pruning_mope.score`.
-        kinds: ``head``, ``neurons`` or both; what is not scored goes to ``fallback``.
-        groups: Neuron groups per MLP.
-        interaction: ``single``, ``nested``, ``greedy`` or ``joint``.
-        rewire: How neurons are ordered before they are grouped.
-        reconstruct: Whether to score units as they are missed once the others are refitted; see :func:`score`. For pruning
-            that :func:`torch_pruning_mope.reconstruct` follows.
-        engine: ``prefix`` or ``plain``.
-        batch_size: Sequences run at once.
-        memory: What scoring may use besides the model and the pairs.
-        autocast: Compute in this type.
-        progress: Whether to show a progress bar.
         fallback: Torch-Pruning importance of all other groups; None leaves them alone.
         min_heads: Heads that every layer keeps.
         min_neurons: Neurons that every layer keeps.
+        **scoring: Arguments of :func:`torch_pruning_mope.score`: ``metric``, ``kinds``, ``reconstruct`` and so on.
 
     Raises:
+        TypeError: If :func:`score` takes no such arguments.
         ValueError: If there are neither pairs nor a table.
         WrongModelError: If the table is of other weights.
     """
@@ -55,38 +44,17 @@ class MoPEImportance(UnitImportance):
         pairs: PairsLike | None = None,
         *,
         table: ScoreTable | None = None,
-        metric: MetricLike = "contrastive_loss",
-        kinds: Collection[str] = ("head", "neurons"),
-        groups: int = 16,
-        interaction: Interaction = "nested",
-        rewire: Rewiring = "taylor",
-        reconstruct: bool = False,
-        engine: Literal["prefix", "plain"] = "prefix",
-        batch_size: int | None = None,
-        memory: int | str | None = None,
-        autocast: Autocast | None = None,
-        progress: bool = True,
         fallback: Any = None,
         min_heads: int = 1,
         min_neurons: int = 2,
+        **scoring: Any,
     ) -> None:
         super().__init__(encoder, fallback=fallback, min_heads=min_heads, min_neurons=min_neurons)
         if pairs is None and table is None:
             raise ValueError("pairs must be given, or a table; found neither. Pass calibration pairs.")
         self.pairs = None if pairs is None else Pairs.coerce(pairs)
-        self._arguments: dict[str, Any] = {
-            "metric": metric,
-            "kinds": kinds,
-            "groups": groups,
-            "interaction": interaction,
-            "rewire": rewire,
-            "reconstruct": reconstruct,
-            "engine": engine,
-            "batch_size": batch_size,
-            "memory": memory,
-            "autocast": autocast,
-            "progress": progress,
-        }
+        inspect.signature(score_units).bind(encoder, pairs, **scoring)
+        self._arguments = scoring
         self._table = table
         if table is not None:
             table.check_weights(encoder.model)

@@ -44,17 +44,11 @@ def stock_scores(encoder: EncoderCore, pairs: Pairs, criterion: Stock, *, seed: 
     """
     if criterion not in get_args(Stock):
         raise ValueError(f"criterion must be one of {', '.join(get_args(Stock))}; found {criterion!r}.")
-    raw = _random(encoder, seed) if criterion == "random" else _raw(encoder, pairs, criterion)
+    raw = _raw(encoder, pairs, criterion, seed)
     check_finite(raw)
     settings = {"interaction": "joint", "criterion": criterion} | ({"seed": seed} if criterion == "random" else {})
-    return ScoreTable(
-        tuple(_ranked(encoder, raw, per_parameter=criterion != "random")),
-        0.0,
-        criterion,
-        fingerprint(encoder.model),
-        pairs.fingerprint(),
-        settings,
-    )
+    scores = tuple(_ranked(encoder, raw, per_parameter=criterion != "random"))
+    return ScoreTable(scores, 0.0, criterion, fingerprint(encoder.model), pairs.fingerprint(), settings)
 
 
 def _sublayers(encoder: EncoderCore) -> list[tuple[Key, Prunable, nn.Module]]:
@@ -62,13 +56,11 @@ def _sublayers(encoder: EncoderCore) -> list[tuple[Key, Prunable, nn.Module]]:
     return [entry for entry in unit_sublayers(encoder) if entry[0][1] != "decoder"]
 
 
-def _random(encoder: EncoderCore, seed: int) -> dict[Key, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {key: torch.rand(units.num_units, generator=generator) for key, units, _ in _sublayers(encoder)}
-
-
-def _raw(encoder: EncoderCore, pairs: Pairs, name: Stock) -> dict[Key, Tensor]:
+def _raw(encoder: EncoderCore, pairs: Pairs, name: Stock, seed: int) -> dict[Key, Tensor]:
     """The criterion, summed over each head's channels and each neuron's group."""
+    if name == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return {key: torch.rand(units.num_units, generator=generator) for key, units, _ in _sublayers(encoder)}
     criterion: Any = {
         "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1, **_ADDS_UP),
         "taylor": lambda: tp.importance.GroupTaylorImportance(bias=True, **_ADDS_UP),

@@ -64,11 +64,9 @@ class UnitImportance(tp.importance.Importance):  # type: ignore[misc]
         return self._channels[key][torch.tensor(group[0].idxs)]
 
     def _refresh(self, key: Key, graph: tp.DependencyGraph) -> None:
-        """Scores anew if weights or gradients have changed, or the pruner rounds otherwise.
-
-        A step asks once for each group, so a second request begins a step: then contents are compared, which also shows
-        changes made through ``.data``.
-        """
+        """Scores anew if weights or gradients have changed, or the pruner rounds otherwise."""
+        # A step asks once for each group, so a second request begins a step: then contents are compared, which also shows
+        # changes made through ``.data``.
         multiple = round_to_of(graph)
         versions = (multiple, tuple((id(p), p._version, id(p.grad)) for p in self.encoder.model.parameters()))
         if versions != self._versions or key in self._served:
@@ -127,12 +125,7 @@ def _in_chunks(values: Float[Tensor, "U"], size: int) -> Float[Tensor, "U"]:
 
 def unit_sublayers(encoder: EncoderCore) -> list[tuple[Key, Prunable, nn.Module]]:
     """Everything that has heads or neurons, with its key and the layer that takes them."""
-    return [
-        ((kind, layer.tower, layer.index), units, units.output)
-        for layer in encoder.layers
-        for kind, units in (("head", layer.block.attention), ("neurons", layer.block.feed_forward))
-        if units is not None and units.channels
-    ]
+    return [((part, tower, i), units, units.output) for (tower, i, part), units in encoder.sublayers.items()]
 
 
 def _best(values: Tensor, count: int) -> Tensor:

@@ -1,8 +1,7 @@
 """Models by name: one grammar of names, one loader per library."""
 
-from ._exported import ExportedEncoder
 from ._load import load_named
-from ._loaded import LoadedModel, emoji_image
+from ._loaded import ExportedEncoder, LoadedModel, emoji_image
 from ._names import FORMS, OPEN_CLIP_CONFIG, ModelName, parse_name
 
 __all__ = [

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ModelLoadError, MopeError
-from ._exported import load_exported_folder
-from ._loaded import NETWORK, LoadedModel, failure, load_tiny
+from ._loaded import NETWORK, LoadedModel, failure, load_exported_folder, load_tiny
 from ._names import ModelName, folder_form
 from ._transformers import load_transformers
 

@@ -1,9 +1,11 @@
-"""The three parts of a loaded model, those of the tiny CLIP, and one error for all that libraries raise while they load."""
+"""The three parts of a loaded model: of the tiny CLIP, of exported folders, and one error for all that libraries raise."""
 
 import pickle
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data import EmojiTokenizer, load_tiny_clip
 from ..errors import ModelLoadError
+from ..runtime import ExportedModel
 
 NETWORK = "connect to the network, or pass the cache_dir that holds it"
 
@@ -54,3 +57,46 @@ def emoji_image(image: Image.Image) -> Float[Tensor, "3 64 64"]:
     """Returns the picture as :func:`emoji_pairs` has it, cut to a square from its middle and resized if need be."""
     square = ImageOps.fit(image.convert("RGB"), (64, 64), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float() / 127.5 - 1.0
+
+
+class ExportedEncoder(nn.Module):
+    """Both encoders of an exported folder, run by onnxruntime on the CPU; it cannot be wrapped, pruned or trained."""
+
+    def __init__(self, exported: ExportedModel) -> None:
+        super().__init__()
+        self.exported = exported
+        self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)  # tells the device that results go to
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Parameters of the model that was exported, and bytes of its files."""
+        about = self.exported.about
+        return {"parameters": about["parameters"], "bytes": sum(entry["bytes"] for entry in about["files"].values())}
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embeds images ``[N, C, H, W]``."""
+        return self._tensor(self.exported.encode_image(images.cpu().numpy()))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embeds token ids ``[N, T]``."""
+        return self._tensor(self.exported.encode_text(tokens.cpu().numpy()))
+
+    def _tensor(self, found: Any) -> Tensor:
+        return torch.from_numpy(found).to(self.anchor.device)
+
+
+def load_exported_folder(folder: Path) -> LoadedModel:
+    """Returns the encoders of a folder, its preprocessing and its tokenizer."""
+    exported = ExportedModel(folder)
+    return LoadedModel(ExportedEncoder(exported), _AsTensor(exported, "preprocess"), _AsTensor(exported, "tokenizer"))
+
+
+@dataclass(frozen=True)
+class _AsTensor:
+    """A method of an exported model that returns tensors; a class, for the sake of workers that get a copy."""
+
+    exported: ExportedModel
+    method: str
+
+    def __call__(self, inputs: Any) -> Tensor:
+        return torch.from_numpy(getattr(self.exported, self.method)(inputs))

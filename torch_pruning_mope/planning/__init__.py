@@ -1,15 +1,12 @@
 """Planning: from scores and a budget to the units that go."""
 
-from ._budget import Amount, Budget, Limit, limits_of, parse_amount, parts_of
+from ._budget import Budget, Limit, Multiple, Sizes, limits_of, parse_amount, sizes_of
 from ._layers import LayerPlan
 from ._make import make_plan
 from ._plan import Plan
 from ._range import PlanRange, plan_range
-from ._rounding import Multiple
-from ._sizes import Sizes, sizes_of
 
 __all__ = [
-    "Amount",
     "Budget",
     "LayerPlan",
     "Limit",
@@ -20,7 +17,6 @@ __all__ = [
     "limits_of",
     "make_plan",
     "parse_amount",
-    "parts_of",
     "plan_range",
     "sizes_of",
 ]

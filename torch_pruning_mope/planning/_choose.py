@@ -6,9 +6,8 @@ from functools import partial
 from ..cost import TOWERS
 from ..encoder import EncoderCore
 from ..towers import Unit
-from ._budget import Limit, unreachable
+from ._budget import Limit, Measure, Sizes, unreachable
 from ._order import Freed, Step
-from ._sizes import Measure, Sizes
 
 SizesWithout = Callable[[Sequence[Unit]], Sizes]
 """Sizes of the model without some units."""

@@ -57,21 +57,3 @@ def layer_plans(encoder: EncoderCore, scores: Sequence[Score]) -> tuple[LayerPla
         )
         rows.append(replace(row, heads_kept=0, neurons_kept=0) if row.removed else row)
     return tuple(rows)
-
-
-def layers_table(layers: Sequence[LayerPlan]) -> str:
-    """A line per layer: what is kept, what goes, and the sum of its scores."""
-    rows = [("layer", "heads kept", "neurons kept", "removed", "loss")]
-    for row in layers:
-        parts = ((row.heads, row.heads_kept, "heads", "attention"), (row.neurons, row.neurons_kept, "neurons", "mlp"))
-        gone = [whole if kept == 0 else f"{count - kept} {name}" for count, kept, name, whole in parts if kept < count]
-        removed = "layer" if row.removed else ", ".join(gone) or "-"
-        kept = f"{row.heads_kept} of {row.heads}", f"{row.neurons_kept} of {row.neurons}"
-        rows.append((f"{row.tower} {row.layer}", *kept, removed, "-" if removed == "-" else f"{row.loss:.4g}"))
-    return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns, the head first."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -8,13 +8,11 @@ from typing import Any
 from ..cost import freed_multiply_adds, freed_parameters
 from ..encoder import EncoderCore
 from ..scoring import ScoreTable
-from ._budget import Budget, Limit, limits_of
+from ._budget import Budget, Limit, Measure, Measured, Multiple, limits_of, multiple_of
 from ._choose import allowed, put_back, shortest
 from ._layers import layer_plans
 from ._order import Freed, Step, removal_order
 from ._plan import Plan, weights_of
-from ._rounding import Multiple, multiple_of
-from ._sizes import Measure, Measured
 
 
 def make_plan(
@@ -100,9 +98,8 @@ def make_plan(
     units = tuple(score.unit for score in scores)
     if latency is not None:
         settings["latency"] = {side: dict(counted(u)["latency"]) for side, u in (("before", ()), ("after", units))}
-    return Plan(
-        scores, counted.footprints(()), counted.footprints(units), weights, settings, layer_plans(encoder, scores)
-    )
+    before, after = counted.footprints(()), counted.footprints(units)
+    return Plan(scores, before, after, weights, settings, layer_plans(encoder, scores))
 
 
 def _order(

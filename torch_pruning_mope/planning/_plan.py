@@ -16,7 +16,7 @@ from ..errors import PruningMismatchError, WrongModelError
 from ..pruning import remove_units
 from ..scoring import Score
 from ..towers import Unit
-from ._layers import LayerPlan, layers_table
+from ._layers import LayerPlan
 
 _FORMAT = 3
 
@@ -71,11 +71,7 @@ class Plan:
             raise PruningMismatchError(f"what is left must be {dict(self.after)}; found {left}.")
 
     def save(self, path: str | Path) -> None:
-        """Writes the plan as JSON, whole or not at all.
-
-        Args:
-            path: The file.
-        """
+        """Writes the plan as JSON, whole or not at all."""
         write_whole(Path(path), self.to_json())
 
     def to_json(self) -> str:
@@ -87,17 +83,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Reads a plan.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The plan.
-
-        Raises:
-            ValueError: If the file holds none, or one of another format.
-        """
+        """Reads a plan; raises ValueError if the file holds none, or one of another format."""
         try:
             content = read_json(Path(path))
             if content.pop("format") != _FORMAT:
@@ -127,10 +113,6 @@ class Plan:
             )
         lines.append(f"sum of the losses: {self.loss:.4g}")
         return "\n".join(lines)
-
-    def table(self) -> str:
-        """A line per layer: heads and neurons kept, what goes, and the sum of its scores."""
-        return layers_table(self.layers)
 
     def why(self) -> str:
         """A line per unit, in the order in which they go: its place, its score, what it frees."""

@@ -1,18 +1,15 @@
 """Range of sizes that plans can reach, before anything is scored."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..cost import TOWERS, Footprint, footprints, freed_parameters, latencies
 from ..encoder import EncoderCore, TowerName
 from ..scoring import Score, ScoreTable, enumerate_units
-from ._budget import Budget, limits_of, unreachable
+from ._budget import Budget, Measure, Multiple, Sizes, limits_of, multiple_of, sizes_of, unreachable, without
 from ._choose import allowed, excess, units_of
-from ._layers import aligned
 from ._order import Step, removal_order
-from ._rounding import Multiple, multiple_of
-from ._sizes import Measure, Sizes, sizes_of, without
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class PlanRange:
                 low, high = (sum(sizes[measure][tower] for tower in towers) for sizes in (least, most))
                 cells.append(f"{low / scale:.3f} to {high / scale:.3f} ({low / high:.1%} to 100%)")
             rows.append([label, *cells])
-        return aligned(rows)
+        return _aligned(rows)
 
 
 def plan_range(
@@ -114,3 +111,9 @@ def plan_range(
             side: latencies(of, batch_size=batch_size) for side, of in (("largest", encoder), ("smallest", smaller))
         }
     return PlanRange(footprints(encoder), footprints(smaller), seconds)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns, the head first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -4,15 +4,12 @@ from ..towers import Counts
 from ._arguments import PrunerMixin
 from ._prune import prune
 from ._remove import cut, remove_units
-from ._request import PruningRequest, Ratios, note_round_to, round_to_of
+from ._request import round_to_of
 
 __all__ = [
     "Counts",
     "PrunerMixin",
-    "PruningRequest",
-    "Ratios",
     "cut",
-    "note_round_to",
     "prune",
     "remove_units",
     "round_to_of",

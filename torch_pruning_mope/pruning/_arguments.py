@@ -16,16 +16,7 @@ class PrunerMixin(EncoderCore):
     """The part of a dual encoder that Torch-Pruning's pruners are built from."""
 
     def request(self, *, towers: Sequence[TowerName] = ("image", "text"), **ratios: Any) -> PruningRequest:
-        """Check the arguments of :meth:`pruner_arguments`.
-
-        Returns:
-            What is asked for, in ratios and in counts.
-
-        Raises:
-            TypeError: If something is of another type.
-            ValueError: If ``towers`` names something that the model has not, a module is not of the model, or a ratio is out
-                of range.
-        """
+        """The arguments of :meth:`pruner_arguments`, checked, in ratios and in counts; raises TypeError or ValueError."""
         if not towers or set(towers) - self.towers.keys():
             raise ValueError(f"towers must name some of {', '.join(self.towers)}; found {tuple(towers)!r}.")
         layers = [layer for layer in self.layers if layer.tower in towers]

@@ -54,8 +54,7 @@ def _output_of(encoder: EncoderCore, unit: Unit) -> nn.Module:
     """The layer that takes a unit's channels; raises if there is none with such channels."""
     tower = encoder.towers.get(unit.tower)
     if tower is not None and 0 <= unit.layer < len(tower.blocks):
-        block = tower.blocks[unit.layer]
-        found = {"head": block.attention, "neurons": block.feed_forward}.get(unit.part)
+        found = encoder.sublayer(unit.tower, unit.layer, unit.part)
         if found is not None and unit.channels and min(unit.channels) >= 0 and max(unit.channels) < found.channels:
             return found.output
     raise ValueError(

@@ -1,7 +1,7 @@
 """Requests to a pruner, and the Torch-Pruning arguments that make it remove exactly what is asked for."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,25 +62,28 @@ class PruningRequest:
         keys = [key if isinstance(key, tuple) else (key,) for key in self.pruning_ratio_dict]
         return {*self.ignored_layers, *(module for key in keys for module in key)}
 
-    def _free(self, units: Prunable) -> bool:
-        """True if no layer around some units is ignored, and the layers that make them have no ratio of their own."""
-        taken = {inner for module in self.modules for inner in module.modules()}
-        ignored = {inner for module in self.ignored_layers for inner in module.modules()}
-        return units.output not in ignored and not any(
-            inner in taken for module in units.sources for inner in module.modules()
-        )
-
     @property
     def attentions(self) -> list[Prunable]:
         """Attention sub-layers that the head ratio is for."""
-        found = [layer.block.attention for layer in self.layers]
-        return [units for units in found if units is not None and units.channels and self._free(units)]
+        return self._counted(layer.block.attention for layer in self.layers)
 
     @property
     def feed_forwards(self) -> list[Prunable]:
         """MLP sub-layers that the FFN ratio is for."""
-        found = [layer.block.feed_forward for layer in self.layers]
-        return [units for units in found if units is not None and units.channels and self._free(units)]
+        return self._counted(layer.block.feed_forward for layer in self.layers)
+
+    def _counted(self, found: Iterable[Prunable | None]) -> list[Prunable]:
+        """Those with units, of which no layer around them is ignored and none that makes them has a ratio of its own."""
+        taken = {inner for module in self.modules for inner in module.modules()}
+        ignored = {inner for module in self.ignored_layers for inner in module.modules()}
+        return [
+            units
+            for units in found
+            if units is not None
+            and units.channels
+            and units.output not in ignored
+            and not any(inner in taken for module in units.sources for inner in module.modules())
+        ]
 
     @property
     def widths(self) -> list[tuple[nn.Module, int]]:

@@ -10,42 +10,28 @@ from torch import Tensor, nn
 
 from ..encoder import EncoderCore, TowerName
 from ..errors import WrongModelError
+from ..scoring._walk import Walk
 from ..surgery import noted_channels
-from ._site import Site
-from ._steps import Steps
+from ._watch import Site
 
 Linear = nn.Linear | nn.Conv2d
 
 
 @dataclass(eq=False)
 class Refit:
-    """One layer that is refitted.
-
-    Attributes:
-        tower: Its tower.
-        block: Position of its block in the student.
-        part: ``attention`` or ``mlp``; with the name of an input projection after a dot.
-        layer: The student's layer.
-        original: The dense model's.
-        step: Step of the student in which it runs.
-        dense_step: Step of the dense model after which the stream is the target.
-        owner: The dense model's block.
-        student_owner: The student's.
-        channels: Output channels of the dense layer that the student has; None for all.
-        site: Where the stream after it is seen; None for its own output.
-    """
+    """One layer of the student that is refitted, with its like in the dense model."""
 
     tower: TowerName
     block: int
-    part: str
+    part: str  # "attention" or "mlp", with the name of an input projection after a dot
     layer: Linear
     original: Linear
-    step: int
-    dense_step: int
-    owner: nn.Module
+    step: int  # in which the layer runs
+    dense_step: int  # after which the dense stream is the target
+    owner: nn.Module  # the dense model's block
     student_owner: nn.Module
-    channels: Tensor | None = None
-    site: Site | None = field(default=None)
+    channels: Tensor | None = None  # output channels of the dense layer that the student has; None for all
+    site: Site | None = field(default=None)  # of the stream after the layer; None if its own output is the target
 
     @property
     def name(self) -> str:
@@ -53,14 +39,14 @@ class Refit:
         return f"{self.tower} layer {self.block} {self.part}"
 
 
-def groups_of(student: Steps, dense: Steps, alone: dict[str, str], *, inputs: bool) -> list[list[Refit]]:
+def groups_of(student: Walk, dense: Walk, alone: dict[str, str], *, inputs: bool) -> list[list[Refit]]:
     """The layers of a tower in the order in which they run, grouped; those that cannot be refitted go to ``alone``."""
     groups: list[list[Refit]] = []
     for block, number in enumerate(matched_blocks(student, dense)):
         own, other = student.blocks[block], dense.blocks[number]
-        for part, units, like in (
-            ("attention", own.attention, other.attention),
-            ("mlp", own.feed_forward, other.feed_forward),
+        for part, kind, units, like in (
+            ("attention", "head", own.attention, other.attention),
+            ("mlp", "neurons", own.feed_forward, other.feed_forward),
         ):
             if units is None:
                 continue
@@ -76,7 +62,7 @@ def groups_of(student: Steps, dense: Steps, alone: dict[str, str], *, inputs: bo
             if inputs and units.channels:
                 layers.insert(0, [(f"{part}.{_name(own.module, source)}", source, its) for source, its in sources])
             where: dict[str, Any] = {
-                "step": student.step_of(block, units), "dense_step": dense.step_of(number, like),
+                "step": student.step_of(block, kind), "dense_step": dense.step_of(number, kind),
                 "owner": other.module, "student_owner": own.module,
             }  # fmt: skip
             for together in layers:
@@ -106,7 +92,7 @@ def _hindrance(refit: Refit, sources: Sequence[tuple[Any, Any]]) -> str | None:
     return None
 
 
-def matched_blocks(student: Steps, dense: Steps) -> list[int]:
+def matched_blocks(student: Walk, dense: Walk) -> list[int]:
     """For each block of the student, the position of the same block in the dense model."""
     count, whole = len(student.blocks), len(dense.blocks)
     numbers = student.encoder.block_numbers(student.tower)
@@ -169,7 +155,7 @@ def _name(owner: nn.Module, module: nn.Module) -> str:
     return name.rpartition(".")[2]
 
 
-def _wrong(student: Steps, found: str) -> WrongModelError:
+def _wrong(student: Walk, found: str) -> WrongModelError:
     return WrongModelError(
         f"dense must be the model that encoder was pruned from, before; found in its {student.tower} tower {found}. Wrap the "
         "model before layers are removed, prune with encoder.pruner_arguments(...), and pass a copy made before that."

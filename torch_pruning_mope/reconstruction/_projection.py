@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..scoring import Ranks
-from ._fit import Sums
-from ._report import LayerReport
-from ._steps import Steps, watched
+from ..scoring._walk import Walk
+from ._fit import LayerReport, Sums
 from ._track import Tracks
+from ._watch import watched
 
 _LAST = 3
 """Number of the last linear layers that are tried."""
@@ -21,17 +21,11 @@ _LAST = 3
 
 @dataclass(frozen=True)
 class Fold:
-    """A parameter into which a linear map of the embeddings can be folded.
-
-    Attributes:
-        weight: The weight.
-        bias: The bias, or None.
-        rows: Whether the embedding is the weight's first dimension, as in ``nn.Linear``.
-    """
+    """A parameter, and its bias, into which a linear map of the embeddings can be folded."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    rows: bool
+    rows: bool  # the embedding is the first dimension, as in ``nn.Linear``
 
     @torch.no_grad()
     def apply(self, map_: Float[Tensor, "V J"]) -> None:
@@ -43,7 +37,7 @@ class Fold:
         self.weight.copy_(matrix.mT @ weight if self.rows else weight @ matrix)
 
 
-def fit_projection(steps: Steps, tracks: Tracks, fold: Fold, ranks: Ranks, ridge: float | None) -> LayerReport:
+def fit_projection(walk: Walk, tracks: Tracks, fold: Fold, ranks: Ranks, ridge: float | None) -> LayerReport:
     """Mutates the student: refits its joint projection onto the dense embeddings."""
     size = fold.weight.shape[0 if fold.rows else 1]
     sums = Sums(size, size, fold.weight.device)
@@ -51,9 +45,9 @@ def fit_projection(steps: Steps, tracks: Tracks, fold: Fold, ranks: Ranks, ridge
         student, dense = track.embeddings()
         sums.add(student, dense, student, None, track.chunk)
     ranks.add_up(sums.tensors)
-    sums.check(f"the {steps.tower} embeddings")
+    sums.check(f"the {walk.tower} embeddings")
     change, ridge = sums.solve(ridge, bias=fold.bias is not None)
-    where = {"tower": steps.tower, "layer": None, "part": "projection", "target": "embedding"}
+    where = {"tower": walk.tower, "layer": None, "part": "projection", "target": "embedding"}
     report = sums.decide(change, fold.weight.dtype, ridge=ridge, **where)
     if report.refitted:
         change[:size] += torch.eye(size, dtype=change.dtype, device=change.device)
@@ -61,43 +55,35 @@ def fit_projection(steps: Steps, tracks: Tracks, fold: Fold, ranks: Ranks, ridge
     return report
 
 
-def find_fold(steps: Steps, inputs: Tensor) -> Fold | None:
+def find_fold(walk: Walk, inputs: Tensor) -> Fold | None:
     """Finds the last parameter in which the embeddings are linear, by trying: the model is as it was afterwards."""
-    linear = [module for module in steps.encoder.model.modules() if isinstance(module, nn.Linear)]
+    linear = [module for module in walk.encoder.model.modules() if isinstance(module, nn.Linear)]
     with watched(linear) as seen:
-        plain = _embedded(steps, inputs)
+        plain = walk.run(0, walk.stem(inputs)).double()
     size = plain.shape[1]
     ran = [m for m in seen.outputs if isinstance(m, nn.Linear) and m.out_features == size][-_LAST:]
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5
     map_ = (torch.eye(size, dtype=torch.float64) + noise).to(plain.device)
-    parameter = next(steps.encoder.model.parameters())
+    parameter = next(walk.encoder.model.parameters())
     tolerance = 10 * torch.finfo(parameter.dtype).eps ** 0.5
-    for fold in [*map(_of_linear, reversed(ran)), *_bare(steps, size)]:
+    for fold in [*map(_of_linear, reversed(ran)), *_bare(walk, size)]:
         with _folded(fold, map_):
-            moved = _embedded(steps, inputs)
+            moved = walk.run(0, walk.stem(inputs)).double()
         if (moved - plain @ map_).norm() <= tolerance * (plain @ map_ - plain).norm():
             return fold
     return None
-
-
-def _embedded(steps: Steps, inputs: Tensor) -> Float[Tensor, "N J"]:
-    state = steps.start(inputs)
-    for step in range(steps.readout):
-        state = steps.run(step, state)
-    embeddings: Tensor = steps.run(steps.readout, state)
-    return embeddings.double()
 
 
 def _of_linear(layer: Any) -> Fold:
     return Fold(layer.weight, layer.bias, True)
 
 
-def _bare(steps: Steps, size: int) -> Iterator[Fold]:
+def _bare(walk: Walk, size: int) -> Iterator[Fold]:
     """Bare parameters that have the embedding for a dimension."""
-    layers = {id(p) for module in steps.encoder.model.modules() if isinstance(module, nn.Linear | nn.LayerNorm)
+    layers = {id(p) for module in walk.encoder.model.modules() if isinstance(module, nn.Linear | nn.LayerNorm)
               for p in module.parameters(recurse=False)}  # fmt: skip
-    parameters: list[nn.Parameter] = list(steps.encoder.model.parameters())
+    parameters: list[nn.Parameter] = list(walk.encoder.model.parameters())
     for parameter in parameters:
         if id(parameter) not in layers and parameter.ndim == 2:
             yield from (

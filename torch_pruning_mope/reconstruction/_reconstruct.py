@@ -14,17 +14,15 @@ from .._fingerprint import fingerprint
 from .._state import evaluation_mode
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
-from ..scoring import Ranks
+from ..scoring import Ranks, check_common
 from ..scoring._memory import resolve_memory, tokens_at_once
-from ._fit import fit_group
+from ..scoring._walk import Walk
+from ._fit import LayerReport, ReconstructionReport, fit_group
 from ._layers import Refit, check_models, groups_of
 from ._projection import find_fold, fit_projection
-from ._reach import Reach
-from ._report import LayerReport, ReconstructionReport
-from ._site import find_site
 from ._source import Chunk, PairsLike, Source
-from ._steps import Steps, steps_of, stream_of
-from ._track import Track, Tracks
+from ._track import Reach, Track, Tracks
+from ._watch import find_site, walk_of
 
 
 def reconstruct(
@@ -117,7 +115,7 @@ class _TowerFit:
         self, encoder: EncoderCore, dense: EncoderCore, tower: TowerName, source: Source, ranks: Ranks,
         batch_size: int | None, memory: int, alone: dict[str, str], *, inputs: bool,
     ) -> None:  # fmt: skip
-        self._student, self._dense, self._ranks = steps_of(encoder, tower), steps_of(dense, tower), ranks
+        self._student, self._dense, self._ranks = walk_of(encoder, tower), walk_of(dense, tower), ranks
         self._groups = groups_of(self._student, self._dense, alone, inputs=inputs)
         refits = [refit for group in self._groups for refit in group]
         self.example = source.first(tower, self._dense.view)
@@ -130,11 +128,9 @@ class _TowerFit:
         def start(chunk: Chunk) -> Track:
             return Track(chunk, self._student, self._dense, mates)
 
-        size = batch_size or _batch_size(self._dense, self.example)
-        self.tracks = Tracks(
-            source, self._student, size, start, memory,
-            lambda number: number % ranks.world == ranks.rank, Reach(self._student, refits),
-        )  # fmt: skip
+        tokens = self._dense.tokens(self._dense.stem(self.example))
+        size = batch_size or max(1, tokens_at_once(dense.device) // max(1, tokens))
+        self.tracks = Tracks(source, self._student, size, memory, ranks, start, Reach(self._student, refits))
 
     def refit(self, ridge: float | None, *, show: bool) -> Iterator[LayerReport]:
         """Mutates the student, layer by layer."""
@@ -158,18 +154,18 @@ def _find_sites(refits: Sequence[Refit], dense: EncoderCore, tower: TowerName, e
         exact = EncoderCore(copy.deepcopy(dense.model).float())
         exact.model.eval()
         example = example.float() if example.is_floating_point() else example
-    steps, names = steps_of(exact, tower), {module: name for name, module in dense.model.named_modules()}
-    state, at = steps.start(example), 0
+    walk, names = walk_of(exact, tower), {module: name for name, module in dense.model.named_modules()}
+    state, at = walk.stem(example), 0
     for refit in sorted(refits, key=lambda refit: refit.dense_step):
         if "." in refit.part:  # an input projection: its own output is the target
             continue
         while at < refit.dense_step:
-            state, at = steps.run(at, state), at + 1
+            state, at = walk.step(at, state), at + 1
         layer, owner = (exact.model.get_submodule(names[module]) for module in (refit.original, refit.owner))
-        refit.site = find_site(steps, at, state, layer, owner)
+        refit.site = find_site(walk, at, state, layer, owner)
 
 
-def _retarget(groups: Sequence[Sequence[Refit]], student: Steps, dense: Steps) -> None:
+def _retarget(groups: Sequence[Sequence[Refit]], student: Walk, dense: Walk) -> None:
     """The last layer that writes to the stream makes up for the last blocks of the dense model, where they have gone."""
     rows = [number for number, block in enumerate(dense.blocks) if block.siblings is not None]
     streams = [
@@ -179,17 +175,9 @@ def _retarget(groups: Sequence[Sequence[Refit]], student: Steps, dense: Steps) -
     ]
     if not rows or not streams or streams[-1].site is None or streams[-1].site.module is not None:
         return
-    last = dense.step_of(rows[-1], dense.blocks[rows[-1]].prunables[-1])
+    last = dense.step_of(rows[-1], "head" if dense.blocks[rows[-1]].feed_forward is None else "neurons")
     if last > streams[-1].dense_step:
         streams[-1].dense_step = last
-
-
-def _batch_size(steps: Steps, example: Tensor) -> int:
-    """Inputs that have a suitable number of tokens together."""
-    state = steps.run(0, steps.start(example)) if steps.readout else steps.start(example)
-    stream = stream_of(state) if steps.readout else example.new_empty(1, 1, 1)
-    tokens = max(1, stream.shape[1] if stream.ndim == 3 else stream.shape[2:].numel())
-    return max(1, tokens_at_once(steps.encoder.device) // tokens)
 
 
 @contextmanager
@@ -222,9 +210,6 @@ def _check(pairs: Any, ridge: float | None, towers: Any, held_out: float, batch_
         )
     if ridge is not None and not 0 < ridge < float("inf"):
         raise ValueError(f"ridge must be a positive number, or None; found {ridge}. 1e-4 is usual.")
-    if isinstance(towers, str) or not towers or set(towers) - {"image", "text"}:
-        raise ValueError(f"towers must be ('image',), ('text',) or both; found {towers!r}.")
+    check_common(towers, batch_size)
     if not 0 < held_out <= 0.5:
         raise ValueError(f"held_out must be above 0 and at most 0.5; found {held_out}. 0.1 is the default.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, or None; found {batch_size}.")

@@ -17,13 +17,7 @@ PairsLike = Pairs | Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Inputs that run at once.
-
-    Attributes:
-        number: Its place in the order.
-        held_out: Whether it is never fitted on.
-        inputs: Images, or captions of similar length.
-    """
+    """Inputs that run at once: images, or captions of similar length; those held out are never fitted on."""
 
     number: int
     held_out: bool

@@ -1,6 +1,5 @@
 """A run as one HTML page and figures."""
 
-from .._io import append_jsonl
 from ._changed import Candidate, ChangedExamples, Example, changed_examples
 from ._heat_maps import heat_maps
 from ._write import write_report
@@ -9,7 +8,6 @@ __all__ = [
     "Candidate",
     "ChangedExamples",
     "Example",
-    "append_jsonl",
     "changed_examples",
     "heat_maps",
     "write_report",

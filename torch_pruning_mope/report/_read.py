@@ -25,7 +25,7 @@ MAKERS = {
     "scores.json": "ScoreTable.save",
     "plan.json": "Plan.save",
     "evaluation.json": "save_evaluation",
-    "training.jsonl": "append_jsonl, the on_step of distill",
+    "training.jsonl": "TrainingLog",
     "examples.json": "changed_examples",
 }
 """Files of a run, and what writes them."""

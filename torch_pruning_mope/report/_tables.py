@@ -133,7 +133,7 @@ def stages_table(plans: Sequence[Plan]) -> Table:
             was, now = (sum(getattr(of, name) for of in side.values()) for side in (plans[0].before, plan.after))
             row += [amount(now), change(was, now)]
         rows.append([*row, signed(f"{plan.loss:.4g}")])
-    return Table(["stage", "parameters", "of the dense model", "multiply-adds", "of it", "scores of what went"], rows)
+    return Table(["stage", "parameters", "change", "multiply-adds", "change", "scores of what went"], rows)
 
 
 def footprint_table(first: Plan, last: Plan) -> Table:

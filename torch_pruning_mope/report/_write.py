@@ -70,7 +70,7 @@ def write_report(
     """Writes a run folder as one HTML file that needs no other, and its figures as PNG and SVG.
 
     The folder may hold ``scores.json`` (:meth:`ScoreTable.save`), ``plan.json`` (:meth:`Plan.save`), ``evaluation.json``
-    (:func:`save_evaluation`), ``training.jsonl`` (:func:`append_jsonl`), ``examples.json`` (:meth:`ChangedExamples.save`) and
+    (:func:`save_evaluation`), ``training.jsonl`` (:class:`TrainingLog`), ``examples.json`` (:meth:`ChangedExamples.save`) and
     ``config.yaml``; or scores and plans in folders of its stages. The page names what is missing, and of absolute paths
     shows the last part only.
 

@@ -22,7 +22,15 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 
 
 class ExportedModel:
-    """Both encoders of an exported model, with its preprocessing and its tokenizer."""
+    """Both encoders of what ``mope.export(..., format="onnx")`` wrote, run by onnxruntime, NumPy and Pillow alone.
+
+    Args:
+        folder: The folder, with ``deployment.json``.
+        threads: Threads of each encoder; 0 for the runtime's own choice.
+
+    Raises:
+        ModelLoadError: If a file is missing, damaged, or of another export.
+    """
 
     def __init__(self, folder: str | Path, *, threads: int = 0) -> None:
         self.folder = Path(folder).expanduser()
@@ -82,20 +90,8 @@ class ExportedModel:
         return self._tokenizer(texts)
 
 
-def load_exported(folder: str | Path, *, threads: int = 0) -> ExportedModel:
-    """Loads what ``mope.export(..., format="onnx")`` wrote, by onnxruntime, NumPy and Pillow alone.
-
-    Args:
-        folder: The folder, with ``deployment.json``.
-        threads: Threads of each encoder; 0 for the runtime's own choice.
-
-    Returns:
-        The model: ``encode_image``, ``encode_text``, ``preprocess``, ``tokenizer``.
-
-    Raises:
-        ModelLoadError: If a file is missing, damaged, or of another export.
-    """
-    return ExportedModel(folder, threads=threads)
+load_exported = ExportedModel
+"""The name of the README's recipe."""
 
 
 def read_deployment(folder: Path) -> dict[str, Any]:

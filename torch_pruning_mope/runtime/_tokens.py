@@ -35,6 +35,8 @@ class Tokenizer:
             raise ModelLoadError(
                 f"tokenizer must be as FORMAT.md of the package describes it; found {described!r:.200}."
             )
+        if (file := described.get("file", "")) != Path(str(file)).name:
+            raise ModelLoadError(f"tokenizer must name a file of its folder; found {file!r:.200}.")
         self.length = length
         makers: dict[str, Callable[[Any, Path], Any]] = {"words": _Words, "bpe": _Bpe, "tokenizers": _Fast}
         try:

@@ -1,21 +1,19 @@
 """Scoring: units, rewiring, the exact ablation engine and the plain loop, the score table."""
 
 from .._fingerprint import fingerprint
-from ..towers import Part, Unit
+from ..towers import Unit
 from ._ablate import Ablator
 from ._cost import ScoringCost, estimate_cost
-from ._engine import PrefixEngine
+from ._engine import PlainEngine, PrefixEngine
 from ._families import Interaction
 from ._gradients import GradientsMixin, accumulate_gradients, batch_losses
 from ._greedy import greedy_path
 from ._guidance import Separation, calibration_guidance, separation
-from ._journal import Journal
-from ._loss import Loss
+from ._journal import Loss
 from ._meter import Meter, PairsLike
-from ._plain import PlainEngine
 from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders
-from ._score import Autocast, score
+from ._score import Autocast, check_common, score
 from ._table import Score, ScoreTable
 from ._units import Ablation, enumerate_units, nested_ablations, single_ablation
 
@@ -25,11 +23,9 @@ __all__ = [
     "Autocast",
     "GradientsMixin",
     "Interaction",
-    "Journal",
     "Loss",
     "Meter",
     "PairsLike",
-    "Part",
     "PlainEngine",
     "PrefixEngine",
     "Ranks",
@@ -42,6 +38,7 @@ __all__ = [
     "accumulate_gradients",
     "batch_losses",
     "calibration_guidance",
+    "check_common",
     "enumerate_units",
     "estimate_cost",
     "fingerprint",

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .._ridge import unstacked
-from .._state import kept_modules
+from .._state import hooked, kept_modules
 from ..encoder import EncoderCore, TowerName
 from ..surgery import masking_is_removal, removal_group
 from ..towers import Part, Prunable, first_tensor
@@ -47,14 +47,15 @@ class Ablator:
             gone.setdefault((ablation.layer, ablation.part), set()).update(ablation.channels)
         encoder = self._copied() if any((tower, *key) in self.physical for key in gone) else self._encoder
         blocks = encoder.towers[tower].blocks
-        cuts, masks = [], []
+        cuts = []
+        masks: list[AbstractContextManager[Any]] = []
         for (layer, part), found in gone.items():
-            units = blocks[layer].attention if part == "head" else blocks[layer].feed_forward
+            units = encoder.sublayer(tower, layer, part)
             if part != "block" and units is None:
                 raise ValueError(f"ablations must be of units that the model has; found {part} of layer {layer}.")
             place, channels = (tower, layer, part), sorted(found)
             if units is None or part == "block":
-                masks.append(_skipped(blocks[layer].module))
+                masks.append(hooked([blocks[layer].module], _skip))
             elif place in self.physical and len(channels) < units.channels:
                 cuts.append((units, channels, self._refitted_by_removal(encoder, place, units, channels)))
             elif self.refits is not None and place in self.refits:
@@ -103,54 +104,29 @@ class Ablator:
     def _find(self) -> frozenset[Place]:
         """Where a mask is not removal."""
         graph = self._encoder.dependency_graph()
-        places: list[tuple[Place, Prunable | None]] = []
-        for layer in self._encoder.layers:
-            if layer.tower != "decoder":
-                places.append(((layer.tower, layer.index, "head"), layer.block.attention))
-                places.append(((layer.tower, layer.index, "neurons"), layer.block.feed_forward))
         return frozenset(
             place
-            for place, units in places
-            if units is not None and units.channels and not masking_is_removal(graph, units.output)
+            for place, units in self._encoder.sublayers.items()
+            if place[0] != "decoder" and not masking_is_removal(graph, units.output)
         )
 
 
-@contextmanager
-def _masked(units: Prunable, channels: list[int]) -> Iterator[None]:
-    """Hooks that zero some channels, gone afterwards."""
+def _masked(units: Prunable, channels: list[int]) -> AbstractContextManager[None]:
+    """Inside, some channels are zero."""
     mask = units.mask(channels)
-    handle = units.output.register_forward_pre_hook(lambda _, inputs: (inputs[0] * mask, *inputs[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hooked([units.output], lambda _, args, kwargs: ((args[0] * mask, *args[1:]), kwargs), before=True)
 
 
-@contextmanager
-def _replaced(layer: nn.Linear | nn.Conv2d, weights: Tensor) -> Iterator[None]:
-    """A layer that computes with other weights, by a hook that is gone afterwards."""
+def _replaced(layer: nn.Linear | nn.Conv2d, weights: Tensor) -> AbstractContextManager[None]:
+    """Inside, a layer computes with other weights."""
     weight, bias = unstacked(layer, weights)
 
-    def replaced(module: Any, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+    def replaced(module: Any, args: tuple[Tensor, ...], _kwargs: Any, _output: Tensor) -> Tensor:
         convolves = isinstance(module, nn.Conv2d)
-        out: Tensor = (module._conv_forward if convolves else nn.functional.linear)(inputs[0], weight, bias)
+        out: Tensor = (module._conv_forward if convolves else nn.functional.linear)(args[0], weight, bias)
         return out
 
-    handle = layer.register_forward_hook(replaced)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _skipped(module: nn.Module) -> Iterator[None]:
-    """A layer that does nothing, by a hook that is gone afterwards."""
-    handle = module.register_forward_hook(_skip, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hooked([layer], replaced)
 
 
 def _skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -1,8 +1,9 @@
 """Cost of scoring, estimated before it starts."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,14 +14,13 @@ from ..cost import count_multiply_adds, median_seconds
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..metrics import MetricLike, normalised, resolve_metric
-from ..towers import KINDS, Unit
+from ..towers import KINDS
 from ._engine import PrefixEngine, default_batch_size
 from ._families import Interaction
 from ._meter import PairsLike
-from ._replay import Walk
 from ._rewire import Rewiring
 from ._units import enumerate_units, single_ablation
-from ._walk import StreamWalk
+from ._walk import StreamWalk, Walk
 
 
 @dataclass(frozen=True)
@@ -100,79 +100,58 @@ def estimate_cost(
     def timed(function: Callable[[], Any]) -> float:
         return median_seconds(function, encoder.device, repeats=repeats, warm_up=1)
 
-    shared, own, counted, whole_plain = 0.0, 0.0, 0.0, 0
+    shared, own, counted, plain = 0.0, 0.0, 0.0, 0
     autocasting = torch.autocast(encoder.device.type, dtype, enabled=dtype is not None)
     with torch.inference_mode(), evaluation_mode(encoder.model), autocasting:  # as the engine runs
         for name, x in inputs.items():
             walk = engine.walk(name)
-            size = batch_size or default_batch_size(walk, x, encoder.device)
-            part = _typical(walk, x, size)
-            part = part.repeat(
-                max(1, size // len(part)), *[1] * (part.ndim - 1)
-            )  # few inputs: several units run together
+            part = _typical(walk, x, batch_size or default_batch_size(walk, x, encoder.device))
             weight = len(x) / len(part) * scale
-            mine = [unit for unit in units if unit.tower == name]
-            dense_twice = 2 if mine else 1  # once for the baseline, once while walking
-            (first, seconds), (first_macs, macs) = (_parts(walk, part, encoder, cost) for cost in (timed, _macs))
-            shared += weight * dense_twice * (first + seconds[0])
-            own += weight * _ablations(walk, seconds, mine)
-            counted += weight * (dense_twice * (first_macs + macs[0]) + _ablations(walk, macs, mine))
+            # What follows an ablation is run; the rest of its sub-layer is small where it can be entered.
+            begins = [walk.resumes(single_ablation(unit)) for unit in units if unit.tower == name]
+            whole = weight * (2 if begins else 1)  # once for the baseline, once while walking
+            seconds, macs = (_costs(walk, part, cost) for cost in (timed, count_multiply_adds))
+            shared += whole * sum(seconds[:2])
+            own += weight * sum(seconds[1 + begin] for begin in begins)
+            counted += whole * sum(macs[:2]) + weight * sum(macs[1 + begin] for begin in begins)
             full = x[: len(part)].to(encoder.device)
-            whole_plain += int(len(x) / len(full) * scale * _macs(partial(encoder.embed, name, full)))
+            plain += int(len(x) / len(full) * scale * count_multiply_adds(partial(encoder.embed, name, full)))
             if "neurons" in kinds and rewire != "none":  # forward, backward; one caption per image
                 shared += 3 * pairs.num_images / len(full) * scale * timed(partial(encoder.embed, name, full))
         own += len(units) * scale**2 * timed(_metric_call(encoder, pairs, metric))
-    return ScoringCost(
-        shared + own / devices, round(counted), whole_plain * len(units), len(units), interaction in {"greedy", "joint"}
-    )
+    path = interaction in {"greedy", "joint"}
+    return ScoringCost(shared + own / devices, round(counted), plain * len(units), len(units), path)
 
 
-def _macs(function: Callable[[], Any]) -> float:
-    return float(count_multiply_adds(function))
-
-
-def _parts(
-    walk: Walk, part: Tensor, encoder: EncoderCore, cost: Callable[[Callable[[], Any]], float]
-) -> tuple[float, list[float]]:
+def _costs(walk: Walk, part: Tensor, cost: Callable[[Callable[[], Any]], float]) -> list[Any]:
     """Costs of one chunk: of the stem, and from each step on to the embeddings."""
-    stem = partial(walk.stem, part.to(encoder.device))
-    streams: list[Any] = [stem()]
+    stem = partial(walk.stem, part)
+    states: list[Any] = [stem()]
     for depth in range(walk.depths):
-        streams.append(walk.step(depth, streams[depth]))
-    if not isinstance(walk, StreamWalk):
-        return cost(stem), [cost(partial(walk.run, depth, stream)) for depth, stream in enumerate(streams)]
-    first, after = cost(stem), [cost(partial(walk.run, walk.depths, streams[-1]))]
-    for depth in reversed(range(walk.depths)):
-        after.insert(0, after[0] + cost(partial(walk.step, depth, streams[depth])))
-    return first, after
-
-
-def _ablations(walk: Walk, after: Sequence[float], units: Sequence[Unit]) -> float:
-    """Cost of the units of a tower: what follows is run; the rest of their sub-layer is small where it can be entered."""
-    entered, total = isinstance(walk, StreamWalk), 0.0
-    for unit in units:
-        skipped = walk.per_block if unit.kind == "block" else 1
-        # Units of a pool run with the readout.
-        total += after[min(walk.depth(single_ablation(unit)) + skipped * entered, len(after) - 1)]
-    return total
+        states.append(walk.step(depth, states[depth]))
+    if isinstance(walk, StreamWalk):
+        steps = [cost(partial(walk.step, depth, state)) for depth, state in enumerate(states)]
+        return [cost(stem), *list(accumulate(reversed(steps)))[::-1]]
+    return [cost(stem), *(cost(partial(walk.run, depth, state)) for depth, state in enumerate(states))]
 
 
 def _typical(walk: Walk, inputs: Tensor, size: int) -> Tensor:
-    """A chunk of the mean length among those that the engine will make."""
+    """A chunk of the mean length among those that the engine will make; of few inputs, as for several units together."""
     lengths = walk.lengths(inputs)
-    if lengths is None:
-        return inputs[:size]
-    order = lengths.cpu().argsort(stable=True).split(size)
-    cut = [int(lengths[rows].max()) for rows in order]
-    mean = sum(length * len(rows) for length, rows in zip(cut, order, strict=True)) / len(inputs)
-    best = min(range(len(order)), key=lambda i: (abs(cut[i] - mean), -len(order[i])))
-    return inputs[order[best]][:, : cut[best]]
+    part = inputs[:size]
+    if lengths is not None:
+        order = lengths.cpu().argsort(stable=True).split(size)
+        cut = [int(lengths[rows].max()) for rows in order]
+        mean = sum(length * len(rows) for length, rows in zip(cut, order, strict=True)) / len(inputs)
+        best = min(range(len(order)), key=lambda i: (abs(cut[i] - mean), -len(order[i])))
+        part = inputs[order[best]][:, : cut[best]]
+    return part.repeat(max(1, size // len(part)), *[1] * (part.ndim - 1))
 
 
 def _metric_call(encoder: EncoderCore, pairs: Pairs, metric: MetricLike) -> Callable[[], Any]:
     """A call of the metric on random embeddings."""
     measure = resolve_metric(metric, float(torch.as_tensor(encoder.logit_scale).detach()))
-    width = encoder.embed("image", pairs.images[:2].to(encoder.device)).shape[1]
+    width = encoder.embed("image", pairs.images[:2]).shape[1]
     generator = torch.Generator().manual_seed(0)
     images, texts = (
         normalised(torch.randn(1, count, width, generator=generator).to(encoder.device), "image")

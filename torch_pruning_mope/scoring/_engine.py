@@ -19,12 +19,11 @@ from .._state import evaluation_mode
 from ..encoder import EncoderCore, TowerName
 from ..towers import Tower
 from ._ablate import Ablator
-from ._memory import peak_bytes, resolve_memory, tokens_at_once
+from ._memory import MemoryBudget, Recording, peak_bytes, resolve_memory, tokens_at_once
 from ._ranks import Ranks
-from ._recording import MemoryBudget, Recording
-from ._replay import ReplayWalk, Walk
+from ._replay import LayerWalk
 from ._units import Ablation
-from ._walk import Refit, StreamWalk
+from ._walk import Point, StreamWalk, Walk
 
 Batch = Sequence[int]
 """Positions of ablations that run together."""
@@ -87,10 +86,9 @@ class PrefixEngine:
             recording = self._recording(tower, inputs, removed)
             walk, parts = recording.walk, []
             for chunk in range(len(recording)):
-                if self._keep:  # from the first stream that the removal has changed, recording those after it
-                    parts.append(walk.run(walk.depths, recording.stream(chunk, walk.depths)))
-                else:
-                    parts.append(walk.run(0, recording.stem(chunk)))
+                # Where streams are kept: from the first that the removal has changed, recording those after it.
+                depth = walk.depths if self._keep else 0
+                parts.append(walk.run(depth, recording.stream(chunk, depth) if self._keep else recording.stem(chunk)))
             return recording.gather(parts)
 
     def ablations(
@@ -114,9 +112,12 @@ class PrefixEngine:
                 chosen = [ablations[position] for position in batch]
                 # Entered anew for every batch: a generator that is abandoned must not leave the model in eval mode.
                 with self._running():
-                    refitted = [recording.walk.refitted(depth, ablation) for ablation in chosen]
-                    parts = [_ablate(recording, chunk, depth, chosen, refitted) for chunk in range(len(recording))]
-                    result = recording.gather(parts)
+                    run, whole = recording.walk.ablated(depth, chosen), chosen[0].part == "block"
+                    points = (
+                        Point(recording.stream(chunk, depth)) if whole else recording.point(chunk, depth)
+                        for chunk in range(len(recording))
+                    )
+                    result = recording.gather([run(point) for point in points])
                 yield batch, result
         finally:
             if not self._keep:
@@ -135,8 +136,8 @@ class PrefixEngine:
         """The way through a tower: in its parts where it has such and masks are enough, else by the model's own code."""
         view = self._encoder.towers[tower]
         if isinstance(view, Tower) and self._ablator.is_masked(tower):
-            return StreamWalk(view, tower, removed, self._ablator)
-        return ReplayWalk(self._encoder, tower, removed, self._ablator)
+            return StreamWalk(self._encoder, tower, removed, self._ablator)
+        return LayerWalk(self._encoder, tower, removed, self._ablator)
 
     @staticmethod
     def _together(walk: Walk, batch_size: int, inputs: int) -> int:
@@ -155,7 +156,7 @@ class PrefixEngine:
             size = self._batch_sizes[tower]
             recording = Recording(walk, inputs, size, self._device, self._budget, keep=self._keep)
         elif before != held:
-            recording.change(walk, min(walk.depth(ablation) for ablation in before ^ held))
+            recording.change(walk, min(walk.step_of(gone.layer, gone.part) for gone in before ^ held))
         if self._keep:
             self._kept[tower] = (held, recording)
         return recording
@@ -187,8 +188,8 @@ class PrefixEngine:
             depth = next((d for d, sub in enumerate(depths) if not sub.mixes_tokens and sub.channels), None)
             if depth is None:
                 return walk.run(0, recording.stem(longest))
-            trial = Ablation("image", 0, "head", (0,))  # which tower and layer, the depth says
-            return walk.run_without(depth, recording.point(longest, depth), [trial], [None])
+            trial = Ablation("image", -1, "head", (0,))  # of which layer, the depth says
+            return walk.ablated(depth, [trial])(recording.point(longest, depth))
 
         return peak_bytes(ablate, self._device)
 
@@ -200,7 +201,7 @@ class PrefixEngine:
 
 def _batches(walk: Walk, ablations: Sequence[Ablation], together: int) -> Iterator[tuple[int, list[int]]]:
     """Positions of ablations at the same depth, ``together`` at a time, from the first depth to the last."""
-    depths = [walk.depth(ablation) for ablation in ablations]
+    depths = [walk.step_of(ablation.layer, ablation.part) for ablation in ablations]
     for depth in sorted(set(depths)):
         here = [position for position, own in enumerate(depths) if own == depth]
         blocks = [position for position in here if ablations[position].part == "block"]
@@ -211,11 +212,40 @@ def _batches(walk: Walk, ablations: Sequence[Ablation], together: int) -> Iterat
             yield depth, rest[start : start + together]
 
 
-def _ablate(
-    recording: Recording, chunk: int, depth: int, batch: Sequence[Ablation], refitted: Sequence[Refit | None]
-) -> Float[Tensor, "K n J"]:
-    """One chunk's embeddings under each ablation of a batch."""
-    walk = recording.walk
-    if batch[0].part == "block":
-        return walk.run_past(depth, recording.stream(chunk, depth), batch[0])[None]
-    return walk.run_without(depth, recording.point(chunk, depth), batch, refitted)
+class PlainEngine:
+    """Evaluates ablations of a dual encoder one after another, each on the whole tower, with the model's own code."""
+
+    def __init__(
+        self,
+        encoder: EncoderCore,
+        *,
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
+        ablator: Ablator | None = None,
+    ) -> None:
+        self._ablator = ablator or Ablator(encoder)
+        self._batch_size = batch_size or (32 if encoder.device.type == "cpu" else 512)
+        self._autocast = torch.autocast(encoder.device.type, dtype, enabled=dtype is not None)
+
+    def embeddings(self, tower: TowerName, inputs: Tensor, removed: Collection[Ablation] = ()) -> Float[Tensor, "N J"]:
+        """As in :class:`PrefixEngine`."""
+        with (
+            self._ablator.without(tower, removed) as encoder,
+            torch.inference_mode(),
+            evaluation_mode(encoder.model),
+            self._autocast,
+        ):
+            return torch.cat([encoder.embed(tower, part) for part in inputs.split(self._batch_size)])
+
+    def ablations(
+        self,
+        tower: TowerName,
+        inputs: Tensor,
+        ablations: Sequence[Ablation],
+        removed: Collection[Ablation] = (),
+        only: Callable[[Sequence[int]], bool] = lambda _: True,
+    ) -> Iterator[tuple[Sequence[int], Float[Tensor, "K N J"]]]:
+        """As in :class:`PrefixEngine`, one at a time in the given order."""
+        for position, ablation in enumerate(ablations):
+            if only([position]):
+                yield [position], self.embeddings(tower, inputs, [*removed, ablation])[None]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from ..towers import Unit
-from ._loss import Loss
+from ._journal import Loss
 from ._meter import Meter
 from ._units import single_ablation
 
@@ -60,19 +60,12 @@ def greedy_path(
 
 @dataclass
 class _Queue:
-    """Units that can only go in this order: the neuron groups of one MLP; or one head; or one block.
-
-    Attributes:
-        units: Those that are left.
-        loss: Loss once the first of them is gone besides those before it; None before it is measured.
-        slope: Increment of the loss per parameter freed.
-        fresh: Whether both are of the model as it is now.
-    """
+    """Units that can only go in this order: the neuron groups of one MLP; or one head; or one block."""
 
     units: list[Unit] = field(default_factory=list)
-    loss: Loss | None = None
-    slope: float = -math.inf
-    fresh: bool = False
+    loss: Loss | None = None  # once the first of them is gone besides those before it; None before it is measured
+    slope: float = -math.inf  # increment of the loss per parameter freed
+    fresh: bool = False  # both are of the model as it is now
 
     def forget(self) -> None:
         """Discards the measurement."""

@@ -50,25 +50,10 @@ class Separation:
 def separation(
     table: ScoreTable, kind: str, remove: int, *, images: Sequence[int] = (1000, 4000), confidence: float = 0.95
 ) -> Separation:
-    """Estimates how well a table tells units apart at a cut, and how well tables from more images would.
-
-    A unit is separated if its score is further from the cut (half-way between the last that goes and the first that stays) than
-    its standard error allows for. Standard errors fall with the root of the number of images. Scores are spread by their errors
-    too, so true distances are taken to be normal with what is left of the observed spread.
-
-    Args:
-        table: The table, of a metric with per-image shares.
-        kind: Kind of units.
-        remove: Number of them that go, the lowest scores first.
-        images: Numbers of images to look ahead to.
-        confidence: One-sided, of each unit alone.
-
-    Returns:
-        The units that are and would be separated.
-
-    Raises:
-        ValueError: If the table has no such units, no standard errors, no number of images, or the cut is not among its units.
-    """
+    """Estimates how well a table tells units apart at a cut, and how well tables from more images would."""
+    # A unit is separated if its score is further from the cut (half-way between the last that goes and the first that stays)
+    # than its standard error allows for. Standard errors fall with the root of the number of images. Scores are spread by
+    # their errors too, so true distances are taken to be normal with what is left of the observed spread.
     scores = table.of(kind)
     if not 0 < remove < len(scores):
         raise ValueError(

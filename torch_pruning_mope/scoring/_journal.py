@@ -4,24 +4,32 @@ A folder's files ``NAME.rank0.jsonl``, ``NAME.rank1.jsonl``, … hold a line per
 line begins with the CRC-32 of its JSON.
 """
 
-import base64
 import hashlib
 import json
 import re
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .._io import parse_json
 from ..errors import WrongModelError
-from ._loss import Loss
 from ._ranks import Ranks
 from ._table import ScoreTable
 from ._units import Ablation, Orders
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Drop of a metric against the whole model, and each image's part of it, whose mean it is; None if the metric has none."""
+
+    value: float
+    shares: Float[Tensor, "I"] | None
 
 
 def measurement_keys(removed: Iterable[Ablation], ablations: Iterable[Ablation]) -> list[str]:
@@ -76,7 +84,7 @@ class Journal:
         self._known[key] = loss
         line: dict[str, Any] = {"key": key, "of unit": ablation and str(ablation), "value": loss.value}
         if loss.shares is not None:
-            line["shares"] = _encoded(loss.shares)
+            line["shares"] = loss.shares.tolist()
         self._write(line)
 
     def share(self, key: str, loss: Loss) -> None:
@@ -132,7 +140,9 @@ class Journal:
     def _learn(self, line: dict[str, Any]) -> None:
         if "key" in line:
             shares = line.get("shares")
-            self._known[line["key"]] = Loss(line["value"], None if shares is None else _decoded(shares))
+            self._known[line["key"]] = Loss(
+                line["value"], None if shares is None else torch.tensor(shares, dtype=torch.double)
+            )
         elif "orders" in line:
             self._orders[line["rewire"]] = {(tower, layer): order for tower, layer, order in line["orders"]}
 
@@ -146,11 +156,3 @@ class Journal:
 
 def _crc(content: str) -> str:
     return f"{zlib.crc32(content.encode()):08x}"
-
-
-def _encoded(array: Tensor) -> str:
-    return base64.b64encode(array.contiguous().numpy().tobytes()).decode()
-
-
-def _decoded(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.double)

@@ -9,11 +9,9 @@ from torch import Tensor
 from ..data import Pairs
 from ..encoder import TowerName
 from ..metrics import Metric, normalised
-from ._engine import PrefixEngine
-from ._journal import Journal, measurement_keys
-from ._loss import Loss
+from ._engine import PlainEngine, PrefixEngine
+from ._journal import Journal, Loss, measurement_keys
 from ._memory import nbytes, peak_bytes
-from ._plain import PlainEngine
 from ._ranks import Ranks
 from ._units import Ablation
 

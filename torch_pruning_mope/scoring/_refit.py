@@ -26,12 +26,11 @@ from .._ridge import (
     Refitted,
     inverse_positive,
     removal_cost,
-    removal_costs,
     ridge_system,
     solve_positive,
     stacked,
 )
-from .._state import evaluation_mode
+from .._state import evaluation_mode, hooked
 from ..encoder import EncoderCore, TowerName
 from ..towers import Part, Reaching, patches, reaching_rows
 
@@ -58,7 +57,7 @@ class Refits:
     ) -> None:
         self._encoder, self._inputs = encoder, inputs
         self._batch_size = batch_size or (32 if encoder.device.type == "cpu" else 512)
-        layers = {place: _layer(encoder, place) for place in dict.fromkeys(places)}
+        layers = {place: units.output for place, units in encoder.sublayers.items() if place in set(places)}
         # Each channel of a grouped convolution reaches some outputs only: it goes without a refit.
         self._layers = {place: layer for place, layer in layers.items() if getattr(layer, "groups", 1) == 1}
         self._sizes = {place: 8 * (_inputs(layer) + 1) ** 2 for place, layer in self._layers.items()}
@@ -135,8 +134,6 @@ class Refits:
         """Squared error that removing each channel alone leaves after the refit."""
         with _exact(self._encoder):
             base, layer = self._base(place, ()), self._layers[place]
-            if layer.weight[0, 0].numel() == 1:
-                return removal_costs(base.inverse, base.weights)[: _inputs(layer)].cpu()
             channels = range(_inputs(layer) // layer.weight[0, 0].numel())
             found = [removal_cost(base.inverse, base.weights, self._rows(place, (c,)).tolist()) for c in channels]
         return torch.tensor(found, dtype=torch.double)
@@ -207,15 +204,6 @@ def _exact(encoder: EncoderCore) -> Iterator[None]:
         yield
 
 
-def _layer(encoder: EncoderCore, place: Place) -> nn.Linear | nn.Conv2d:
-    tower, index, part = place
-    block = encoder.towers[tower].blocks[index]
-    units = block.attention if part == "head" else block.feed_forward
-    if units is None:
-        raise ValueError(f"places must be of units that the model has; found {part} of {tower} layer {index}.")
-    return units.output
-
-
 def _inputs(layer: nn.Linear | nn.Conv2d) -> int:
     """Rows of the weights but for the bias."""
     return layer.weight[0].numel()
@@ -229,9 +217,6 @@ def _product(hidden: Tensor, weights: Tensor) -> Tensor:
 def _seen(encoder: EncoderCore, tower: TowerName, layer: nn.Module, inputs: Tensor) -> Float[Tensor, "R U"]:
     """The layer's inputs, all calls one after another."""
     found: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, args: found.append(patches(module, args[0])))
-    try:
+    with hooked([layer], lambda module, args, _: found.append(patches(module, args[0])), before=True):
         encoder.embed(tower, inputs)
-    finally:
-        handle.remove()
     return torch.cat(found)

@@ -11,6 +11,7 @@ from .._state import own_gradients
 from ..data import Pairs
 from ..encoder import EncoderCore
 from ..errors import NonFiniteError
+from ..towers import Prunable
 from ._gradients import accumulate_gradients
 from ._ranks import Ranks
 from ._refit import Place, Refits
@@ -36,27 +37,23 @@ def neuron_orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, ranks: R
         if hessian or isinstance(rewire, tp.importance.GroupTaylorImportance):
             accumulate_gradients(encoder, pairs, squared=hessian, batch_size=64, ranks=ranks)
         graph = encoder.dependency_graph()
-        for layer in encoder.layers:
-            units = layer.block.feed_forward
-            if units is None or not units.channels or layer.tower == "decoder":
-                continue
+        for (tower, index, _), units in _mlps(encoder).items():
             first, channels = units.sources[0], list(range(units.channels))
             makes = graph.get_pruner_of_module(first).prune_out_channels
             importance = rewire(graph.get_pruning_group(first, makes, channels))
-            name = f"{layer.tower} layer {layer.index}"
+            name = f"{tower} layer {index}"
             if importance is None or importance.shape != (units.channels,):
                 raise ValueError(f"rewire must score each neuron of {name}; found {importance!r}.")
             if not torch.isfinite(importance).all():
                 raise NonFiniteError(f"rewire must yield finite scores; found NaN or infinity in {name}.")
-            orders[layer.tower, layer.index] = importance.argsort(stable=True).tolist()
+            orders[tower, index] = importance.argsort(stable=True).tolist()
     return orders
 
 
 def _by_refit(encoder: EncoderCore, pairs: Pairs) -> Orders:
-    places: list[Place] = [
-        (layer.tower, layer.index, "neurons")
-        for layer in encoder.layers
-        if layer.tower != "decoder" and layer.block.feed_forward is not None and layer.block.feed_forward.channels
-    ]
-    refits = Refits(encoder, {"image": pairs.images, "text": pairs.tokens}, places)
-    return {place[:2]: refits.costs(place).argsort(stable=True).tolist() for place in places if place in refits}
+    refits = Refits(encoder, {"image": pairs.images, "text": pairs.tokens}, list(_mlps(encoder)))
+    return {place[:2]: refits.costs(place).argsort(stable=True).tolist() for place in _mlps(encoder) if place in refits}
+
+
+def _mlps(encoder: EncoderCore) -> dict[Place, Prunable]:
+    return {p: units for p, units in encoder.sublayers.items() if p[2] == "neurons" and p[0] != "decoder"}

@@ -1,11 +1,9 @@
-"""MoPE: drop of a zero-shot metric when a unit is removed (Lin et al., CVPR 2024, arXiv 2403.07839).
-
-``MoPE(unit) = Z(model) - Z(model without the unit)``.
-"""
+"""MoPE: drop of a zero-shot metric when a unit is removed (Lin et al., CVPR 2024, arXiv 2403.07839)."""
 
 import hashlib
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +18,11 @@ from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
 from ..towers import KINDS, Unit
 from ._ablate import Ablator
-from ._engine import PrefixEngine
-from ._families import Interaction, families, scores_of
+from ._engine import PlainEngine, PrefixEngine
+from ._families import Interaction, Progress, families, scores_of
 from ._journal import Journal, complete_table
 from ._memory import resolve_memory
 from ._meter import Meter, PairsLike
-from ._plain import PlainEngine
-from ._progress import Progress
 from ._ranks import Ranks
 from ._refit import Refits
 from ._rewire import Rewiring, neuron_orders
@@ -178,7 +174,7 @@ def _table(
     most = None if until is None else math.ceil(until * total)
     queries: dict[TowerName, int] = {"image": pairs.num_images, "text": pairs.num_captions}
     layers = {name: len(tower.blocks) for name, tower in encoder.towers.items()}
-    with Progress(units, queries, layers, show=show) as bar:
+    with closing(Progress(units, queries, layers, show=show)) as bar:
         measured = families(meter, encoder, units, interaction, most, bar)
         scores = [s for f in measured for s in scores_of(f, encoder, pairs.num_images, interaction == "joint")]
     settings = settings | {"evaluations": meter.evaluations, "images": pairs.num_images}
@@ -246,12 +242,9 @@ def _check(
         raise ValueError(
             f"kinds must be of head, neurons and block on a joint path, which takes sub-layers apart; found {kinds!r}."
         )
-    if isinstance(towers, str) or not towers or set(towers) - {"image", "text"}:
-        raise ValueError(f"towers must be ('image',), ('text',) or both; found {towers!r}.")
     if groups < 1:
         raise ValueError(f"groups must be at least 1; found {groups}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, or None; found {batch_size}.")
+    check_common(towers, batch_size)
     for name, value, known in (
         ("interaction", interaction, ("single", "nested", "greedy", "joint")),
         ("engine", engine, ("prefix", "plain")),
@@ -259,3 +252,11 @@ def _check(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}; found {value!r}.")
+
+
+def check_common(towers: Collection[str], batch_size: int | None) -> None:
+    """Raises unless towers and batch size are such as scoring and reconstruction take."""
+    if isinstance(towers, str) or not towers or set(towers) - {"image", "text"}:
+        raise ValueError(f"towers must be ('image',), ('text',) or both; found {towers!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, or None; found {batch_size}.")

@@ -179,14 +179,7 @@ class ScoreTable:
 
     @classmethod
     def load(cls, path: str | Path) -> "ScoreTable":
-        """Reads a table that :meth:`save` wrote as JSON.
-
-        Returns:
-            The table.
-
-        Raises:
-            ValueError: If the file is not such a table.
-        """
+        """Reads a table that :meth:`save` wrote as JSON; raises ValueError if the file is none."""
         try:
             content = read_json(Path(path))
             if content.pop("format") != _FORMAT:
@@ -202,11 +195,7 @@ class ScoreTable:
             raise ValueError(f"path must be a score table saved by this version; {path} is not: {error!r}.") from error
 
     def check_weights(self, model: nn.Module) -> None:
-        """Checks that the table is of a model's own weights.
-
-        Raises:
-            WrongModelError: If it is not.
-        """
+        """Raises WrongModelError unless the table is of a model's own weights."""
         found = fingerprint(model)
         if found != self.weights:
             raise WrongModelError(

@@ -16,14 +16,7 @@ Orders = Mapping[tuple[str, int], Sequence[int]]
 
 @dataclass(frozen=True)
 class Ablation:
-    """Channels of one sub-layer, or a whole block, set to contribute nothing.
-
-    Attributes:
-        tower: ``image`` or ``text``.
-        layer: Position of the block.
-        part: Which sub-layer: the attention for ``head``, the MLP for ``neurons``, both for ``block``.
-        channels: Input channels of its output linear; empty for a block.
-    """
+    """Input channels of one sub-layer's output layer, or a whole block, set to contribute nothing."""
 
     tower: TowerName
     layer: int

@@ -1,9 +1,12 @@
-"""A tower as a chain of sub-layers, which can be entered and left anywhere.
+"""A tower as a chain of steps that can be entered and left anywhere.
 
 Axes as in ``towers``; ``K`` ablations run as one batch of ``K * n`` sequences, where ``n`` inputs form a chunk.
 """
 
-from collections.abc import Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .._ridge import unstacked
-from ..encoder import TowerName
-from ..towers import Stream, Sublayer, Tower
+from ..encoder import EncoderCore, TowerName
+from ..towers import Stream, Sublayer
 from ._ablate import Ablator
 from ._refit import Place
 from ._units import Ablation
@@ -23,40 +26,106 @@ Refit = tuple[Tensor, Tensor | None]
 
 
 class Point(NamedTuple):
-    """A sub-layer in mid-computation: the stream it adds to, its channels, its output."""
+    """A sub-layer in mid-computation: the stream it adds to, its channels, its output; of a layer, the stream before it."""
 
     base: Any
-    hidden: Tensor
-    out: Tensor
+    hidden: Any = None
+    out: Any = None
 
 
-class StreamWalk:
-    """A tower that is taken apart into stem, sub-layers and readout, some of whose units have been removed already.
+class Walk(ABC):
+    """A tower of ``depths`` steps and, last, the readout; some of its units may have been removed already."""
 
-    A chain of ``depths`` steps, ``per_block`` of each block, that can be entered at any of them.
-    """
+    depths: int
 
-    def __init__(self, view: Tower, tower: TowerName, removed: Collection[Ablation], ablator: Ablator) -> None:
-        self.tower = view
-        self._name: TowerName = tower
-        self._ablator = ablator
-        blocks = list(view.blocks)
-        last = max((layer for layer, block in enumerate(blocks) if block.is_in_parts), default=-1)
-        self.sublayers: list[Sublayer] = [sublayer for block in blocks[: last + 1] for sublayer in block.sublayers]
+    def __init__(
+        self,
+        encoder: EncoderCore,
+        tower: TowerName,
+        removed: Collection[Ablation] = (),
+        ablator: Ablator | None = None,
+    ) -> None:
+        self.encoder, self.view, self._ablator = encoder, encoder.towers[tower], ablator
+        self.tower: TowerName = tower
+        self.blocks = list(self.view.blocks)
+        self._gone = list(removed)
+
+    @abstractmethod
+    def step_of(self, layer: int, part: str) -> int:
+        """The (first) step in which a part of a layer runs."""
+
+    @abstractmethod
+    def resumes(self, ablation: Ablation) -> int:
+        """The first step that runs in full under an ablation."""
+
+    def lengths(self, inputs: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Tokens of each input up to its end; None where inputs run whole."""
+        return None
+
+    @abstractmethod
+    def stem(self, inputs: Tensor) -> Any:
+        """The state that enters the first step."""
+
+    @abstractmethod
+    def step(self, depth: int, state: Any) -> Any:
+        """The state after a step; the embeddings after the readout."""
+
+    def run(self, depth: int, state: Any) -> Float[Tensor, "N J"]:
+        """From the state before a step to the embeddings."""
+        for later in range(depth, self.depths + 1):
+            state = self.step(later, state)
+        embeddings: Tensor = state
+        return embeddings
+
+    @abstractmethod
+    def tokens(self, state: Any) -> int:
+        """Tokens of a sequence, from the state that enters the first step."""
+
+    @abstractmethod
+    def kept(self, state: Any) -> Sequence[Tensor]:
+        """The tensors that keeping a state holds, but for inputs."""
+
+    def point(self, depth: int, state: Any) -> Point:  # noqa: ARG002
+        """A step up to where ablations differ."""
+        return Point(state)
+
+    def finish(self, depth: int, point: Point) -> Any:
+        """The state after a step, from a point in it."""
+        return self.step(depth, point.base)
+
+    @abstractmethod
+    def ablated(self, depth: int, ablations: Sequence[Ablation]) -> Callable[[Point], Float[Tensor, "K n J"]]:
+        """From a point of a step to the embeddings under each of some ablations there: one block, or units of one sub-layer."""
+
+    def _without(self, *more: Ablation) -> AbstractContextManager[EncoderCore]:
+        gone = [*self._gone, *more]
+        return self._ablator.without(self.tower, gone) if self._ablator and gone else nullcontext(self.encoder)
+
+
+class StreamWalk(Walk):
+    """A tower that is taken apart: a step is a sub-layer, of the pooled token alone where no later one mixes tokens."""
+
+    view: Any
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        last = max((layer for layer, block in enumerate(self.blocks) if block.is_in_parts), default=-1)
+        inside = self.blocks[: last + 1]
+        self.sublayers: list[Sublayer] = [sublayer for block in inside for sublayer in block.sublayers]
         self.depths = len(self.sublayers)
-        self.per_block = len(blocks[0].sublayers)
+        self._starts = list(accumulate((len(block.sublayers) for block in inside), initial=0))
         self.last_mixing = max((d for d, sublayer in enumerate(self.sublayers) if sublayer.mixes_tokens), default=-1)
         self._keep: dict[int, Tensor] = {}
         self._refitted: dict[int, Refit] = {}
         self._removed: dict[int, list[Ablation]] = {}
         self._skipped: set[int] = set()
-        self._at_end: list[Ablation] = []
+        removed, self._gone = self._gone, []  # from here on: those that run with the readout, such as a pool's
         for ablation in removed:
-            depth = self.depth(ablation)
+            depth = self.step_of(ablation.layer, ablation.part)
             if depth == self.depths:
-                self._at_end.append(ablation)
+                self._gone.append(ablation)
             elif ablation.part == "block":
-                self._skipped.update(range(depth, depth + self.per_block))
+                self._skipped.update(range(depth, self.resumes(ablation)))
             else:
                 self._removed.setdefault(depth, []).append(ablation)
         for depth, gone in self._removed.items():
@@ -64,102 +133,98 @@ class StreamWalk:
 
     def _remove(self, depth: int, gone: Sequence[Ablation]) -> None:
         """Takes units of a sub-layer away: by a mask, or by weights that make up for them."""
-        output, refits = self.sublayers[depth].output, self._ablator.refits
-        if refits is not None and self._place(gone[0]) in refits:
-            weights = refits.weights(self._place(gone[0]), [ablation.channels for ablation in gone])
+        output, place = self.sublayers[depth].output, self._place(gone[0])
+        if place is None:
+            keep = self._keep[depth] = torch.ones_like(output.weight[0])
+            for ablation in gone:
+                keep[list(ablation.channels)] = 0
+        else:
+            weights = self._ablator.refits.weights(place, [ablation.channels for ablation in gone])  # type: ignore[union-attr]
             self._refitted[depth] = unstacked(output, weights)
-            return
-        keep = self._keep[depth] = torch.ones_like(output.weight[0])
-        for ablation in gone:
-            keep[list(ablation.channels)] = 0
 
-    def _place(self, ablation: Ablation) -> Place:
-        return self._name, ablation.layer, ablation.part
+    def _place(self, ablation: Ablation) -> Place | None:
+        """The output layer of an ablation, if it is refitted."""
+        place = self.tower, ablation.layer, ablation.part
+        return place if self._ablator and self._ablator.refits and place in self._ablator.refits else None
 
-    def refitted(self, depth: int, ablation: Ablation) -> Refit | None:
-        """Weights and bias of a sub-layer's output layer that make up for an ablation; None where it is not refitted."""
-        refits = self._ablator.refits
-        if depth == self.depths or refits is None or (place := self._place(ablation)) not in refits:
+    def _refit(self, depth: int, ablation: Ablation) -> Refit | None:
+        """Weights and bias that make up for an ablation, and what has gone before; None where nothing is refitted."""
+        place = self._place(ablation)
+        if place is None:
             return None
         held = [other.channels for other in self._removed.get(depth, ())]
-        return unstacked(self.sublayers[depth].output, refits.weights(place, held, ablation.channels))
+        weights = self._ablator.refits.weights(place, held, ablation.channels)  # type: ignore[union-attr]
+        return unstacked(self.sublayers[depth].output, weights)
 
-    def depth(self, ablation: Ablation) -> int:
-        """Position of the (first) sub-layer that an ablation is in; the end for what runs with the readout, such as a pool."""
-        second = ablation.part == "neurons" and self.per_block > 1
-        return min(ablation.layer * self.per_block + second, self.depths)
+    def step_of(self, layer: int, part: str) -> int:
+        if layer >= len(self._starts) - 1:
+            return self.depths
+        return self._starts[layer] + (part == "neurons" and self.blocks[layer].attention is not None)
+
+    def resumes(self, ablation: Ablation) -> int:
+        if ablation.part == "block":
+            return self._starts[ablation.layer + 1]
+        return min(self.step_of(ablation.layer, ablation.part) + 1, self.depths)
 
     def lengths(self, inputs: Tensor) -> Tensor | None:
-        """Tokens of each input up to its end; None where inputs run whole."""
-        return self.tower.lengths(inputs)
+        found: Tensor | None = self.view.lengths(inputs)
+        return found
 
     def stem(self, inputs: Tensor) -> Stream:
-        """The stream that enters the first step."""
-        return self.tower.stem(inputs)
+        stream: Stream = self.view.stem(inputs.to(self.encoder.device))
+        return stream
 
-    def tokens(self, stream: Any) -> int:
-        """Tokens of a sequence."""
-        return int(stream.x.shape[1])
+    def tokens(self, state: Stream) -> int:
+        return int(state.x.shape[1])
 
-    def kept(self, stream: Stream) -> Sequence[Tensor]:
-        """The tensors that keeping a stream holds: hidden states, and outputs that wait for those after them."""
-        return (stream.x, *stream.outs)
+    def kept(self, state: Stream) -> Sequence[Tensor]:
+        return (state.x, *state.outs)
 
-    def point(self, depth: int, stream: Stream) -> Point:
-        """A sub-layer up to its output, narrowed to the pooled token where nothing later mixes tokens."""
+    def point(self, depth: int, state: Stream) -> Point:
         if depth == self.depths:
-            nothing = stream.x.new_empty(0)
-            return Point(stream, nothing, nothing)
-        pooled_only = stream.pooled is not None and depth >= self.last_mixing
-        hidden = self.sublayers[depth].hidden(stream, pooled_only=pooled_only)
+            return Point(state)
+        pooled_only = state.pooled is not None and depth >= self.last_mixing
+        hidden = self.sublayers[depth].hidden(state, pooled_only=pooled_only)
         if depth in self._keep:
             hidden = hidden * self._keep[depth]
         output = self.sublayers[depth].output
         out = linear(hidden, *self._refitted[depth]) if depth in self._refitted else output(hidden)
-        return Point(stream.narrow() if pooled_only else stream, hidden, out)
+        return Point(state.narrow() if pooled_only else state, hidden, out)
 
     def finish(self, depth: int, point: Point) -> Stream:
-        """The stream after a sub-layer."""
         base: Stream = point.base
         return self.sublayers[depth].finish(base, point.out)
 
-    def step(self, depth: int, stream: Stream) -> Stream:
-        """The stream after a sub-layer, from the stream before it."""
-        return stream if depth in self._skipped else self.finish(depth, self.point(depth, stream))
-
-    def run(self, depth: int, stream: Stream) -> Float[Tensor, "N J"]:
-        """From the stream before ``depth`` to the embeddings."""
-        for later in range(depth, self.depths):
-            stream = self.step(later, stream)
-        return self._readout(stream)
+    def step(self, depth: int, state: Stream) -> Any:
+        if depth == self.depths:
+            return self._readout(state)
+        return state if depth in self._skipped else self.finish(depth, self.point(depth, state))
 
     def _readout(self, stream: Stream, *more: Ablation) -> Float[Tensor, "N J"]:
-        """The tower's, without units that run with it."""
-        with self._ablator.without(self._name, [*self._at_end, *more]):
-            return self.tower.readout(stream)
-
-    def run_without(
-        self, depth: int, point: Point, ablations: Sequence[Ablation], refitted: Sequence[Refit | None]
-    ) -> Float[Tensor, "K n J"]:
-        """The embeddings under each of some ablations of a step, as one batch, with refitted weights if given."""
-        if depth == self.depths:
-            return torch.stack([self._readout(point.base, ablation) for ablation in ablations])
-        sublayer = self.sublayers[depth]
-        outs = [
-            _without(sublayer, point.hidden, point.out, ablation.channels)
-            if own is None
-            else linear(point.hidden, *own)
-            for ablation, own in zip(ablations, refitted, strict=True)
-        ]
-        base: Stream = point.base
-        many = base if len(outs) == 1 else base.repeat(len(outs))
-        many = sublayer.finish(many, outs[0] if len(outs) == 1 else torch.cat(outs))
-        embeddings: Tensor = self.run(depth + 1, many).unflatten(0, (len(outs), -1))
+        with self._without(*more):
+            embeddings: Tensor = self.view.readout(stream)
         return embeddings
 
-    def run_past(self, depth: int, stream: Stream, ablation: Ablation) -> Float[Tensor, "n J"]:  # noqa: ARG002
-        """The embeddings without the block that begins at a step."""
-        return self.run(depth + self.per_block, stream)
+    def ablated(self, depth: int, ablations: Sequence[Ablation]) -> Callable[[Point], Float[Tensor, "K n J"]]:
+        if ablations[0].part == "block":
+            return lambda point: self.run(self.resumes(ablations[0]), point.base)[None]
+        if depth == self.depths:
+            return lambda point: torch.stack([self._readout(point.base, ablation) for ablation in ablations])
+        sublayer, refits = self.sublayers[depth], [self._refit(depth, ablation) for ablation in ablations]
+
+        def run(point: Point) -> Tensor:
+            outs = [
+                _without(sublayer, point.hidden, point.out, ablation.channels)
+                if own is None
+                else linear(point.hidden, *own)
+                for ablation, own in zip(ablations, refits, strict=True)
+            ]
+            many: Stream = point.base if len(outs) == 1 else point.base.repeat(len(outs))
+            many = sublayer.finish(many, outs[0] if len(outs) == 1 else torch.cat(outs))
+            embeddings: Tensor = self.run(depth + 1, many).unflatten(0, (len(outs), -1))
+            return embeddings
+
+        return run
 
 
 def _without(sublayer: Sublayer, hidden: Tensor, out: Tensor, channels: Sequence[int]) -> Float[Tensor, "n T D"]:

@@ -6,6 +6,7 @@ from . import _torch as _torch
 from . import _transformers as _transformers
 from ._apart import ApartTower
 from ._discover import register_channels
+from ._graph import GraphMixin
 from ._layer import Counts, Layer, TowerName
 from ._look import first_tensor
 from ._opaque import OpaqueTower
@@ -30,6 +31,7 @@ __all__ = [
     "Channels",
     "Counts",
     "FeedForwardSublayer",
+    "GraphMixin",
     "Layer",
     "OpaqueTower",
     "Part",

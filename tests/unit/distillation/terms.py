@@ -32,6 +32,5 @@ def features(images: Tensor, texts: Tensor, teacher_images: Tensor, teacher_text
     return alone("features", Encoded(images, texts, 1.0), Encoded(teacher_images, teacher_texts, 1.0))
 
 
-def hidden(student: Any, teacher: Any, lengths: Any = None) -> Tensor:
-    both = (Encoded(ONE, ONE, 1.0, None, states) for states in (student, teacher))
-    return alone("hidden", *both, lengths=lengths)
+def hidden(student: Any, teacher: Any) -> Tensor:
+    return alone("hidden", *(Encoded(ONE, ONE, 1.0, None, states) for states in (student, teacher)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.asserts import assert_close
 from tests.unit.models import clip, pairs_for
-from torch_pruning_mope.distillation import chunked_backward
+from torch_pruning_mope.distillation._chunks import chunked_backward
 
 from .terms import hidden, info_nce
 
@@ -211,37 +211,3 @@ def test_no_sync_is_for_all_but_the_last_chunk() -> None:
     chunks = cut((torch.randn(6, 6), torch.randn(6, 7)), [2, 2, 2])
     chunked_backward(encode, chunks, info_nce, no_sync=NoSync)
     assert "".join(log) == "(xxx)(x)(x)x"
-
-
-@pytest.mark.parametrize(
-    ("encode", "chunks", "match"),
-    [
-        (lambda model, chunk: model(*chunk), 0, "chunks must hold at least one; found none"),
-        (lambda model, chunk: (model(*chunk)[2],), 2, r"the first with one row per example; found \[\(\)\]"),
-        (
-            lambda model, chunk: [x.detach() for x in model(*chunk)],
-            2,
-            "a tensor with a graph that the loss depends on; fou",
-        ),
-        (
-            lambda model, chunk: [x[: 3 - torch.is_grad_enabled()] for x in model(*chunk)[:2]] + [torch.tensor(1.0)],
-            2,
-            r"the same for a chunk each time; found shapes \[\(3, 5\), \(3, 5\), \(\)\], then \[\(2, 5\), \(2, 5\), \(\)\]",
-        ),
-    ],
-    ids=["no chunks", "scalar first", "detached", "other shapes"],
-)
-def test_bad_encoders(encode: Any, chunks: int, match: str) -> None:
-    model, batch = Model(), (torch.randn(3, 6), torch.randn(3, 7))
-    with pytest.raises(ValueError, match=match):
-        chunked_backward(lambda chunk: encode(model, chunk), [batch] * chunks, info_nce)
-
-
-def test_a_loss_without_a_graph_is_refused() -> None:
-    model, batch = Model(), (torch.randn(3, 6), torch.randn(3, 7))
-    with pytest.raises(
-        ValueError, match="loss must return a tensor that depends on what encode returned; found one without"
-    ):
-        chunked_backward(lambda chunk: model(*chunk), [batch], lambda *given: info_nce(*given).detach())
-    with torch.no_grad(), pytest.raises(ValueError, match="nor call chunked_backward under no_grad"):
-        chunked_backward(lambda chunk: model(*chunk), [batch], info_nce)

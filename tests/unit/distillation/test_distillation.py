@@ -62,13 +62,6 @@ def test_terms_of_weight_zero_are_skipped(kept: str) -> None:
     assert_close(total, 2.5 * terms[kept], 1e-6)
 
 
-def test_lengths_reach_l_hidn() -> None:
-    student, teacher = encoded(9.0, 1), encoded(9.0, 1)
-    lengths = {"text": torch.tensor([1, 2, 3, 1])}
-    _, terms = DistillationLoss.paper()(student, teacher, image_index=INDEX, lengths=lengths)
-    assert_close(terms["hidden"], hidden(student.hidden, teacher.hidden, lengths), 1e-6)
-
-
 @pytest.mark.parametrize(
     ("weights", "match"),
     [
@@ -114,7 +107,7 @@ def refused(images: Any, texts: Any, scale: Any = 9.0, index: Any = None) -> Non
     student = Encoded(FOUR, FOUR, 9.0)
     for name, value in (("images", images), ("texts", texts), ("logit_scale", scale)):
         object.__setattr__(student, name, value)  # past the run-time type check of the tests
-    unchecked(DistillationLoss._shares)(DistillationLoss(**OFF | {"contrastive": 1.0}), student, None, index, None)
+    unchecked(DistillationLoss._shares)(DistillationLoss(**OFF | {"contrastive": 1.0}), student, None, index)
 
 
 @pytest.mark.parametrize(
@@ -162,37 +155,28 @@ def test_bad_bias() -> None:
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher", "lengths", "match"),
+    ("student", "teacher", "match"),
     [
-        ({}, {}, None, "hidden must hold at least one block; found none"),
-        ({"image": {}}, {"image": states(0)}, None, "hidden must hold at least one block; found none"),
+        ({}, {}, "hidden must hold at least one block; found none"),
+        ({"image": {}}, {"image": states(0)}, "hidden must hold at least one block; found none"),
         (
             {"text": states(3)},
             {"text": states(0, 1)},
-            None,
             r"every block of the student; found blocks \[0, 1\] of its text",
         ),
         (
             {"image": states(3, width=4)},
             {"image": states(3)},
-            None,
             r"found \[4, 3, 4\] and \[4, 3, 6\] in block 3 of the image tower.* L_hidn needs the residual width whole",
         ),
         (
             {"image": {3: torch.zeros(4, 2, 6)}},
             {"image": states(3)},
-            None,
             r"found \[4, 2, 6\] and \[4, 3, 6\] in block 3 of the image tower. Give both the same batch, at the same resol",
         ),
-        (
-            {"text": states(3)},
-            {"text": states(3)},
-            {"text": torch.ones(2).long()},
-            r"found \[2\] for \[4, 3, 6\] in the text",
-        ),
     ],
-    ids=["empty", "no blocks", "missing", "width", "tokens", "lengths"],
+    ids=["empty", "no blocks", "missing", "width", "tokens"],
 )
-def test_bad_hidden_states(student: Any, teacher: Any, lengths: Any, match: str) -> None:
+def test_bad_hidden_states(student: Any, teacher: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        hidden(student, teacher, lengths)
+        hidden(student, teacher)

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch_pruning_mope import DualEncoder, Pairs, remove_units
 from torch_pruning_mope.reconstruction._layers import Refit, groups_of
 from torch_pruning_mope.reconstruction._reconstruct import _find_sites, _retarget
-from torch_pruning_mope.reconstruction._site import Site
-from torch_pruning_mope.reconstruction._steps import steps_of, watched
+from torch_pruning_mope.reconstruction._watch import Site, walk_of, watched
 from torch_pruning_mope.scoring import Unit
 from torch_pruning_mope.towers import first_tensor, patches, rows
 
@@ -46,7 +45,7 @@ def reconstruct_slowly(
     for name in ("image", "text"):
         data = pairs.images if name == "image" else pairs.tokens
         held = torch.arange(len(data)) % 10 == 1
-        steps, whole = steps_of(student, name), steps_of(dense, name)
+        steps, whole = walk_of(student, name), walk_of(dense, name)
         groups = groups_of(steps, whole, {}, inputs=inputs)
         _find_sites([refit for group in groups for refit in group], dense, name, data[:2])
         _retarget(groups, steps, whole)

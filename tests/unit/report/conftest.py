@@ -10,7 +10,8 @@ import pytest
 
 from torch_pruning_mope import DualEncoder, make_plan, score
 from torch_pruning_mope.distillation import TrainingStep
-from torch_pruning_mope.report import append_jsonl, changed_examples
+from torch_pruning_mope.report import changed_examples
+from torch_pruning_mope.runs import RunFolder, TrainingLog
 
 from ..models import clip, pairs_for
 
@@ -50,8 +51,7 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan.apply(smaller)
     changed_examples(encoder, smaller, pairs, count=6).save(folder / "examples.json")
     (folder / "evaluation.json").write_text(json.dumps({"rows": ROWS}))
-    for step in STEPS:
-        append_jsonl(folder / "training.jsonl", step)
+    TrainingLog(RunFolder(folder)).finish(STEPS)
     (folder / "config.yaml").write_text("metric: contrastive_loss\ntitle: <b>&\n")
     return folder
 

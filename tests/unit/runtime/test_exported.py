@@ -141,6 +141,7 @@ def damaged(tiny: Path, folder: Path, **changes: Any) -> Path:
             {"tokenizer": {"kind": "pickle", "length": 5}},
             r"tokenizer must be as FORMAT\.md of the package describes it",
         ),
+        ({"tokenizer": {"kind": "bpe", "length": 5, "file": "../x"}}, r"tokenizer must name a file of its folder"),
         ({"tokenizer": {"kind": "words", "length": 5}}, r"describes it; found KeyError: 'words'"),
     ],
 )

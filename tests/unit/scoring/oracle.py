@@ -9,7 +9,7 @@ from torch import nn
 
 from torch_pruning_mope import DualEncoder
 from torch_pruning_mope.scoring import Ablation, Unit
-from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
+from torch_pruning_mope.scoring._families import isotonic_pools, pooled
 
 
 def physically_without(encoder: DualEncoder, *gone: Unit | Ablation) -> DualEncoder:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.scoring.oracle import nested_scores
-from torch_pruning_mope.scoring._curves import isotonic_pools, pooled
+from torch_pruning_mope.scoring._families import isotonic_pools, pooled
 
 NUMBERS = st.lists(
     st.one_of(st.integers(-3, 3).map(float), st.floats(-10, 10, allow_nan=False)), min_size=1, max_size=12

@@ -1,19 +1,64 @@
-"""Where the residual stream after a layer can be seen: found by changing the layer's output and looking at what follows.
+"""Towers in steps, what their modules take in and put out, and where the residual stream after a layer can be seen."""
 
-A pre-norm block adds the output to the stream, so that the change shows unchanged, or scaled by channel, at the input of the
-next norm or in the block's output; a post-norm block shows it at the input of its norm. A place that answers so, and holds
-more than the output, is the site; what comes after a norm, an activation or another layer answers otherwise.
-"""
-
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from ..towers import rows
-from ._steps import Seen, Steps, stream_of, watched
+from .._state import hooked
+from ..encoder import EncoderCore, TowerName
+from ..scoring._replay import LayerWalk, Replay
+from ..scoring._walk import StreamWalk, Walk
+from ..towers import Stream, Tower, first_tensor, rows
+
+
+def walk_of(encoder: EncoderCore, tower: TowerName) -> Walk:
+    """A tower in steps between which the residual stream is seen."""
+    view = encoder.towers[tower]
+    return (StreamWalk if isinstance(view, Tower) and view.keeps_stream else LayerWalk)(encoder, tower)
+
+
+def stream_of(state: Any) -> Tensor:
+    """The hidden states of a state, or the embeddings."""
+    if isinstance(state, Stream):
+        return state.x
+    return first_tensor(state.before[-1] if isinstance(state, Replay) else state)
+
+
+@dataclass
+class Seen:
+    """Inputs and outputs of some modules, call by call."""
+
+    inputs: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
+    outputs: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
+
+
+@contextmanager
+def watched(modules: Sequence[nn.Module], change: dict[nn.Module, Tensor] | None = None) -> Iterator[Seen]:
+    """Watches modules, and adds something to what some of them put out."""
+    seen = Seen()
+
+    def entered(module: nn.Module, args: Any, kwargs: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if tensors:
+            kept = tensors[0].clone() if getattr(module, "inplace", False) else tensors[0]
+            seen.inputs.setdefault(module, []).append(kept)
+
+    def left(module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):  # the residual may be added to it in place
+            kept = output.clone() if isinstance(module, nn.Linear | nn.Conv2d) else output
+            seen.outputs.setdefault(module, []).append(kept)
+        return output + change[module] if change and module in change else None
+
+    once = dict.fromkeys(modules)
+    with hooked(once, entered, before=True), hooked(once, left):
+        yield seen
+
 
 _TOLERANCE = 1e-3
 _AMPLITUDE = 1e4
@@ -22,19 +67,12 @@ _AMPLITUDE = 1e4
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a block.
+    """A place in a block where the stream is seen."""
 
-    Attributes:
-        module: Name of a module in the block; None for what leaves the step.
-        side: Its ``input`` or ``output``.
-        turned: Whether its channels come second where those of the layer come last.
-        scale: By what the layer's output channels are multiplied before they join the stream, ``[D]``.
-    """
-
-    module: str | None
-    side: str
-    turned: bool
-    scale: Float[Tensor, " D"]
+    module: str | None  # its name in the block; None for what leaves the step
+    side: str  # "input" or "output"
+    turned: bool  # channels come second where those of the layer come last
+    scale: Float[Tensor, " D"]  # what the layer's output channels are multiplied with before they join the stream
 
     def value(self, seen: Seen, owner: nn.Module, after: Any, shape: torch.Size) -> Tensor:
         """The stream, channels last or as the layer has them."""
@@ -58,12 +96,12 @@ def turned(value: Tensor, shape: torch.Size) -> Tensor:
     return value.permute(0, 2, 3, 1) if value.ndim == 4 and len(shape) == 4 else value
 
 
-def find_site(steps: Steps, step: int, state: Any, layer: nn.Module, owner: nn.Module) -> Site | None:
+def find_site(walk: Walk, step: int, state: Any, layer: nn.Module, owner: nn.Module) -> Site | None:
     """The site of a layer, or None where its output joins no stream that can be seen."""
     leaves = {name: module for name, module in owner.named_modules() if not any(module.children())}
     modules = [layer, *leaves.values()]
     with watched(modules) as base:
-        before = steps.run(step, state)
+        before = walk.step(step, state)
     if len(base.outputs.get(layer, ())) != 1:
         return None
     out = base.outputs[layer][0]
@@ -71,7 +109,7 @@ def find_site(steps: Steps, step: int, state: Any, layer: nn.Module, owner: nn.M
     generator = torch.Generator().manual_seed(0)
     change = (_AMPLITUDE * size * torch.randn(out.shape, generator=generator, dtype=torch.float64)).to(out)
     with watched(modules, {layer: change}) as moved:
-        after = steps.run(step, state)
+        after = walk.step(step, state)
     places: list[tuple[str | None, str]] = [(name, side) for name in leaves for side in ("input", "output")]
     for name, side in [*places, (None, "output")]:
         if name is not None and (leaves[name] is layer or len(base.outputs.get(leaves[name], ())) != 1):
