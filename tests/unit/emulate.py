@@ -19,7 +19,7 @@ Cut = dict[tuple[str, bool], set[int]]
 
 
 def cuts_of(model: nn.Module, graph: tp.DependencyGraph, groups: Sequence[Any]) -> Cut:
-    """What some groups cut, by name; before they do."""
+    """Channels that some groups cut, by name; before they do."""
     names: dict[Any, str] = {module: name for name, module in model.named_modules()}
     names |= {parameter: name for name, parameter in model.named_parameters()}
     cut: Cut = {}

@@ -1,4 +1,4 @@
-"""How files are fuzzed: ``MOPE_FUZZ=10000`` in the environment tries as many examples of each."""
+"""Fuzzing of files: ``MOPE_FUZZ=10000`` in the environment tries as many examples of each."""
 
 import os
 from typing import Any

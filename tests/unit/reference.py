@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass
 class Kept:
-    """What is left of one tower, in the numbering of the unpruned model; None or a missing layer: all."""
+    """Units left of one tower, in the numbering of the unpruned model; None or a missing layer: all."""
 
     width: list[int] | None = None
     heads: dict[int, list[int]] = field(default_factory=dict)

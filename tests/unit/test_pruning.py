@@ -38,7 +38,7 @@ def share(ratio: float, total: int) -> int:
 
 
 def kept_of(history: Sequence[Any]) -> dict[str, reference.Kept]:
-    """What one step of a pruner left, read off its own history."""
+    """Sizes that one step of a pruner left, read off its own history."""
     gone: dict[tuple[str, str, int], set[int]] = {}
     for name, _, indices in history:
         tower = "image" if name.startswith("visual") else "text"

@@ -1,4 +1,4 @@
-"""What may be asked of a pruner, and in how many units it results."""
+"""Requests to a pruner, and the units in which they result."""
 
 import math
 from dataclasses import fields
@@ -175,7 +175,7 @@ def test_asked_counts(encoder: DualEncoder) -> None:
 
 @pytest.mark.parametrize("inner", [False, True])
 def test_ignored_layers_are_not_counted(encoder: DualEncoder, inner: bool) -> None:
-    """Whether the module itself is ignored or one that holds it."""
+    """The module itself is ignored, or one that holds it."""
     block = encoder.image.blocks[0].module
     layer: nn.Module = block.mlp.c_fc if inner else block  # type: ignore[union-attr, assignment]
     asked = encoder.request(head_ratio=0.25, ffn_ratio=0.5, ignored_layers=[layer]).asked

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import UserError
 
 from ..errors import ExportError
 from ._encoders import Encoder
@@ -91,7 +92,15 @@ def _exported(encoder: Encoder, inputs: Tensor) -> torch.export.ExportedProgram:
     """Returns an encoder as torch.export has it: for any number of inputs, if there are two or more, else for one."""
     dynamic = ({0: torch.export.Dim("batch")},) if len(inputs) > 1 else None
     with torch.no_grad():
-        return without_checks(torch.export.export(encoder, (inputs,), dynamic_shapes=dynamic))
+        try:
+            program = torch.export.export(encoder, (inputs,), dynamic_shapes=dynamic)
+        except UserError as error:
+            # Code that calls len() on a tensor makes the number of inputs a constant, but where Dynamo reads it.
+            try:
+                program = torch.export.export(encoder, (inputs,), dynamic_shapes=dynamic, strict=True)
+            except Exception:  # noqa: BLE001 (the first says more of the model's code)
+                raise error from None
+        return without_checks(program)
 
 
 def without_checks(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

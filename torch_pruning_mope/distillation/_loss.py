@@ -26,18 +26,6 @@ def check_embeddings(images: Tensor, texts: Tensor, whose: str = "") -> None:
         )
 
 
-def check_counterparts(images: Tensor, texts: Tensor, teacher_images: Tensor, teacher_texts: Tensor) -> None:
-    """Raises ValueError unless the teacher has as many images and captions as the student."""
-    check_embeddings(images, texts)
-    check_embeddings(teacher_images, teacher_texts, "teacher_")
-    for name, student, teacher in (("images", images, teacher_images), ("texts", texts, teacher_texts)):
-        if len(student) != len(teacher):
-            raise ValueError(
-                f"teacher_{name} must have as many rows as {name}; found {len(teacher)} and {len(student)}. "
-                "Give teacher and student the same batch, in the same order."
-            )
-
-
 def owners(image_index: Tensor | None, images: Tensor, texts: Tensor) -> Int[Tensor, "N"]:
     """Position of each caption's image among this rank's, on the embeddings' device; ValueError if it does not fit."""
     if image_index is None:
@@ -208,7 +196,14 @@ class DistillationLoss(nn.Module):
                 f"teacher must be given for terms {sorted(self.weights.keys() - {'contrastive'})}; found None. Pass its "
                 "outputs on the batch, or set their weights to 0."
             )
-        check_counterparts(student.images, student.texts, teacher.images, teacher.texts)
+        check_embeddings(teacher.images, teacher.texts, "teacher_")
+        for name in ("images", "texts"):
+            own, its = len(getattr(student, name)), len(getattr(teacher, name))
+            if own != its:
+                raise ValueError(
+                    f"teacher_{name} must have as many rows as {name}; found {its} and {own}. Give teacher and student the "
+                    "same batch, in the same order."
+                )
         sizes = student.images.shape[1], teacher.images.shape[1]
         if "features" in self.weights and sizes[0] != sizes[1]:
             raise ValueError(

@@ -176,10 +176,7 @@ def _together(settings: dict[str, Any], folder: Path | None) -> Iterator[Ranks]:
     """The ranks that train together, once they agree on the settings, and the first holds the folder."""
     ranks, held = Ranks(), ExitStack()
     try:
-        everyone = ranks.gather(settings)
-        differing = sorted(name for name in settings if any(each[name] != settings[name] for each in everyone))
-        if differing:
-            raise ValueError(f"arguments must be the same on all ranks; found other {', '.join(differing)}.")
+        ranks.check_same(**settings)
         if folder is not None:
             ranks.from_first(lambda: held.enter_context(hold(folder, "distill")))
         yield ranks

@@ -17,13 +17,10 @@ def allowed(encoder: EncoderCore, order: Sequence[Step], min_heads: int, min_neu
     """The order without what would leave too little."""
     left: dict[tuple[str, int, str], int] = {}
     least: dict[tuple[str, int, str], int] = {}
-    for layer in encoder.layers:
-        for kind, units in (("head", layer.block.attention), ("neurons", layer.block.feed_forward)):
-            if units is not None:
-                key = (layer.tower, layer.index, kind)
-                left[key] = units.channels
-                own = {"head": min_heads * units.unit_size, "neurons": min_neurons}[kind]
-                least[key] = max(own, 0 if units.can_be_empty else units.unit_size)
+    for key, units in encoder.sublayers.items():
+        left[key] = units.channels
+        own = min_heads * units.unit_size if key[2] == "head" else min_neurons
+        least[key] = max(own, 0 if units.can_be_empty else units.unit_size)
     kept, blocks = [], {name: len(tower.blocks) for name, tower in encoder.towers.items()}
     for step in order:
         if step[0].unit.kind == "block":

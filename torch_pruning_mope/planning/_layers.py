@@ -18,7 +18,7 @@ class LayerPlan:
         heads_kept: Heads after; 0 for an attention that goes whole, or a layer.
         neurons: Neurons before.
         neurons_kept: Neurons after.
-        removed: Whether the layer goes whole.
+        removed: True if the layer goes whole.
         loss: Sum of the scores of what goes.
     """
 

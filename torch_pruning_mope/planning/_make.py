@@ -39,17 +39,17 @@ def make_plan(
     Args:
         encoder: The dual encoder; left as it is.
         table: Scores of its units.
-        parameters: How many parameters may be left, token embeddings not counted; of both towers together, or
+        parameters: Parameters that may be left, token embeddings not counted; of both towers together, or
             ``{"image": ..., "text": ...}``: a share (``"50%"``, ``0.5``) or a number (``"86M"``).
-        multiply_adds: How many multiply-adds of one input, likewise.
-        latency: How many seconds on this machine, likewise; measured, and so never exactly the same twice.
+        multiply_adds: Multiply-adds of one input, likewise.
+        latency: Seconds on this machine, likewise; measured, and so never exactly the same twice.
         round_to: Multiple that the neurons left in every MLP are of; ``"auto"`` for what suits the model's device
             (16 on CPUs, 64 on GPUs, less for small MLPs).
-        uniform: Whether every layer of a tower loses as many heads, and as many neurons; which ones is a matter of the layer.
+        uniform: Every layer of a tower loses as many heads, and as many neurons; which ones is a matter of the layer.
             Layers that kept equal numbers so far go on doing so, as stock architectures need it.
         min_heads: Heads that every attention keeps.
         min_neurons: Neurons that every MLP keeps.
-        refill: Whether to put back what fits, the last that went first; never for a budget of time.
+        refill: Put back what fits, the last that went first; never for a budget of time.
         batch_size: Inputs at once, for latency.
 
     Returns:

@@ -30,7 +30,7 @@ class Plan:
         before: Footprint of each tower before.
         after: Footprint of each tower after; counted on a model from which the units were removed.
         weights: SHA-256 of the weights of the model that the plan is for; None on the ``meta`` device.
-        settings: What was asked for, and what was measured: ``unused`` is how much less is left than budgets allow.
+        settings: Budgets and rules asked for, and measurements: ``unused`` is how much less is left than budgets allow.
         layers: Each layer before and after.
     """
 

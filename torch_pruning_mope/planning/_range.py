@@ -85,10 +85,10 @@ def plan_range(
         towers: Towers whose units may go.
         groups: Neuron groups per MLP.
         round_to: See :func:`make_plan`.
-        uniform: Whether all layers of a tower keep as many heads and neurons.
+        uniform: All layers of a tower keep as many heads and neurons.
         min_heads: Heads that every attention keeps.
         min_neurons: Neurons that every MLP keeps.
-        latency: Whether to measure time.
+        latency: Measure time.
         batch_size: Inputs at once, for that.
 
     Returns:

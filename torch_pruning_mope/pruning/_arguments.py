@@ -64,7 +64,7 @@ class PrunerMixin(EncoderCore):
             global_pruning: Rank over all layers, so that layers keep different widths, instead of within each.
             iterative_steps: ``pruner.step()`` calls over which the removal is spread.
             round_to: Round what is left of neurons and residual channels down to a multiple of this.
-            towers: Which towers the ratios are for.
+            towers: Towers that the ratios are for.
             ignored_layers: Modules that Torch-Pruning must leave alone; the ratios do not count them. Channels that one of
                 them makes or takes stay whole, so that neither side is cut.
             pruning_ratio_dict: Ratios of their own for some modules, as in Torch-Pruning; the others do not count them.

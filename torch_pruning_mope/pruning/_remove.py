@@ -20,7 +20,7 @@ def remove_units(encoder: EncoderCore, units: Sequence[Unit], *, checked: bool =
     Args:
         encoder: The dual encoder.
         units: Units to remove, numbered as in the model before.
-        checked: Whether to check that the dependency graph covers every parameter; in vain for a copy of a model whose graph
+        checked: Check that the dependency graph covers every parameter; in vain for a copy of a model whose graph
             has been.
 
     Raises:

@@ -30,7 +30,7 @@ class LayerReport:
             output joins no stream that can be seen; ``embedding``.
         before: Relative error on held-out tokens, ``‖dense − student‖ / ‖dense‖``, with the weights as they were.
         after: The same with the weights as they are now.
-        refitted: Whether the weights were changed; they stay where that would make the error larger.
+        refitted: True if the weights were changed; they stay where that would make the error larger.
         ridge: Weight of the penalty.
     """
 

@@ -62,14 +62,14 @@ def reconstruct(
             read again where ``memory`` is short, and must then be the same; those of an iterator are held in memory.
         ridge: Weight of the penalty on the change of the weights, relative to the mean square of the layer's inputs; None for
             the best of each layer between 1e-7 and 1, by cross-validation over two halves of the fitted pairs.
-        towers: Which towers.
-        projection: Whether to refit the joint projection.
-        inputs: Whether to refit q, k, v and the first layers of MLPs too, onto the dense model's pre-activations.
+        towers: Towers to refit.
+        projection: Refit the joint projection.
+        inputs: Refit q, k, v and the first layers of MLPs too, onto the dense model's pre-activations.
         held_out: Share of the pairs that is never fitted on. A layer whose error on them would become larger is left as it was.
         batch_size: Inputs run at once; None for what suits the device.
         memory: Memory for streams, besides the models and the pairs: bytes, a text like ``"4GiB"``, or None for half of what
             is free. With less, more is computed again; the weights are the same.
-        progress: Whether to show a progress bar.
+        progress: Show a progress bar.
 
     Returns:
         Per layer the relative error of the stream before and after, on held-out tokens.

@@ -13,9 +13,9 @@ from ._journal import Loss
 from ._meter import Meter, PairsLike
 from ._ranks import Ranks
 from ._rewire import Rewiring, neuron_orders
-from ._score import Autocast, check_common, score
+from ._score import Autocast, score
 from ._table import Score, ScoreTable
-from ._units import Ablation, enumerate_units, nested_ablations, single_ablation
+from ._units import Ablation, check_common, enumerate_units, nested_ablations, single_ablation
 
 __all__ = [
     "Ablation",

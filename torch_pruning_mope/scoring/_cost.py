@@ -32,7 +32,7 @@ class ScoringCost:
         multiply_adds: Multiply-adds of the towers by the exact engine.
         plain_multiply_adds: Multiply-adds of the towers if both were evaluated in full once per unit.
         evaluations: Number of evaluations.
-        at_least: Whether these are lower bounds: a path evaluates units again, how often shows on the way.
+        at_least: True for lower bounds: a path evaluates units again, how often shows on the way.
     """
 
     seconds: float

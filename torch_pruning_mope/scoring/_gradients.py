@@ -45,7 +45,7 @@ class GradientsMixin(EncoderCore):
                 image and caption), instead of the mean gradient, as Torch-Pruning's Hessian importance reads it from
                 ``.grad``. Its own ``accumulate_grad`` (1.6.1) keeps only the last sample.
             batch_size: Pairs that contrast with each other in one loss.
-            progress: Whether to show a progress bar.
+            progress: Show a progress bar.
 
         Raises:
             NonFiniteError: If an embedding or gradient is NaN or infinite; ``.grad`` is then what it was.

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._fingerprint import key_of
 from .._io import parse_json
 from ..errors import WrongModelError
 from ._ranks import Ranks
@@ -36,6 +37,16 @@ def measurement_keys(removed: Iterable[Ablation], ablations: Iterable[Ablation])
     """Digests of the measurements of ablations on top of others that hold already, in any order."""
     held = "\n".join(sorted(map(repr, removed)))
     return [hashlib.sha256(f"{held}\n\n{ablation!r}".encode()).hexdigest()[:32] for ablation in ablations]
+
+
+def kept_key(name: str, value: object, known: tuple[type, ...], path: Path | None) -> str:
+    """The key of a metric or rewiring; without a path, a callable need not have one."""
+    try:
+        return key_of(value, known=known)
+    except ValueError as error:
+        if path is None:
+            return f"{type(value).__qualname__} without a key"
+        raise ValueError(f"{name} must be known again where results are kept in `path`: {error}") from error
 
 
 def complete_table(path: Path, of: dict[str, Any], settings: dict[str, Any]) -> ScoreTable | None:

@@ -133,18 +133,8 @@ class Ranks:
 
     def from_first(self, make: Callable[[], T]) -> T:
         """Calls ``make`` on rank 0 alone; every rank returns or raises its outcome."""
-        if self.world == 1:
-            return make()
-        outcome: Any = None
-        if self.rank == 0:
-            try:
-                outcome = make(), None
-            except Exception as error:  # noqa: BLE001  (raised on every rank)
-                outcome = None, error
-        value, failure = self.first(outcome)
-        if failure is not None:
-            raise failure
-        return value  # type: ignore[no-any-return]
+        found: T = self.first(self.on_all(lambda: make() if self.rank == 0 else None))
+        return found
 
     def on_all(self, make: Callable[[], T]) -> T:
         """Calls ``make`` on this rank; raises on every rank if it raised on one."""

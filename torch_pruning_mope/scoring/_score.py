@@ -12,7 +12,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor
 
-from .._fingerprint import fingerprint, key_of
+from .._fingerprint import fingerprint
 from ..data import Pairs
 from ..encoder import EncoderCore, TowerName
 from ..metrics import Metric, MetricLike, resolve_metric
@@ -20,14 +20,14 @@ from ..towers import KINDS, Unit
 from ._ablate import Ablator
 from ._engine import PlainEngine, PrefixEngine
 from ._families import Interaction, Progress, families, scores_of
-from ._journal import Journal, complete_table
+from ._journal import Journal, complete_table, kept_key
 from ._memory import resolve_memory
 from ._meter import Meter, PairsLike
 from ._ranks import Ranks
 from ._refit import Refits
 from ._rewire import Rewiring, neuron_orders
 from ._table import ScoreTable
-from ._units import Orders, enumerate_units
+from ._units import Orders, check_common, enumerate_units
 
 Autocast = Literal["bfloat16", "float16"]
 
@@ -87,7 +87,7 @@ def score(
             resumes from them after a crash, in any number of processes. A complete table is read, not made. Callable metrics
             and rewirings then need a ``key`` attribute, a text that changes with what they compute.
         on_start: Called once nothing can be refused any more: arguments are valid, and ``path`` is free or of this call.
-        progress: Whether to show a progress bar.
+        progress: Show a progress bar.
 
     Returns:
         The score table.
@@ -111,7 +111,7 @@ def score(
         "architecture": hashlib.sha256(repr(encoder.model).encode()).hexdigest()[:16],
         "pairs": pairs.fingerprint(),
         "metric": measure.name,
-        "metric_key": _key("metric", measure, (Metric,), target),
+        "metric_key": kept_key("metric", measure, (Metric,), target),
         "engine": engine,
         "autocast": autocast,
         "reconstruct": reconstruct,
@@ -122,7 +122,9 @@ def score(
         "towers": sorted(towers),
         "groups": groups,
         "interaction": interaction,
-        "rewire": rewire if isinstance(rewire, str) else _key("rewire", rewire, (tp.importance.Importance,), target),
+        "rewire": rewire
+        if isinstance(rewire, str)
+        else kept_key("rewire", rewire, (tp.importance.Importance,), target),
         "until": until,
     }
     ranks, journal = Ranks(), None
@@ -179,16 +181,6 @@ def _table(
         scores = [s for f in measured for s in scores_of(f, encoder, pairs.num_images, interaction == "joint")]
     settings = settings | {"evaluations": meter.evaluations, "images": pairs.num_images}
     return ScoreTable(tuple(scores), meter.dense, of["metric"], of["weights"], of["pairs"], settings)
-
-
-def _key(name: str, value: object, known: tuple[type, ...], path: Path | None) -> str:
-    """The key of a metric or rewiring; without a path, a callable need not have one."""
-    try:
-        return key_of(value, known=known)
-    except ValueError as error:
-        if path is None:
-            return f"{type(value).__qualname__} without a key"
-        raise ValueError(f"{name} must be known again where results are kept in `path`: {error}") from error
 
 
 def _engine(
@@ -252,11 +244,3 @@ def _check(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}; found {value!r}.")
-
-
-def check_common(towers: Collection[str], batch_size: int | None) -> None:
-    """Raises unless towers and batch size are such as scoring and reconstruction take."""
-    if isinstance(towers, str) or not towers or set(towers) - {"image", "text"}:
-        raise ValueError(f"towers must be ('image',), ('text',) or both; found {towers!r}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, or None; found {batch_size}.")

@@ -78,3 +78,11 @@ def nested_ablations(groups: Sequence[Unit]) -> list[Ablation]:
         channels += unit.channels
         ablations.append(Ablation(unit.tower, unit.layer, unit.part, channels))
     return ablations
+
+
+def check_common(towers: Collection[str], batch_size: int | None) -> None:
+    """Raises unless towers and batch size are such as scoring and reconstruction take."""
+    if isinstance(towers, str) or not towers or set(towers) - {"image", "text"}:
+        raise ValueError(f"towers must be ('image',), ('text',) or both; found {towers!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, or None; found {batch_size}.")

@@ -73,13 +73,14 @@ def _linear(modules: dict[str, nn.Module], name: str) -> nn.Linear | None:
 def _attention(name: str, module: Any, modules: dict[str, nn.Module]) -> Named | None:
     heads: int | None = next((value for attr in _HEADS if isinstance(value := _number(module, attr), int)), None)
     named = [*_SEPARATE, *((each,) for each in _FUSED)]
-    inputs = next((names for names in named if all(_linear(modules, _join(name, each)) for each in names)), None)
+    names = ([_join(name, each) for each in names] for names in named)
+    inputs = next((tuple(found) for found in names if all(_linear(modules, each) for each in found)), None)
     if inputs is None or not heads:
         return None
     parent = name.rpartition(".")[0]
     places = [(name, _join(name, each)) for each in _OUTPUT] + [(parent, _join(parent, each)) for each in _AROUND]
     owner, output = next(((o, each) for o, each in places if _linear(modules, each)), (name, ""))
-    layers: list[Any] = [modules[_join(name, each)] for each in inputs]
+    layers: list[Any] = [modules[each] for each in inputs]
     if not output:
         return Named(owner, "head", inputs, "", problem="no output layer is known by its name")
     width = int(modules[output].in_features)  # type: ignore[arg-type]
@@ -89,9 +90,7 @@ def _attention(name: str, module: Any, modules: dict[str, nn.Module]) -> Named |
         grouped = f", in groups of {heads // keys}" if keys != heads else ""
         return Named(owner, "head", inputs, output, problem=f"queries, keys and values are not of one width{grouped}")
     size = width // heads
-    return Named(
-        owner, "head", tuple(_join(name, each) for each in inputs), output, heads, name, _counts(module, heads, size)
-    )
+    return Named(owner, "head", inputs, output, heads, name, _counts(module, heads, size))
 
 
 def _number(module: Any, attribute: str) -> Any:

@@ -98,7 +98,7 @@ def test_standard_output_holds_the_json_alone(begun: Path, small: Path) -> None:
 def test_quiet_is_quiet(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No command makes a bar that shows; a bar that lasts less than two seconds would not be seen anyway."""
     shown: list[Any] = []
-    for module in ("data._gather", "distillation._loop", "scoring._progress"):
+    for module in ("data._gather", "distillation._loop", "scoring._families"):
         name = f"torch_pruning_mope.{module}.tqdm"
         original = pytest.importorskip(f"torch_pruning_mope.{module}").tqdm
 

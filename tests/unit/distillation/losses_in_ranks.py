@@ -35,7 +35,7 @@ class Student(nn.Module):
 
 
 class Part:
-    """What one rank has of the batch."""
+    """One rank's share of the batch."""
 
     def __init__(self, rank: int, world: int, split: str) -> None:
         generator = torch.Generator().manual_seed(2)
@@ -119,7 +119,7 @@ def results(rank: int, world: int, splits: Sequence[str]) -> dict[str, Any]:
 
 
 def run(rank: int) -> dict[str, Any]:
-    """What this rank of two finds."""
+    """Results of this rank of two."""
     found = results(rank, 2, list(SPLITS))
     found["chunked"] = chunked(rank, 2)
     width, none = torch.ones(2, 3 + rank), torch.ones(0, 3)

@@ -49,7 +49,7 @@ def cut(batch: Batch, sizes: list[int]) -> list[Batch]:
 
 
 def at_once(model: Any, chunks: list[Batch], loss: Callable[..., Tensor]) -> Tensor:
-    """What must come out: the same passes, random numbers included, in one graph."""
+    """The expected result: the same passes, random numbers included, in one graph."""
     images, texts, scales = zip(*(model(*chunk) for chunk in chunks), strict=True)
     value = loss(torch.cat(images), torch.cat(texts), scales[0])
     value.backward()

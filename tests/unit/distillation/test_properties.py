@@ -1,4 +1,4 @@
-"""What holds for any batch."""
+"""Properties of the losses on any batch."""
 
 from typing import Any
 

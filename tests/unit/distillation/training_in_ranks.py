@@ -88,7 +88,7 @@ def by_chance() -> mope.DualEncoder:
 
 
 def parts() -> torch.Tensor:
-    """How much of the copy and of its average this rank holds."""
+    """Share of the copy and of its average that this rank holds."""
     made = student()
     total = sum(parameter.numel() for parameter in made.model.parameters())
     shards = Shards(made, torch.device("cpu"), hidden=False, ema=0.5)
@@ -122,7 +122,7 @@ def refused(**arguments: Any) -> str:
 
 
 def main(rank: int, out: Path) -> dict[str, Any]:
-    """What this rank of two finds."""
+    """Results of this rank of two."""
     found: dict[str, Any] = {}
     for case, arguments in CASES.items():
         found[f"{case}, whole"] = run(**arguments)

@@ -1,4 +1,4 @@
-"""What the importances hand to Torch-Pruning: strict order, exact counts, fresh scores, and errors where there are none."""
+"""Importances as Torch-Pruning gets them: strict order, exact counts, fresh scores, and errors where there are none."""
 
 import copy
 import inspect

@@ -27,7 +27,7 @@ def pairs(encoder: DualEncoder) -> Pairs:
 
 
 def importance(encoder: DualEncoder, pairs: Pairs, name: str) -> dict[Any, torch.Tensor]:
-    """What each channel's own weights sum to: rows of the layers before it, its column of the layer behind."""
+    """Sums of each channel's own weights: rows of the layers before it, its column of the layer behind."""
     model = DualEncoder(copy.deepcopy(encoder.model))
     if name != "l1":
         model.accumulate_gradients(pairs, squared=name == "hessian", progress=False)

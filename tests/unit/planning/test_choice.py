@@ -187,7 +187,7 @@ def test_a_plan_says_why(encoder: mope.DualEncoder, tmp_path: Path) -> None:
 def test_the_model_is_counted_once_for_each_choice(encoder: mope.DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     copies: list[Any] = []
     monkeypatch.setattr(
-        "torch_pruning_mope.planning._sizes.without",
+        "torch_pruning_mope.planning._budget.without",
         lambda of, units, **options: copies.append(units) or without(of, units, **options),
     )
     make_plan(encoder, invented(encoder, kinds=("head", "neurons")), parameters="60%", refill=False)

@@ -202,7 +202,7 @@ def test_a_latency_budget_is_measured(encoder: mope.DualEncoder, monkeypatch: py
     def clock(of: mope.DualEncoder, *, batch_size: int) -> dict[str, float]:
         return {tower: batch_size * size.multiply_adds * 1e-9 for tower, size in footprints(of).items()}
 
-    monkeypatch.setattr("torch_pruning_mope.planning._sizes.latencies", clock)
+    monkeypatch.setattr("torch_pruning_mope.planning._budget.latencies", clock)
     plan = mope.make_plan(encoder, invented(encoder), latency="70%", batch_size=2)
     measured: Any = plan.settings["latency"]
     assert measured["before"] == clock(encoder, batch_size=2)

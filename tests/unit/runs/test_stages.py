@@ -81,7 +81,7 @@ def test_stages_meet_their_budgets_and_keep_what_they_did(name: str, whole: Whol
         mope.ScoreTable.load(path / f"{step}.json")
         plan = mope.Plan.load(path / f"{step}-plan.json")
         assert plan.scores
-        assert plan.table()
+        assert plan.layers
     found: dict[str, int] = {}
     for line, entry in zip(lines(path), told, strict=True):
         found[line["training"]] = found.get(line["training"], 0) + 1
@@ -214,7 +214,7 @@ def test_what_cannot_be_is_refused_before_anything_is_done(
     with pytest.raises(ValueError, match=match):
         run("finetune", tmp_path / "run", data, **options)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(TypeError, match="found epochs"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epochs'"):
         run("finetune", tmp_path / "run", data, epochs=3)
 
 

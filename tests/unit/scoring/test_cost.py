@@ -1,4 +1,4 @@
-"""What scoring costs, against counting what is really computed."""
+"""Estimated cost of scoring, against counting what is really computed."""
 
 from functools import partial
 from pathlib import Path

@@ -291,7 +291,7 @@ def test_kept_streams_follow_what_is_removed(encoder: mope.DualEncoder, tower: A
 
 
 def _inside(ablation: Ablation, held: list[Ablation]) -> bool:
-    """Whether its block is gone already."""
+    """True if its block is gone already."""
     return any(other.part == "block" and other.layer == ablation.layer for other in held)
 
 

@@ -70,7 +70,7 @@ def test_squared_gradients_are_the_mean_of_each_pairs_own(
 
 
 def test_hessian_importance_reads_them(encoder: DualEncoder, pairs: mope.Pairs) -> None:
-    """What Torch-Pruning reads from .grad is the squared gradient itself: twice the gradient, twice the score."""
+    """Torch-Pruning reads from .grad the squared gradient itself: twice the gradient, twice the score."""
     encoder.accumulate_gradients(pairs, squared=True)
     group = encoder.dependency_graph().get_pruning_group(
         encoder.image.blocks[0].module.mlp.c_fc,

@@ -1,4 +1,4 @@
-"""Whether the predicted number of separated units comes true."""
+"""The predicted number of separated units comes true."""
 
 import math
 

@@ -95,7 +95,7 @@ def same_mlp(one: Unit, other: Unit) -> bool:
 
 
 def nexts(units: Sequence[Unit], gone: Sequence[Unit]) -> list[Unit]:
-    """What may go next: any head, and the first neuron group left of each layer."""
+    """Units that may go next: any head, and the first neuron group left of each layer."""
     rest = [unit for unit in units if unit not in gone]
     return [unit for unit in rest if unit.kind == "head" or unit == next(u for u in rest if same_mlp(u, unit))]
 

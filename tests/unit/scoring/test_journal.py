@@ -43,7 +43,7 @@ class Fuse(mope.metrics.ContrastiveLoss):
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many evaluations each run has made."""
+    """Number of evaluations of each run."""
     counts: list[int] = []
     begin = Meter.__init__
     measure = Meter._measure

@@ -71,7 +71,7 @@ def test_scores_equal_removal_and_least_squares(case: str) -> None:
 
 
 def test_nests_and_paths_stay_refitted() -> None:
-    """What has gone from a layer stays made up for, by sums of the whole model, while others lose units too."""
+    """Layers keep making up for units that have gone, by sums of the whole model, while others lose units too."""
     encoder, pairs = double()
     options = OPTIONS | {"kinds": ("head", "neurons"), "reconstruct": True}
     dense = value_of(encoder, pairs)

@@ -1,8 +1,10 @@
 """Dual encoders of makes that nobody registered: found by structure, scored, cut and trained like any other."""
 
 import copy
+from pathlib import Path
 from typing import Any, Literal
 
+import jaxtyping
 import pytest
 import torch
 import torch_pruning as tp
@@ -42,7 +44,7 @@ def _trains(encoder: mope.DualEncoder, pairs: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("make", makes.MAKES)
-def test_found_scored_and_cut(make: str) -> None:
+def test_found_scored_cut_and_saved(make: str, tmp_path: Path) -> None:
     original = makes.build(make)
     encoder = mope.DualEncoder(makes.build(make))
     pairs = _pairs(encoder)
@@ -93,3 +95,22 @@ def test_found_scored_and_cut(make: str) -> None:
     twin = copy.deepcopy(encoder)
     for tower in TOWERS:
         assert torch.equal(twin.embed(tower, pairs[tower]), encoder.embed(tower, pairs[tower]))
+    encoder.save_pretrained(tmp_path)
+    loaded = mope.DualEncoder.from_pretrained(tmp_path, model=makes.build(make))
+    for tower in TOWERS:
+        assert torch.equal(loaded.embed(tower, pairs[tower]), encoder.embed(tower, pairs[tower]))
+
+
+def test_exported_after_a_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # exporters cannot follow the checks of types
+    encoder = mope.DualEncoder(makes.build("timm ViT + RoBERTa"))  # its code reads the number of heads
+    arguments = encoder.pruner_arguments(head_ratio=0.3, ffn_ratio=0.3)
+    tp.pruner.MetaPruner(encoder.model, importance=tp.importance.GroupMagnitudeImportance(), **arguments).step()
+    mope.export(encoder, tmp_path)
+    for tower, inputs in _pairs(encoder).items():
+        session = onnxruntime.InferenceSession(tmp_path / f"{tower}.onnx")
+        (found,) = session.run(["embeddings"], {"inputs": inputs.numpy()})
+        with torch.no_grad():
+            assert_close(torch.from_numpy(found), encoder.embed(tower, inputs), 1e-5)  # type: ignore[arg-type]
