@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
-from open_clip import factory
 from PIL import Image
 
 import torch_pruning_mope as mope
 
 from .test_compression import small_clip
+from .unit.checkpoint.cases import register
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 CONFIG = {
@@ -28,13 +27,8 @@ Run = Callable[..., Any]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a benchmark; returns the JSON that it writes, or what it prints."""
-    for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
-        monkeypatch.setattr(factory, name, getattr(factory, name).copy())
-    (tmp_path / "small.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(tmp_path / "small.json")
     words = CONFIG | {"text_cfg": CONFIG["text_cfg"] | {"vocab_size": 49408}}  # type: ignore[operator]
-    (tmp_path / "words.json").write_text(json.dumps(words))
-    open_clip.add_model_config(tmp_path / "words.json")
+    register(tmp_path, monkeypatch, small=CONFIG, words=words)
     monkeypatch.setattr(mope, "load_tiny_clip", small_clip)
     monkeypatch.syspath_prepend(str(FOLDER))
 

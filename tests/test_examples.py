@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
-from open_clip import factory
 from PIL import Image
 
 import torch_pruning_mope as mope
 from torch_pruning_mope import DualEncoder, ScoreTable, emoji_scenes
+
+from .unit.checkpoint.cases import register
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "prune_open_clip.py"
 CONFIG = {
@@ -28,10 +28,7 @@ Run = Callable[..., tuple[str, str]]
 @pytest.fixture(autouse=True)
 def _small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that open_clip knows by name, as if it had shipped with it."""
-    for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
-        monkeypatch.setattr(factory, name, getattr(factory, name).copy())
-    (tmp_path / "tiny-test.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(tmp_path / "tiny-test.json")
+    register(tmp_path, monkeypatch, **{"tiny-test": CONFIG})
 
 
 @pytest.fixture

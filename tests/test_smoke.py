@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
-from open_clip import factory
 from PIL import Image, ImageFont
+
+from .unit.checkpoint.cases import register
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {
@@ -25,10 +25,7 @@ Run = Callable[..., None]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs a script as a user would; ``small`` is a model of open_clip."""
-    for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
-        monkeypatch.setattr(factory, name, getattr(factory, name).copy())
-    (tmp_path / "small.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(tmp_path / "small.json")
+    register(tmp_path, monkeypatch, small=CONFIG)
 
     def call(script: str, *arguments: object) -> None:
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])

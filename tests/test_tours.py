@@ -11,19 +11,19 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 import torch
-from open_clip import factory
 
 import torch_pruning_mope as mope
+
+from .unit.checkpoint.cases import register
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STAGES = ["dense", "pruned", "distilled"]
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the examples add to open_clip's configurations is gone afterwards; they import from their own folder."""
-    for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
-        monkeypatch.setattr(factory, name, getattr(factory, name).copy())
+    register(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
