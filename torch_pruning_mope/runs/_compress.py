@@ -43,7 +43,7 @@ def compress(
     batch_size: int = 1,
     metric: MetricLike = "contrastive_loss",
     groups: int = 16,
-    rewire: Rewiring = "taylor",
+    rewire: Rewiring = "obs",
     reconstruct_pairs: Pairs | None = None,
     ridge: float | None = None,
     inputs: bool = True,

@@ -26,7 +26,9 @@ def neuron_orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, ranks: R
     if rewire == "none":
         return {}
     if rewire == "obs":
-        return _by_refit(encoder, pairs)
+        found = _by_refit(encoder, pairs)
+        rest = not found.keys() >= {place[:2] for place in _mlps(encoder)}
+        return dict(neuron_orders(encoder, pairs, "taylor", ranks)) | found if rest else found
     if rewire == "taylor":
         rewire = tp.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, bias=True)
     if not callable(rewire):
@@ -50,7 +52,7 @@ def neuron_orders(encoder: EncoderCore, pairs: Pairs, rewire: Rewiring, ranks: R
     return orders
 
 
-def _by_refit(encoder: EncoderCore, pairs: Pairs) -> Orders:
+def _by_refit(encoder: EncoderCore, pairs: Pairs) -> dict[tuple[Any, int], list[int]]:
     refits = Refits(encoder, {"image": pairs.images, "text": pairs.tokens}, list(_mlps(encoder)))
     return {place[:2]: refits.costs(place).argsort(stable=True).tolist() for place in _mlps(encoder) if place in refits}
 
