@@ -253,8 +253,12 @@ TEXTS: dict[str, Callable[[], nn.Module]] = {
     "ALBERT": lambda: _hf("albert", embedding_size=16, **_TEXT),
     "ELECTRA": lambda: _hf("electra", embedding_size=16, **_TEXT),
     "DeBERTa v2": lambda: _hf("deberta-v2", **_TEXT),
+    "Qwen 2, grouped keys": lambda: _hf(
+        "qwen2", "mean", **{**_TEXT, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ),
     "LSTM": Lstm,
 }
+_ONCE = ("Qwen 2, grouped keys", "LSTM")
 IMAGES: dict[str, Callable[[], nn.Module]] = {
     "torch, post-norm": TorchImages,
     "torch, pre-norm": lambda: TorchImages(norm_first=True),
@@ -340,11 +344,14 @@ def _of(image: str, text: str) -> Any:
     return mope.towers.TwoEncoders(IMAGES[image](), TEXTS[text](), image_size=SIZE, context_length=CONTEXT)
 
 
-_PAIRS = [(image, text) for image, text in zip(IMAGES, 3 * [text for text in TEXTS if text != "LSTM"], strict=False)]
-SAME_TEXT = {f"{image} + {text}" for image, text in _PAIRS[len(TEXTS) - 1 :]}
+_PAIRS = [(image, text) for image, text in zip(IMAGES, 3 * [text for text in TEXTS if text not in _ONCE], strict=False)]
+SAME_TEXT = {f"{image} + {text}" for image, text in _PAIRS[len(TEXTS) - len(_ONCE) :]}
 """Those whose text encoder is that of an earlier one."""
 MAKES: dict[str, Callable[[], Any]] = {
-    **{f"{image} + {text}": partial(_of, image, text) for image, text in [*_PAIRS, ("timm ViT", "LSTM")]},
+    **{
+        f"{image} + {text}": partial(_of, image, text)
+        for image, text in [*_PAIRS, *(("timm ViT", text) for text in _ONCE)]
+    },
     **WHOLE,
 }
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 _NAME = "prunable_parts"
-"""A plain attribute of a module, so that it goes where the module goes, into copies too."""
+_SEALED = "sealed_parts"
+"""Plain attributes of a module, so that they go where the module goes, into copies too."""
 
 
 @dataclass(eq=False)
@@ -74,6 +75,18 @@ def _recount(module: Any, _args: Any) -> None:
             setattr(module, name, channels // size)
 
 
+def seal(module: nn.Module, sources: Sequence[nn.Module], output: nn.Module) -> Callable[[], None]:
+    """Mutates a module: Torch-Pruning is not shown what is between these layers, whose channels are not to be cut.
+
+    Where heads share keys, Torch-Pruning would search the groups of their channels without end.
+
+    Returns:
+        Undoes it.
+    """
+    setattr(module, _SEALED, (tuple(sources), output))
+    return lambda: delattr(module, _SEALED)
+
+
 @contextmanager
 def showing(model: nn.Module) -> Iterator[None]:
     """Inside, the input of output layers is an elementwise function of what their sources make, whatever the code does."""
@@ -81,30 +94,33 @@ def showing(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             for parts in parts_of(module):
                 if parts.shown:
-                    for handle in _show(parts):
+                    for handle in _show(parts.sources, parts.output):
                         stack.callback(handle.remove)
+            if _SEALED in vars(module):
+                for handle in _show(*getattr(module, _SEALED), sealed=True):
+                    stack.callback(handle.remove)
         yield
 
 
-def _show(parts: Parts) -> list[Any]:
+def _show(sources: Sequence[nn.Module], output: nn.Module, *, sealed: bool = False) -> list[Any]:
     made: dict[int, Tensor] = {}
 
     def keep(place: int) -> Any:
         return lambda _module, _args, output: made.__setitem__(place, output)
 
     def replace(_module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if len(made) < len(parts.sources):
+        if len(made) < len(sources):
             return None
         # One number per channel: positions and heads play no part in which channels go together.
-        channels = [output.mean(tuple(range(output.ndim - 1))) for output in made.values()]
+        channels = [x.mean() if sealed else x.mean(tuple(range(x.ndim - 1))) for x in made.values()]
         total = channels[0]
         for more in channels[1:]:
             total = total + more
         made.clear()
         return (total + torch.zeros_like(args[0]), *args[1:])
 
-    handles = [source.register_forward_hook(keep(place)) for place, source in enumerate(parts.sources)]
-    return [*handles, parts.output.register_forward_pre_hook(replace)]
+    handles = [source.register_forward_hook(keep(place)) for place, source in enumerate(sources)]
+    return [*handles, output.register_forward_pre_hook(replace)]
 
 
 class FusedLinear(nn.Module):

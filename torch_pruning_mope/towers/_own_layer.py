@@ -6,7 +6,7 @@ modules before that output are not run again. So no attention is written twice, 
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,16 @@ class NotInPartsError(Exception):
 
 
 class Call:
-    """The arguments of a layer; the first tensor is the hidden states, others may be one per input."""
+    """The arguments of a layer; the first tensor is the hidden states, others may be one per input.
+
+    Without transformers' caches of keys and values, to which every run would append.
+    """
 
     def __init__(self, args: Any, kwargs: Any) -> None:
-        self.leaves, self._spec = tree_flatten((args, kwargs))
+        leaves, self._spec = tree_flatten((args, kwargs), is_leaf=_is_cache)
+        self.leaves = [None if _is_cache(leaf) else leaf for leaf in leaves]
         self._place = next(place for place, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor))
-        self.x: Tensor = self.leaves[self._place]
+        self.x = cast("Tensor", self.leaves[self._place])
 
     def arguments(self, x: Tensor, batched: Mapping[int, bool], times: int) -> Any:
         """Positional and named arguments for other hidden states, of inputs that are repeated."""
@@ -39,6 +43,10 @@ class Call:
                 leaves[place] = repeated(leaf, times)
         leaves[self._place] = x
         return tree_unflatten(leaves, self._spec)
+
+
+def _is_cache(leaf: Any) -> bool:
+    return hasattr(leaf, "get_seq_length")
 
 
 class Shape:

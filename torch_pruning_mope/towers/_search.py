@@ -10,7 +10,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .._state import evaluation_mode, kept_modules
-from ..surgery import FusedLinear, Parts, PrunableAttention, attach, masking_is_removal
+from ..surgery import FusedLinear, Parts, PrunableAttention, attach, masking_is_removal, seal
 from ._discover import discover, element_of
 from ._inner import inner_neurons
 from ._names import Named, named_units
@@ -68,6 +68,9 @@ class Search:
                 by_name |= {tower.root.get_submodule(each) for each in named.inputs}
             if named.problem:
                 self.problems[name] = named.problem
+                if named.output:
+                    layers = [tower.root.get_submodule(each) for each in (*named.inputs, named.output)]
+                    self._undo.append(seal(tower.root.get_submodule(named.owner), layers[:-1], layers[-1]))
             else:
                 first, *others = [replace(named, counts=(way,)) for way in named.counts]
                 tried[name], ways[name] = self._show(tower.root, first), others
