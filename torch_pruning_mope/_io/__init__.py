@@ -3,7 +3,18 @@
 Pictures and URLs have theirs in ``_pictures`` and ``_urls``, whose imports take longer.
 """
 
-from ._files import MOST_TEXT, OutsideError, list_files, open_inside, open_regular, printable, resolve_inside
+from ._files import (
+    MOST_TEXT,
+    OutsideError,
+    holds,
+    is_plain,
+    list_files,
+    open_inside,
+    open_regular,
+    printable,
+    resolve_inside,
+    sha256_of,
+)
 from ._folder import SAVING, located, write_folder, write_whole
 from ._json import parse_json, read_json, typed
 from ._lock import hold
@@ -13,6 +24,8 @@ __all__ = [
     "SAVING",
     "OutsideError",
     "hold",
+    "holds",
+    "is_plain",
     "list_files",
     "located",
     "open_inside",
@@ -21,6 +34,7 @@ __all__ = [
     "printable",
     "read_json",
     "resolve_inside",
+    "sha256_of",
     "typed",
     "write_folder",
     "write_whole",

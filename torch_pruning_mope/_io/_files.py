@@ -1,13 +1,16 @@
 """Files that were found on disk or named by a file: never outside their folder, never anything but a regular file."""
 
 import errno
+import hashlib
 import io
 import os
+import re
 import stat
 from pathlib import Path
 
 MOST_TEXT = 2**20
 """Bytes of a text that belongs to one sample."""
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 
 
 class OutsideError(OSError):
@@ -58,6 +61,26 @@ def open_inside(
 ) -> io.BufferedReader:
     """Opens a regular file in a folder, or raises OSError."""
     return open_regular(resolve_inside(folder, name, follow_links=follow_links), most)
+
+
+def is_plain(name: str) -> bool:
+    """Returns True for a name that can only be of a file in the folder that it is joined to."""
+    return _PLAIN.fullmatch(name) is not None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a regular file, in hexadecimal."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def holds(path: Path, mark: str, most: int | None = None) -> bool:
+    """Returns True for a regular file that holds a text, such as the mark of what wrote it."""
+    try:
+        with open_regular(path, most) as file:
+            return mark.encode() in file.read()
+    except OSError:
+        return False
 
 
 def list_files(folder: Path, *, follow_links: bool = False) -> tuple[list[Path], list[Path]]:

@@ -13,8 +13,7 @@ from ..encoder import EncoderCore
 from ..errors import ModelLoadError
 from ..surgery import HeadProjection
 from . import _base
-from ._checkpoint import Checkpoint
-from ._files import WEIGHTS, check_digest
+from ._checkpoint import WEIGHTS, Checkpoint, check_digest
 from ._meta import Buffers, build, check_size, probe_of, wrap
 from ._spec import Spec, counts, note, numbers_of, spec_of
 

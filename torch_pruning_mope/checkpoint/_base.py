@@ -12,7 +12,9 @@ from torch import nn
 from .._io import located
 from ..errors import ModelLoadError
 from ..loading import LoadedModel, parse_name
-from ._files import BASE
+
+BASE = "base"
+"""Folder of the base's files."""
 
 
 @dataclass(frozen=True)

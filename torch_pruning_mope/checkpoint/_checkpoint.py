@@ -1,19 +1,23 @@
-"""``config.json`` of a checkpoint: what the model was, and which layers, heads, neurons and channels are left."""
+"""``config.json`` of a checkpoint, and its files: read from nowhere but its folder, and never code."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any, Literal
 
-from .._io import open_regular, read_json, typed
+from .._io import OutsideError, holds, is_plain, located, open_regular, read_json, resolve_inside, sha256_of, typed
 from ..errors import ModelLoadError
 from . import _base
-from ._base import Base
-from ._files import CONFIG, WEIGHTS, base_files, inside
+from ._base import BASE, Base
 from ._spec import Spec, check_spec
 
 FORMAT, VERSION = "torch-pruning-mope", 2
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _MOST_BYTES = 2**22
+_DATA = (".jinja", ".json", ".model", ".txt")
+"""Suffixes of what tokenizers and processors save; a name of any other may be code."""
+_MOST_FILES = 32
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,8 @@ class Checkpoint:
 def is_checkpoint(folder: Path) -> bool:
     """Returns True for a folder that looks like a checkpoint of this package, whole or damaged."""
     try:
-        with open_regular(inside(folder, CONFIG), _MOST_BYTES) as file:
-            return f'"{FORMAT}"'.encode() in file.read()
-    except (ModelLoadError, OSError):
+        return holds(inside(folder, CONFIG), f'"{FORMAT}"', _MOST_BYTES)
+    except ModelLoadError:
         return False
 
 
@@ -85,3 +88,42 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     check_spec(config.towers)
     _base.check(config.base)
     return Checkpoint(folder, Base(config.base, base_files(folder, config.sha256)), config)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Returns a regular file of a checkpoint, with links resolved."""
+    try:
+        path = resolve_inside(folder, located(folder, name).relative_to(folder))
+        open_regular(path).close()
+    except OutsideError as error:
+        raise ModelLoadError(
+            f"{name} must lie inside of the checkpoint's folder; found a link out of {folder}."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise ModelLoadError(f"a checkpoint must hold {name}; found none that can be read in {folder}.") from error
+    return path
+
+
+def base_files(folder: Path, digests: Mapping[str, str]) -> dict[str, bytes | Path]:
+    """Checks the files in the folder of the base, which tokenizers look through."""
+    base = located(folder, BASE)
+    there = {path.name for path in base.iterdir()} if base.is_dir() else set()
+    names = {name.removeprefix(f"{BASE}/") for name in digests if name != WEIGHTS}
+    if bad := sorted(name for name in there | names if not (is_plain(name) and name.endswith(_DATA))):
+        raise ModelLoadError(f"{BASE} must hold files of {', '.join(_DATA)} alone; found {short(bad[0])}.")
+    if there != names or len(names) > _MOST_FILES:
+        raise ModelLoadError(
+            f"{BASE} must hold the files that {CONFIG} lists and no others; found {sorted(there ^ names)[:8]} too many or "
+            "missing."
+        )
+    for name in names:
+        check_digest(folder, f"{BASE}/{name}", digests)
+    return dict.fromkeys(names, folder)
+
+
+def check_digest(folder: Path, name: str, digests: Mapping[str, str]) -> Path:
+    """Checks all bytes of a file."""
+    path = inside(folder, name)
+    if sha256_of(path) != digests[name]:
+        raise ModelLoadError(f"{name} must be as it was written; found another SHA-256: it is damaged. Get it again.")
+    return path

@@ -12,8 +12,8 @@ from ..errors import ModelLoadError, MopeError
 from ..loading import LoadedModel, load_named, parse_name
 from . import _base
 from ._assemble import Wrapper, assemble
-from ._checkpoint import Checkpoint, is_checkpoint, read_checkpoint
-from ._files import BASE, CARD, CONFIG, WEIGHTS
+from ._base import BASE
+from ._checkpoint import CARD, CONFIG, WEIGHTS, Checkpoint, is_checkpoint, read_checkpoint
 
 
 def fetch(path_or_repo: str | Path, **options: Any) -> Path:

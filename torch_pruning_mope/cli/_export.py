@@ -44,7 +44,6 @@ def export_command(
     """Writes the latest model in deployment form (q, k and v in one product, nothing empty), and checks that it agrees."""
     from ..checkpoint import load
     from ..deploy import export
-    from ._options import Part
     from ._started import started
 
     with started(call, run) as begun:
@@ -64,9 +63,6 @@ def export_command(
     call.answer({"files": [str(file) for file in files]})
 
 
-MARK = b'<meta name="generator" content="torch-pruning-mope'
-
-
 @command("report")
 def report(
     call: Call,
@@ -80,13 +76,15 @@ def report(
     force: ForceOption = False,
 ) -> None:
     """Writes one self-contained HTML page of what was scored, removed, trained and measured; figures go into RUN."""
+    from .._io import holds
     from ..dual_encoder import DualEncoder
     from ..report import changed_examples, write_report
+    from ..report._write import MARK
     from ._started import started
 
     with started(call, run, other) as begun:
         target = call.output(run, "report.html")
-        if target.exists() and not force and not _is_ours(target):
+        if target.exists() and not force and not holds(target, MARK):
             raise ValueError(
                 f"--output must be new, or a page of this command; found another file at {target}. Pass --force."
             )
@@ -105,10 +103,3 @@ def report(
         page = write_report(run, output=target, examples=found, title=title)
     call.say(f"page in {page}")
     call.answer({"report": str(page)})
-
-
-def _is_ours(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    with file.open("rb") as opened:
-        return MARK in opened.read(4096)

@@ -1,7 +1,6 @@
 """``deployment.json``: what a user of exported files has to know, as ``runtime/FORMAT.md`` describes it."""
 
 import gzip
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .._io import sha256_of
 from .._version import __version__
 from ..data import EmojiTokenizer
 from ..encoder import EncoderCore
@@ -57,7 +57,7 @@ def write_deployment(
             path.stem if path.suffix in {".onnx", ".pt2", ".pte"} else path.name: {
                 "file": path.name,
                 "bytes": path.stat().st_size,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "sha256": sha256_of(path),
             }
             for path in sorted(folder.iterdir())
         },

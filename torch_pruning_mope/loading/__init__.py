@@ -1,7 +1,6 @@
 """Models by name: one grammar of names, one loader per library."""
 
-from ._load import load_named
-from ._loaded import ExportedEncoder, LoadedModel, emoji_image
+from ._loaded import ExportedEncoder, LoadedModel, emoji_image, load_named
 from ._names import ModelName, parse_name
 
 __all__ = [

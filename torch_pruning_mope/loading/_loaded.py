@@ -1,4 +1,4 @@
-"""The three parts of a loaded model: of the tiny CLIP, of exported folders, and one error for all that libraries raise."""
+"""Loading by name from the libraries' own formats, the tiny CLIP and exported folders; one error for all that they raise."""
 
 import pickle
 import textwrap
@@ -14,8 +14,10 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ..data import EmojiTokenizer, load_tiny_clip
-from ..errors import ModelLoadError
+from ..errors import ModelLoadError, MopeError
 from ..runtime import ExportedModel
+from ._names import ModelName, folder_form
+from ._transformers import load_transformers
 
 NETWORK = "connect to the network, or pass the cache_dir that holds it"
 
@@ -46,11 +48,6 @@ class LoadedModel(NamedTuple):
     """From a picture to `[C, H, W]`, as in evaluation: without random augmentation."""
     tokenizer: Callable[[str | Sequence[str]], Tensor]
     """From captions to integers `[N, context]`, padded and cut to the model's context."""
-
-
-def load_tiny() -> LoadedModel:
-    """Returns the tiny CLIP with its inputs."""
-    return LoadedModel(load_tiny_clip(), emoji_image, EmojiTokenizer())
 
 
 def emoji_image(image: Image.Image) -> Float[Tensor, "3 64 64"]:
@@ -85,12 +82,6 @@ class ExportedEncoder(nn.Module):
         return torch.from_numpy(found).to(self.anchor.device)
 
 
-def load_exported_folder(folder: Path) -> LoadedModel:
-    """Returns the encoders of a folder, its preprocessing and its tokenizer."""
-    exported = ExportedModel(folder)
-    return LoadedModel(ExportedEncoder(exported), _AsTensor(exported, "preprocess"), _AsTensor(exported, "tokenizer"))
-
-
 @dataclass(frozen=True)
 class _AsTensor:
     """A method of an exported model that returns tensors; a class, for the sake of workers that get a copy."""
@@ -100,3 +91,51 @@ class _AsTensor:
 
     def __call__(self, inputs: Any) -> Tensor:
         return torch.from_numpy(getattr(self.exported, self.method)(inputs))
+
+
+def load_named(
+    name: ModelName, *, device: str | torch.device = "cpu", cache_dir: str | Path | None = None
+) -> LoadedModel:
+    """Loads a model that is no checkpoint of this package; see :func:`torch_pruning_mope.load_model`."""
+    cache = None if cache_dir is None else str(Path(cache_dir).expanduser())
+    loaded = _load(name, cache)
+    return loaded._replace(model=loaded.model.eval().to(device))
+
+
+def _load(name: ModelName, cache: str | None) -> LoadedModel:
+    form: str = name.form
+    if form == "tiny":
+        return LoadedModel(load_tiny_clip(), emoji_image, EmojiTokenizer())
+    if form == "mope":
+        raise ModelLoadError(f"name: must be a model of a library, found {name.text!r}; load it with load_model")
+    if form == "folder":
+        form = folder_form(name.text, Path(name.source).expanduser())
+    if form == "exported":
+        exported = ExportedModel(Path(name.source).expanduser())
+        return LoadedModel(
+            ExportedEncoder(exported), _AsTensor(exported, "preprocess"), _AsTensor(exported, "tokenizer")
+        )
+    if form == "hf":
+        return _transformers(name, cache)
+    from . import _open_clip  # slow to import
+
+    if form == "architecture":
+        return _open_clip.load_architecture(name, cache)
+    if form == "hf-hub":
+        return _open_clip.load_parts(name, cache, f"{NETWORK}; write hf:{name.source} if it is in transformers' form")
+    return _open_clip.load_parts(name, None, _incomplete(name.source))
+
+
+def _transformers(name: ModelName, cache: str | None) -> LoadedModel:
+    source, folder = name.source, name.folder
+    try:
+        return LoadedModel(*load_transformers(source if folder is None else str(folder), cache))
+    except MopeError:
+        raise
+    except Exception as error:
+        hub = f"{NETWORK}; write hf-hub:{source} if it is in open_clip's form"
+        raise failure(name.text, error, hub if folder is None else _incomplete(source)) from error
+
+
+def _incomplete(folder: str) -> str:
+    return f"complete {folder}: it needs weights, configuration and tokenizer, as the library that wrote it saves them"

@@ -35,6 +35,9 @@ from ._tables import (
 )
 from ._text import clean, without_paths
 
+MARK = '<meta name="generator" content="torch-pruning-mope'
+"""Begins the tag by which a page is known to be ours."""
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -99,6 +102,7 @@ def write_report(
     models = [row for row in models_of(run.evaluation) if any(name in row.numbers for name in MEASURES)]
     content: dict[str, Any] = {
         "title": title or f"Pruning report: {run.name}",
+        "mark": Markup(MARK),  # noqa: S704 (our own)
         "version": __version__,
         "style": Markup(_asset("report.css")),  # noqa: S704 (our own)
         "run": run,

@@ -1,8 +1,6 @@
 """A folder of exported files as one object."""
 
-import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .._io import open_regular, read_json
+from .._io import is_plain, read_json, sha256_of
 from ..errors import ModelLoadError
 from ._images import Preprocess
 from ._tokens import Tokenizer
 
 DEPLOYMENT = "deployment.json"
 _MOST_BYTES = 2**22
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 
 
 class ExportedModel:
@@ -111,13 +108,12 @@ def read_deployment(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _check_file(folder: Path, entry: Mapping[str, Any]) -> None:
+def _check_file(folder: Path, entry: Any) -> None:
     name = entry.get("file") if isinstance(entry, dict) else None
-    if not isinstance(name, str) or not _PLAIN.fullmatch(name):
+    if not isinstance(name, str) or not is_plain(name):
         raise ModelLoadError(f"{DEPLOYMENT} must list files of its folder; found {entry!r:.200}.")
     try:
-        with open_regular(folder / name) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(folder / name)
     except OSError as error:
         raise ModelLoadError(f"folder must hold {name}; found none that can be read: {error}.") from error
     if digest != entry.get("sha256"):

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 import torch_pruning_mope as mope
 from torch_pruning_mope import DualEncoder
-from torch_pruning_mope._io import SAVING
+from torch_pruning_mope._io import SAVING, is_plain
 from torch_pruning_mope.checkpoint import _save, load
-from torch_pruning_mope.checkpoint._files import is_plain
 from torch_pruning_mope.errors import ModelLoadError
 
 from .cases import CONFIG, clip_folder_at, prune, register
