@@ -9,8 +9,7 @@ from . import (  # isort: skip
     _compress,  # noqa: F401
     _score,  # noqa: F401
     _prune,  # noqa: F401
-    _distill,  # noqa: F401
-    _stages,  # noqa: F401
+    _train,  # noqa: F401
     _evaluate,  # noqa: F401
     _export,  # noqa: F401
     _rerun,  # noqa: F401

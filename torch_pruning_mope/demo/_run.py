@@ -33,22 +33,14 @@ def _mope(encoder: DualEncoder, pairs: Pairs, progress: bool) -> UnitImportance:
     return MoPEImportance(encoder, pairs, metric="contrastive_loss", progress=progress)
 
 
-def _fisher(encoder: DualEncoder, pairs: Pairs, progress: bool) -> UnitImportance:
-    encoder.accumulate_gradients(pairs, squared=True, progress=progress)
-    return _alone(encoder, tp.importance.GroupHessianImportance())
+def _by_gradients(criterion: type, *, squared: bool = False) -> "Criterion":
+    """A criterion of Torch-Pruning that reads ``.grad``."""
 
+    def make(encoder: DualEncoder, pairs: Pairs, progress: bool) -> UnitImportance:
+        encoder.accumulate_gradients(pairs, squared=squared, progress=progress)
+        return _alone(encoder, criterion())
 
-def _taylor(encoder: DualEncoder, pairs: Pairs, progress: bool) -> UnitImportance:
-    encoder.accumulate_gradients(pairs, progress=progress)
-    return _alone(encoder, tp.importance.GroupTaylorImportance())
-
-
-def _l1(encoder: DualEncoder, pairs: Pairs, progress: bool) -> UnitImportance:  # noqa: ARG001
-    return _alone(encoder, tp.importance.GroupMagnitudeImportance(p=1))
-
-
-def _random(encoder: DualEncoder, pairs: Pairs, progress: bool) -> UnitImportance:  # noqa: ARG001
-    return _alone(encoder, tp.importance.RandomImportance())
+    return make
 
 
 def _alone(encoder: DualEncoder, criterion: Any) -> UnitImportance:
@@ -56,12 +48,13 @@ def _alone(encoder: DualEncoder, criterion: Any) -> UnitImportance:
     return WeightedImportance(encoder, [(criterion, 1.0)])
 
 
-CRITERIA: dict[str, Callable[[DualEncoder, Pairs, bool], UnitImportance]] = {
+Criterion = Callable[[DualEncoder, Pairs, bool], UnitImportance]
+CRITERIA: dict[str, Criterion] = {
     "mope": _mope,
-    "fisher": _fisher,
-    "taylor": _taylor,
-    "l1": _l1,
-    "random": _random,
+    "fisher": _by_gradients(tp.importance.GroupHessianImportance, squared=True),
+    "taylor": _by_gradients(tp.importance.GroupTaylorImportance),
+    "l1": lambda encoder, *_: _alone(encoder, tp.importance.GroupMagnitudeImportance(p=1)),
+    "random": lambda encoder, *_: _alone(encoder, tp.importance.RandomImportance()),
 }
 """Each makes an importance from an encoder, calibration pairs, and whether to show progress bars; may fill ``.grad``."""
 

@@ -17,7 +17,7 @@ from ..encoder import EncoderCore
 from ..loading import LoadedModel, emoji_image
 from ..loading._transformers import ImageProcessor, TextTokenizer
 from ..runtime import DEPLOYMENT, Preprocess, Tokenizer
-from ._encoders import vocabulary
+from ._programs import vocabulary
 
 VERSION = 1
 _MERGES, _TOKENIZER = "merges.txt.gz", "tokenizer.json"

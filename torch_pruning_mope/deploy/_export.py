@@ -16,9 +16,16 @@ from ..encoder import EncoderCore, TowerName
 from ..errors import ExportError, MopeError
 from ..loading import LoadedModel
 from ._deployment import write_deployment
-from ._encoders import deployed_encoders, some_inputs, weights_of_one
 from ._gate import Gate
-from ._programs import Runner, write_executorch, write_onnx, write_program
+from ._programs import (
+    Runner,
+    deployed_encoders,
+    some_inputs,
+    weights_of_one,
+    write_executorch,
+    write_onnx,
+    write_program,
+)
 from ._quantize import Quantization
 from ._stock import write_open_clip, write_transformers
 
