@@ -43,7 +43,10 @@ class OneLineErrors:
 
 
 class _Commands(TyperGroup):
-    """Commands whose errors are one line."""
+    """Commands whose errors are one line; ``distil`` is ``distill``."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, {"distil": "distill"}.get(cmd_name, cmd_name))
 
     def invoke(self, ctx: Any) -> Any:
         with OneLineErrors():

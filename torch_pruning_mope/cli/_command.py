@@ -105,7 +105,7 @@ def _section(context: Any, path: Path) -> dict[str, Any]:
     """The settings that a file, or the folder of a run, has for a command."""
     from ..runs import NEVER_IN_FILES, SETTINGS, read_settings
 
-    command = _ALIASES.get(str(context.info_name), str(context.info_name))
+    command = context.command.name
     try:
         found = read_settings(path / SETTINGS if path.is_dir() else path).get(command, {})
     except (OSError, ValueError) as error:
@@ -119,7 +119,6 @@ def _section(context: Any, path: Path) -> dict[str, Any]:
     return found
 
 
-_ALIASES = {"distil": "distill"}
 RunArgument = Annotated[Path, typer.Argument(help="Folder of the run; it keeps everything that the commands make.")]
 OptionalRun = Annotated[Path | None, typer.Argument(help="Folder of the run.")]
 GoesOnArgument = Annotated[
@@ -159,7 +158,8 @@ def command(name: str, *, is_of_run: bool = True) -> Callable[[Callable[..., Non
             if group is None:
                 options.append(parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY))
             else:
-                options += _options(group)
+                inner = get_type_hints(group, include_extras=True)
+                options += [_option(field.name, inner[field.name], field.default) for field in fields(group)]
         options += [_option(own, hint, None) for own, hint in _COMMON.items() if is_of_run or own != "config"]
 
         def run(context: Any, **given: Any) -> None:
@@ -173,18 +173,10 @@ def command(name: str, *, is_of_run: bool = True) -> Callable[[Callable[..., Non
         context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
         run.__signature__ = inspect.Signature([context, *options])  # type: ignore[attr-defined]
         run.__annotations__ = {"context": typer.Context} | {option.name: option.annotation for option in options}
-        about = inspect.getdoc(function)
-        app.command(name, help=about)(run)
-        for alias in (alias for alias, meant in _ALIASES.items() if meant == name):
-            app.command(alias, help=about, hidden=True)(run)
+        app.command(name, help=inspect.getdoc(function))(run)
         return function
 
     return register
-
-
-def _options(group: type) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [_option(field.name, hints[field.name], field.default) for field in fields(group)]
 
 
 def _option(name: str, hint: Any, default: Any) -> inspect.Parameter:
