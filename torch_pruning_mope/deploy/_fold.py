@@ -154,8 +154,9 @@ def folded_encoder(encoder: EncoderCore) -> EncoderCore:
             fold_transformers_attention(module)
     replace_empty(root)
     if narrowed:
-        for module in [root, *root.modules()]:
-            _change_type(module)
+        for module in root.modules():
+            if (kind := _NARROWING.get(type(module))) is not None:
+                module.__class__ = kind
     return encoder
 
 
@@ -168,12 +169,6 @@ def _narrowing(tower: Tower, encoder: EncoderCore) -> Narrowing | None:
 
 
 _NARROWING: dict[type[nn.Module], type[nn.Module]] = {CLIP: FoldedClip, TextTransformer: FoldedTextTransformer}
-
-
-def _change_type(module: nn.Module) -> None:
-    kind = _NARROWING.get(type(module))
-    if kind is not None:
-        module.__class__ = kind
 
 
 @register_towers(FoldedClip)
