@@ -74,11 +74,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def holds(path: Path, mark: str, most: int | None = None) -> bool:
-    """Returns True for a regular file that holds a text, such as the mark of what wrote it."""
+def holds(path: Path, mark: str, most: int | None = None, *, within: int = -1) -> bool:
+    """Returns True for a regular file that holds a text, such as its writer's mark, in its first ``within`` bytes."""
     try:
         with open_regular(path, most) as file:
-            return mark.encode() in file.read()
+            return mark.encode() in file.read(within)
     except OSError:
         return False
 

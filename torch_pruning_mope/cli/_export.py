@@ -84,7 +84,7 @@ def report(
 
     with started(call, run, other) as begun:
         target = call.output(run, "report.html")
-        if target.exists() and not force and not holds(target, MARK):
+        if target.exists() and not force and not holds(target, MARK, within=4096):
             raise ValueError(
                 f"--output must be new, or a page of this command; found another file at {target}. Pass --force."
             )

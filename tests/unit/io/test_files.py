@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from torch_pruning_mope import Plan, ScoreTable
-from torch_pruning_mope._io import open_regular, parse_json, printable, read_json
+from torch_pruning_mope._io import holds, open_regular, parse_json, printable, read_json
 
 
 @pytest.mark.parametrize("load", [read_json, Plan.load, ScoreTable.load])
@@ -34,3 +34,13 @@ def test_sizes_have_bounds(tmp_path: Path) -> None:
 def test_names_are_shown_without_effect() -> None:
     assert printable("a\x1b[31m\nb\ud800\u202e.png") == r"a\x1b[31m\nb\ud800\u202e.png"
     assert printable("é" * 300) == "é" * 100 + "…" + "é" * 100
+
+
+def test_a_mark_is_looked_for_where_it_belongs(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("x" * 100 + "mark")
+    assert holds(page, "mark")
+    assert holds(page, "mark", within=104)
+    assert not holds(page, "mark", within=103)
+    assert not holds(tmp_path, "mark")
+    assert not holds(tmp_path / "none", "mark")
