@@ -1,13 +1,16 @@
-"""Ranks set up as torchrun does, but forked from the tests' own process, which has imported all that they need."""
+"""Processes for tests: forks of one that has imported the package and done nothing, whatever the tests' own has done before."""
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
 
 import torch.distributed as dist
+
+CLEAN = multiprocessing.get_context("forkserver")
+"""A fork of the tests' own process could wait forever for a lock that one of its threads held."""
+CLEAN.set_forkserver_preload(["torch_pruning_mope.cli", "tests.unit.models"])
 
 
 def run_ranks(main: Callable[..., Any], *arguments: Any, world: int = 2) -> list[int]:
@@ -21,8 +24,7 @@ def run_ranks(main: Callable[..., Any], *arguments: Any, world: int = 2) -> list
         "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
         "TORCHELASTIC_RUN_ID": "tests", "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_run, args=(launched, rank, main, arguments)) for rank in range(world)]
+    ranks = [CLEAN.Process(target=_run, args=(launched, rank, main, arguments)) for rank in range(world)]
     try:
         for rank in ranks:
             rank.start()
@@ -37,6 +39,4 @@ def run_ranks(main: Callable[..., Any], *arguments: Any, world: int = 2) -> list
 
 def _run(launched: dict[str, str], rank: int, main: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.environ |= launched | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    if accelerate := sys.modules.get("accelerate.state"):
-        accelerate.PartialState._reset_state()  # what this process has been told, as one of no others
     main(rank, *arguments)

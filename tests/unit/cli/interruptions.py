@@ -19,6 +19,7 @@ import torch
 
 import torch_pruning_mope as mope
 
+from ..ranks import CLEAN
 from .commands import PAIRS, SCORE, TRAIN, files_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -47,39 +48,35 @@ def in_child(arguments: Sequence[object], at: int | None = None, number: int = s
     Returns:
         How it ended, negative for a signal; and how many steps it took.
     """
-    readable, writable = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(readable)
-        steps = 0
+    steps = CLEAN.Value("q", lock=False)
+    child = CLEAN.Process(target=_run, args=([str(argument) for argument in arguments], at, number, steps))
+    child.start()
+    child.join(300)
+    assert child.exitcode is not None, f"{arguments[0]} hangs"
+    return child.exitcode, steps.value
 
-        def count(event: str, _: Any) -> None:
-            nonlocal steps
-            if event in _EVENTS:
-                steps += 1
-                if steps == at:
-                    os.kill(os.getpid(), number)
 
-        code = 70
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            sys.addaudithook(count)
-            from torch_pruning_mope.cli import app
+def _run(arguments: list[str], at: int | None, number: int, steps: Any) -> None:
+    def count(event: str, _: Any) -> None:
+        if event in _EVENTS:
+            steps.value += 1
+            if steps.value == at:
+                os.kill(os.getpid(), number)
 
-            app([str(argument) for argument in arguments], prog_name="mope")
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0
-        finally:
-            os.write(writable, str(steps).encode())
-            os._exit(code)
-    os.close(writable)
-    _, status = os.waitpid(child, 0)
-    with os.fdopen(readable) as pipe:
-        taken = pipe.read()
-    return os.waitstatus_to_exitcode(status), int(taken or 0)
+    code = 70
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        sys.addaudithook(count)
+        from torch_pruning_mope.cli import app
+
+        app(arguments, prog_name="mope")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0
+    finally:
+        os._exit(code)
 
 
 def call_of(command: str, run: Path, small: Path) -> tuple[object, ...]:
@@ -105,20 +102,15 @@ def interrupted(
 
 
 def difference(found: Path, expected: Path) -> list[str]:
-    """Names of the files in which two runs differ; tensors by value, and what holds times not at all."""
+    """Names of the files in which two runs differ, but for their own names and files that hold times."""
     ours, wanted = files_of(found), files_of(expected)
     names = sorted(ours.keys() ^ wanted.keys())
     for name in sorted(ours.keys() & wanted.keys()):
-        text = _nameless(ours[name], found), _nameless(wanted[name], expected)
+        text = ours[name].replace(found.name.encode(), expected.name.encode())
         is_timed = name.endswith((".pt2", "reconstruction.json", "deployment.json")) or name.startswith("figures/")
-        if text[0] != text[1] and not is_timed:
+        if text != wanted[name] and not is_timed:
             names.append(name)
     return [name for name in names if not name.startswith(("training/", "figures/"))]
-
-
-def _nameless(content: bytes, run: Path) -> bytes:
-    """Content without where the run is; a report has its name alone too."""
-    return content.replace(str(run).encode(), b"RUN").replace(run.name.encode(), b"RUN")
 
 
 def small_model(folder: Path) -> Path:
