@@ -210,7 +210,7 @@ class EncoderCore(GraphMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
+        """The device of the model's weights."""
         device: torch.device = next(self.model.parameters()).device
         return device
 

@@ -25,7 +25,7 @@ class Chunk:
 
 
 class Source:
-    """Where inputs come from, as often as they are asked for."""
+    """Inputs, as often as they are asked for."""
 
     def __init__(self, pairs: Any, held_out: float, memory: int, encoder: EncoderCore) -> None:
         self._period = max(2, round(1 / held_out))

@@ -102,7 +102,7 @@ class Ablator:
                     self._graph = None  # it has lost sight of the parameters that come back
 
     def _find(self) -> frozenset[Place]:
-        """Where a mask is not removal."""
+        """Returns the places where a mask is not removal."""
         graph = self._encoder.dependency_graph()
         return frozenset(
             place

@@ -1,4 +1,4 @@
-"""Whether a dependency graph knows all that the outputs of a model depend on."""
+"""Checks that a dependency graph knows all that the outputs of a model depend on."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

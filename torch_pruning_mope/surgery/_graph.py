@@ -85,7 +85,7 @@ def removal_group(graph: tp.DependencyGraph, output: nn.Module, channels: Sequen
 
 
 def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
-    """Whether zeroing input channels of a layer is what removing them from the model would do, for any of them."""
+    """Returns whether zeroing input channels of a layer is what removing them from the model would do, for any of them."""
     # It is, unless a norm over the channels stands before that layer, which would then be over fewer, or another layer
     # or a bare parameter has to do with them too. Batch normalisation and depthwise convolutions keep channels apart.
     for dep, _ in removal_group(graph, output):
@@ -131,7 +131,7 @@ def uncuttable(graph: tp.DependencyGraph, groups: Sequence[Any]) -> list[nn.Modu
 
 
 def _is_whole(graph: tp.DependencyGraph, group: Any) -> bool:
-    """Whether a group of all output channels of a layer covers every layer in it in full, and no output of the model."""
+    """Returns whether a group of all outputs of a layer covers every layer in it in full, and no output of the model."""
     # Torch-Pruning does not follow channels through a grouped convolution that changes their number, or through places
     # that are folded into channels (Swin's merging): it would cut layers on either side that then do not fit.
     ends, projected = False, False

@@ -37,7 +37,7 @@ class Parts:
 
 
 def parts_of(module: nn.Module) -> list[Parts]:
-    """What was found of a module."""
+    """Returns the parts found of a module."""
     found: list[Parts] = vars(module).get(_NAME, [])
     return found
 

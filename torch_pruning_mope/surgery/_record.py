@@ -1,4 +1,4 @@
-"""Which channels of the original the layers of a pruned model have left."""
+"""The original's channels that the layers of a pruned model have left."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -59,7 +59,7 @@ def recording_pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
 
 
 def noted_channels(layer: nn.Module, side: Side) -> list[int] | None:
-    """Which channels of a layer, as it was at first, are left."""
+    """Returns the channels of a layer, as numbered in the original, that are left."""
     noted: list[int] | None = vars(layer).get(_NAME, {}).get(side)
     return noted
 

@@ -41,7 +41,7 @@ class _SelfAttention(PrunableAttention):
 
 
 def _build(kind: type[_AttentionT], module: Any, projections: Any, *, tracks_heads: bool = False) -> _AttentionT:
-    """What timm's attentions have in common."""
+    """Builds what timm's attentions have in common."""
     attention = build(
         kind,
         module,
@@ -137,7 +137,7 @@ class _LatentPool(PrunableAttention):
 
 
 def _rename_mlp_norm(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """What the original calls its norm stands before the MLP; ours of that name stands behind the heads."""
+    """Renames norms: what the original calls its norm stands before the MLP; ours of that name stands behind the heads."""
     for name in [name for name in state if name.startswith(f"{prefix}norm.")]:
         state[f"{prefix}mlp_norm.{name.removeprefix(f'{prefix}norm.')}"] = state.pop(name)
 
@@ -169,7 +169,7 @@ class _WindowAttention(PrunableAttention):
         return [*super().left_alone(), self.relative_position_bias_table]
 
     def bias(self) -> Tensor:
-        """What is added to the scores, ``[1, H, T, T]`` for the heads that are left."""
+        """The bias added to the scores, ``[1, H, T, T]`` for the heads that are left."""
         area = self.relative_position_index.shape[0]
         table = self.own(self.relative_position_bias_table.T)
         return table[:, self.relative_position_index.view(-1)].view(1, -1, area, area)
@@ -201,7 +201,7 @@ class _RelPosAttention(PrunableAttention):
     rel_pos: Any
 
     def left_alone(self) -> list[nn.Parameter]:
-        """What makes the bias as well."""
+        """The modules that make the bias as well."""
         return [*super().left_alone(), *([] if self.rel_pos is None else self.rel_pos.parameters())]
 
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:  # type: ignore[override]

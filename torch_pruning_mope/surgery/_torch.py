@@ -54,7 +54,7 @@ class _Encoder(nn.TransformerEncoder):
         return output if self.norm is None else self.norm(output)
 
     def _nested(self, src: Tensor, padding: Tensor) -> bool:
-        """Whether the original would have gone through nested tensors."""
+        """Returns whether the original would have gone through nested tensors."""
         if not self._zeroes_padding or self.training or src.dim() != 3 or torch.is_autocast_enabled():
             return False
         if not torch.backends.mha.get_fastpath_enabled() or (torch.is_grad_enabled() and self._has_gradients(src)):

@@ -1,4 +1,4 @@
-"""What needs a stand-in in Hugging Face's transformers: attention whose bias is per head, and positions."""
+"""Stand-ins for Hugging Face's transformers: attention whose bias is per head, and positions."""
 
 import copy
 from typing import Any

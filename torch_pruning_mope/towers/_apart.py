@@ -22,7 +22,7 @@ _PROBED = 256
 
 @dataclass(frozen=True)
 class Context:
-    """What runs around the layers of a batch besides hidden states.
+    """Runs around the layers of a batch besides hidden states.
 
     Attributes:
         inputs: The inputs of the encoder.
@@ -86,7 +86,7 @@ class OwnSublayer(Sublayer):
 
 @dataclass(frozen=True)
 class Found:
-    """How an encoder is taken apart.
+    """An encoder taken apart.
 
     Attributes:
         layers: Its layers, in parts.
@@ -133,7 +133,7 @@ class ApartTower(OpaqueTower, Tower):
         return [found[module] for module in dict.fromkeys(b.module for b in super().blocks) if module in found]
 
     def stem(self, inputs: Tensor) -> Stream:
-        """What the first layer is called with, by a run in which the layers pass on what they get."""
+        """The arguments of the first layer, by a run in which the layers pass on what they get."""
         layers = self._layers_in_parts()
         silent: dict[nn.Module, torch.Size] = {}
         with hooked(self._found.silent, lambda module, _args, _kwargs, output: silent.update({module: output.shape})):
@@ -189,7 +189,7 @@ def kinds_of(block: Block) -> list[str]:
 
 
 def passed_on(tower: OpaqueTower, inputs: Tensor, shapes: Mapping[nn.Module, Shape]) -> dict[nn.Module, Call]:
-    """What layers are called with, in a run in which they pass on what they get."""
+    """Records the arguments of layers in a run in which they pass on what they get."""
     calls: dict[nn.Module, Call] = {}
 
     def passes(module: nn.Module, shape: Shape) -> Any:

@@ -35,7 +35,7 @@ def inner_neurons(
 
 
 def _holds_layers(name: str, modules: dict[str, nn.Module]) -> bool:
-    """Whether a module holds a list of layers."""
+    """Returns whether a module holds a list of layers."""
     prefix = f"{name}." if name else ""
     return any(element_of(each, modules) == each for each in modules if each.startswith(prefix) and each != name)
 

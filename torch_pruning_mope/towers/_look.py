@@ -1,4 +1,4 @@
-"""What a run of an encoder shows: which modules run, and which dimension of a bare parameter is the residual width."""
+"""Looks at a run of an encoder: which modules run, and which dimension of a bare parameter is the residual width."""
 
 from collections.abc import Callable, Iterable, Mapping
 from os.path import commonprefix

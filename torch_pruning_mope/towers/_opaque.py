@@ -18,7 +18,7 @@ from ._tower import Block, BlockTower
 
 @dataclass
 class _Call:
-    """How a layer was seen to run.
+    """A layer's call, as seen in a run.
 
     Attributes:
         place: Its place among the layers, by their first call.
@@ -88,7 +88,7 @@ class OpaqueTower(BlockTower):
 
     @property
     def in_order(self) -> bool:
-        """Whether each layer runs once, so that a run can be resumed between layers."""
+        """True if each layer runs once, so that a run can be resumed between layers."""
         return all(call.count == 1 for _, call in self._layers())
 
     @property

@@ -36,7 +36,7 @@ def _units_of_bottleneck(module: Any) -> Found:
 
 
 def _is_plain(transformer: Any) -> bool:
-    """Whether nothing but units stands between the layers that make units and those that take them."""
+    """Returns whether nothing but units stands between the layers that make units and those that take them."""
     return is_of(transformer, f"{_TRANSFORMER}Transformer") and all(
         is_of(block, *_BLOCKS)
         and not (

@@ -50,7 +50,7 @@ def _is_cache(leaf: Any) -> bool:
 
 
 class Shape:
-    """What a module returns around one tensor, by default the first; of further tensors nothing is kept."""
+    """The structure that a module returns around one tensor, by default the first; of further tensors nothing is kept."""
 
     def __init__(self, output: Any, wanted: Tensor | None = None) -> None:
         leaves, self._spec = tree_flatten(output)
@@ -66,7 +66,7 @@ class Shape:
 
     @property
     def fits(self) -> bool:
-        """Whether the tensor was among what the module returned."""
+        """True if the tensor was among what the module returned."""
         return self._place is not None
 
     def around(self, tensor: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""What can be removed of a module: channels between the layers that make them and the layer that takes them."""
+"""The prunable part of a module: channels between the layers that make them and the layer that takes them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Prunable(ABC):
 
     @property
     def can_be_empty(self) -> bool:
-        """Whether the model still runs when all units have gone, the layers around them having no width."""
+        """True if the model still runs when all units have gone, the layers around them having no width."""
         return isinstance(self.output, nn.Linear)
 
     @property
@@ -41,11 +41,11 @@ class Prunable(ABC):
 
     @property
     def num_units(self) -> int:
-        """How many heads or neurons are left."""
+        """Number of heads or neurons left."""
         return self.channels // self.unit_size
 
     def mask(self, gone: Sequence[int]) -> Tensor:
-        """What the input of ``output`` is multiplied with to take channels away, ``[C]``, or ``[C, 1, 1]`` for maps."""
+        """The factors of the input of ``output`` that take channels away, ``[C]``, or ``[C, 1, 1]`` for maps."""
         weight = self.output.weight
         keep = torch.ones(self.channels, device=weight.device, dtype=weight.dtype)
         keep[list(gone)] = 0

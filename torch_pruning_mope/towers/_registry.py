@@ -1,4 +1,4 @@
-"""Which towers a model has, by the type of the model."""
+"""Finds a model's towers by its type."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from .._state import forwards, hooked
 
 
 class Reached(Exception):  # noqa: N818 (no error, the way out)
-    """What was looked for has been reached; nothing after it matters."""
+    """Ends a run once it has reached what was looked for; nothing after it matters."""
 
 
 def resume(

@@ -33,7 +33,7 @@ class Search:
 
     @property
     def found(self) -> bool:
-        """Whether anything was found."""
+        """True if anything was found."""
         return bool(self._undo)
 
     def run(self) -> None:
@@ -165,7 +165,7 @@ class Search:
 
 
 def is_unknown(tower: OpaqueTower) -> bool:
-    """Whether an encoder has attention or layers of which no handler knows the units."""
+    """Returns whether an encoder has attention or layers of which no handler knows the units."""
     root = tower.root
     layers = discover(root)
     if not layers or any(not _is_covered(root, named) for named in named_units(root)):
@@ -197,7 +197,7 @@ def _is_covered(root: nn.Module, named: Named) -> bool:
 
 
 def _like(model: nn.Module, name: str, parts: Parts) -> Any:
-    """What units of the same kind have in common: the types of their module and of its children."""
+    """The key of units of the same kind: the types of their module and of its children."""
     owner = model.get_submodule(name.partition(" ")[0])
     kinds = tuple(type(module) for module in owner.children())
     return type(owner), kinds, parts.kind, parts.unit_size, len(parts.sources), type(parts.output)

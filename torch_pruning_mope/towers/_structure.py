@@ -26,7 +26,7 @@ _FUNCTIONS = (("get_image_features", "get_text_features"), ("encode_image", "enc
 
 
 def is_known(model: nn.Module) -> bool:
-    """Whether the model's type has a factory of towers, or the functions of transformers' dual encoders."""
+    """Returns whether the model's type has a factory of towers, or the functions of transformers' dual encoders."""
     return FACTORIES.get(type(model)) is not None or _has(model, *_FUNCTIONS[0])
 
 
@@ -134,7 +134,7 @@ def _shape(owner: Any, channels: int, kind: str) -> tuple[int, int, int]:
 
 
 def holds_positions(module: nn.Module) -> bool:
-    """Whether a layer makes the relative positions that the layers after it use."""
+    """Returns whether a layer makes the relative positions that the layers after it use."""
     return any(name.rpartition(".")[2] == "relative_attention_bias" for name, _ in module.named_modules())
 
 

@@ -62,7 +62,7 @@ class Stream:
         return self.mask.expand(len(self.x), -1, -1, -1).gather(2, index)
 
     def pooled_rows(self, x: Float[Tensor, "N T U"]) -> Float[Tensor, "N 1 U"]:
-        """What the pooled token of each sequence has in a tensor."""
+        """Takes the pooled token's row of each sequence from a tensor."""
         return x[torch.arange(len(x), device=x.device), self.pooled][:, None]
 
     def repeat(self, times: int) -> "Stream":

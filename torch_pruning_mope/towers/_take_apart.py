@@ -152,7 +152,7 @@ def _mixing(layer: OwnLayer, kinds: Sequence[str], call: Call) -> tuple[frozense
 
 
 def _makes_up(tower: ApartTower, inputs: Tensor, expected: Tensor) -> bool:
-    """Whether the encoder in parts computes the embeddings: repeated, and narrowed to the pooled token at the end."""
+    """Checks that the encoder in parts computes the embeddings: repeated, and narrowed to the pooled token at the end."""
     try:
         stream: Stream = tower.stem(inputs).repeat(2)
         for block in tower.blocks:
@@ -165,7 +165,7 @@ def _makes_up(tower: ApartTower, inputs: Tensor, expected: Tensor) -> bool:
 
 
 def _can_be_cut(tower: ApartTower, inputs: Tensor, expected: Tensor) -> bool:
-    """Whether inputs may end with their pooled token."""
+    """Returns whether inputs may end with their pooled token."""
     pooled = None if inputs.is_floating_point() or inputs.ndim != 2 else tower.stem(inputs).pooled
     if pooled is None or bool((pooled == inputs.shape[1] - 1).all()):
         return False

@@ -49,7 +49,7 @@ class TimmVit(OpaqueTower, Tower):
 
     @staticmethod
     def fits(visual: Any) -> bool:
-        """Whether a ``TimmModel`` holds such a trunk."""
+        """Returns whether a ``TimmModel`` holds such a trunk."""
         trunk = visual.trunk
         return is_of(trunk, "timm.models.vision_transformer.VisionTransformer") and all(
             is_of(block, "timm.models.vision_transformer.Block") and is_of(block.mlp, "timm.layers.mlp.Mlp")

@@ -35,7 +35,7 @@ class Block:
 
     @property
     def is_in_parts(self) -> bool:
-        """Whether it knows how its heads and neurons run."""
+        """True if it knows how its heads and neurons run."""
         return all(isinstance(units, Sublayer) for units in self.prunables)
 
     @property
@@ -48,7 +48,7 @@ class Block:
 
 
 class BlockTower(ABC):
-    """What is common to all towers: an encoder as a row of blocks."""
+    """The base of all towers: an encoder as a row of blocks."""
 
     @property
     @abstractmethod
@@ -72,7 +72,7 @@ class BlockTower(ABC):
         return ()
 
     def lengths(self, inputs: Tensor) -> Int[Tensor, "N"] | None:  # noqa: ARG002
-        """How many leading tokens of each input can reach the embedding, or None if all can."""
+        """Number of leading tokens of each input that can reach the embedding; None if all can."""
         return None
 
     def delete(self, indices: Sequence[int]) -> None:
@@ -98,7 +98,7 @@ class Tower(BlockTower):
 
     @abstractmethod
     def stem(self, inputs: Tensor) -> Stream:
-        """What happens before the first block.
+        """Runs what comes before the first block.
 
         Args:
             inputs: Images ``[N, C, R, R]`` or token ids ``[N, T]``.
@@ -109,7 +109,7 @@ class Tower(BlockTower):
 
     @abstractmethod
     def readout(self, stream: Stream) -> Float[Tensor, "N J"]:
-        """What happens after the last block.
+        """Runs what comes after the last block.
 
         Args:
             stream: The residual stream, either of all tokens or narrowed to the pooled one.

@@ -38,7 +38,7 @@ class Unit:
 
     @property
     def part(self) -> Part:
-        """Which part of its block loses channels: ``head`` for the attention, ``neurons`` for the MLP, ``block`` for both."""
+        """The part of its block that loses channels: ``head`` for the attention, ``neurons`` for the MLP, ``block``: both."""
         return _PARTS[self.kind]
 
     def __str__(self) -> str:
