@@ -14,7 +14,7 @@ SHIPPED = "export-onnx"
 
 
 ExportFormat = StrEnum("ExportFormat", ["onnx", "torch", "executorch", "open_clip", "transformers"])
-Quantize = StrEnum("Quantize", ["int8"])
+Quantize = StrEnum("Quantize", ["int8", "fp16"])
 
 
 @command("export")
@@ -32,7 +32,7 @@ def export_command(
     quantize: Annotated[
         Quantize | None,
         typer.Option(
-            help="int8: static, by onnxruntime, calibrated on the run's calibration pairs.", show_default=False
+            help="int8: static, calibrated on the run's calibration pairs. fp16: half the bytes.", show_default=False
         ),
     ] = None,
     max_drop: Annotated[

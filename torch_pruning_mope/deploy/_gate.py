@@ -13,7 +13,7 @@ from ..encoder import TowerName
 from ..errors import ExportError
 from ..metrics import Recall, normalised
 from ._programs import Runner, onnx_runner
-from ._quantize import BOUND, CALIBRATION, quantize_onnx
+from ._quantize import BOUND, CALIBRATION, Quantization, halve_onnx, quantize_onnx
 
 _BATCH = 64
 Runners = Mapping[TowerName, Runner]
@@ -32,10 +32,16 @@ class Measured:
 class Gate:
     """Quantises written ONNX files, unless that costs too much recall on test pairs, which may be None."""
 
-    def __init__(self, pairs: Pairs, test: Pairs | Iterable[object] | None, max_drop: float) -> None:
-        self._pairs, self._max_drop = pairs, max_drop
-        self._test = None if test is None else Pairs.coerce(test)
-        if self._test is not None and (shared := len(_digests(pairs) & _digests(self._test))):
+    def __init__(
+        self,
+        numbers: Quantization,
+        pairs: Pairs | Iterable[object] | None,
+        test: Pairs | Iterable[object] | None,
+        max_drop: float,
+    ) -> None:
+        self._pairs = None if pairs is None or numbers == "fp16" else Pairs.coerce(pairs)
+        self._test, self._max_drop = None if test is None else Pairs.coerce(test), max_drop
+        if self._pairs and self._test and (shared := len(_digests(self._pairs) & _digests(self._test))):
             raise ValueError(
                 f"test_pairs must not be calibration pairs; found {shared} images in both. Calibrate on pairs that are not "
                 "tested."
@@ -43,16 +49,7 @@ class Gate:
 
     def quantize(self, runners: Runners, folder: Path) -> dict[str, Any]:
         """Mutates the folder; returns the entry of ``deployment.json``."""
-        inputs = {"image": self._pairs.images, "text": self._pairs.tokens}
-        layers = {tower: quantize_onnx(folder / f"{tower}.onnx", own.cpu()) for tower, own in inputs.items()}
-        about: dict[str, Any] = {
-            "type": "int8",
-            "scheme": "static, QDQ, weights signed per channel, activations unsigned per tensor",
-            "calibration_images": min(CALIBRATION, self._pairs.num_images),
-            "error_bound": BOUND,
-            "layers": {tower: asdict(found) for tower, found in layers.items()},
-            "measured": None,
-        }
+        about = self._halved(runners, folder) if self._pairs is None else self._int8(self._pairs, folder)
         if self._test is not None:
             found = measure(runners, {tower: onnx_runner(folder / f"{tower}.onnx") for tower in runners}, self._test)
             if not found.recall_float - found.recall <= self._max_drop:
@@ -63,6 +60,25 @@ class Gate:
                 )
             about["measured"] = {**asdict(found), "max_drop": self._max_drop}
         return about
+
+    @staticmethod
+    def _halved(runners: Runners, folder: Path) -> dict[str, Any]:
+        for tower in runners:
+            halve_onnx(folder / f"{tower}.onnx")
+        return {"type": "fp16", "scheme": "weights and activations; inputs and outputs stay float32", "measured": None}
+
+    @staticmethod
+    def _int8(pairs: Pairs, folder: Path) -> dict[str, Any]:
+        inputs = {"image": pairs.images, "text": pairs.tokens}
+        layers = {tower: quantize_onnx(folder / f"{tower}.onnx", own.cpu()) for tower, own in inputs.items()}
+        return {
+            "type": "int8",
+            "scheme": "static, QDQ, weights signed per channel, activations unsigned per tensor",
+            "calibration_images": min(CALIBRATION, pairs.num_images),
+            "error_bound": BOUND,
+            "layers": {tower: asdict(found) for tower, found in layers.items()},
+            "measured": None,
+        }
 
 
 def measure(before: Runners, after: Runners, test: Pairs) -> Measured:

@@ -1,7 +1,7 @@
-"""Static int8 of ONNX encoders by onnxruntime's own quantiser, with the layers that it would harm kept in float.
+"""Smaller numbers in ONNX encoders by onnxruntime's own tools: static int8, or half precision.
 
-Every product with a constant and the token table are quantised: QDQ form, weights signed and per channel, activations unsigned.
-Of each, the error in its output on calibration inputs is measured, and those over the bound are quantised no more. The patch
+int8: every product with a constant and the token table are quantised, in QDQ form, weights signed and per channel, activations
+unsigned. Of each, the error in its output on calibration inputs is measured, and those over the bound stay in float. The patch
 embedding, norms, softmax and products of two activations stay in float.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ExportError
 from ._programs import quiet
 
-Quantization = Literal["int8"]
+Quantization = Literal["int8", "fp16"]
 BOUND = 0.05
 """Largest root mean square error of a layer's output, relative to the output, that int8 may cause by itself."""
 CALIBRATION = 256
@@ -43,6 +43,19 @@ class _Layer:
     inputs: str
     weight: str
     transposed: bool = False
+
+
+def halve_onnx(path: Path) -> None:
+    """Replaces a float model by one in half precision, which takes and returns float32."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with quiet():
+        halved = convert_float_to_float16(onnx.load(path), keep_io_types=True)
+        external = path.with_name(f"{path.name}.data")
+        is_large = external.exists()
+        external.unlink(missing_ok=True)
+        onnx.save(halved, path, save_as_external_data=is_large, location=external.name)
 
 
 def quantize_onnx(path: Path, inputs: Tensor, bound: float = BOUND) -> Quantized:

@@ -1,6 +1,6 @@
 """A folder of exported files as one object."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,44 @@ from ._tokens import Tokenizer
 
 DEPLOYMENT = "deployment.json"
 _MOST_BYTES = 2**22
+Runner = Callable[[NDArray[Any]], NDArray[np.floating[Any]]]
+
+
+def _onnx(path: Path, threads: int) -> Runner:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(["embeddings"], {"inputs": inputs})[0]
+
+
+def _executorch(path: Path, threads: int) -> Runner:  # noqa: ARG001 (its threads are one pool of the process)
+    import torch
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(path).load_method("forward")
+    if method is None:
+        raise ValueError("no method forward")
+
+    def run(inputs: NDArray[Any]) -> NDArray[np.floating[Any]]:
+        rows = torch.from_numpy(np.ascontiguousarray(inputs)).split(1)  # programs take one input
+        return np.concatenate([method.execute([row])[0].numpy().copy() for row in rows])
+
+    return run
+
+
+_RUNTIMES = {"onnx": (_onnx, "onnxruntime"), "executorch": (_executorch, "executorch")}
+"""By format: how a file is loaded, and the package that it needs."""
 
 
 class ExportedModel:
-    """Both encoders of what ``mope.export(..., format="onnx")`` wrote, run by onnxruntime, NumPy and Pillow alone.
+    """Both encoders of an exported folder: of ``onnx``, by onnxruntime, NumPy and Pillow alone; of ``executorch``, by that.
 
     Args:
         folder: The folder, with ``deployment.json``.
-        threads: Threads of each encoder; 0 for the runtime's own choice.
+        threads: Threads of each ONNX encoder; 0 for the runtime's own choice.
 
     Raises:
         ModelLoadError: If a file is missing, damaged, or of another export.
@@ -35,27 +65,21 @@ class ExportedModel:
         self.logit_scale: float | None = self.about.get("logit_scale")
         self.logit_bias: float | None = self.about.get("logit_bias")
         self._threads = threads
-        self._sessions = {tower: self._session(tower) for tower in ("image", "text")}
+        self._runners = {tower: self._runner(tower) for tower in ("image", "text")}
         self._preprocess = None if self.about.get("preprocessing") is None else Preprocess(self.about["preprocessing"])
         described = self.about.get("tokenizer")
         self._tokenizer = None if described is None else Tokenizer(described, self.folder)
 
-    def _session(self, tower: str) -> Any:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ModelLoadError(
-                "load_exported needs onnxruntime; found it missing. pip install onnxruntime"
-            ) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
+    def _runner(self, tower: str) -> Runner:
+        load, package = _RUNTIMES[self.about["format"]]
         path = self.folder / self.about["files"][tower]["file"]
         try:
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has no public base of its errors
+            return load(path, self._threads)
+        except ImportError as error:
+            raise ModelLoadError(f"load_exported needs {package}; found it missing. pip install {package}") from error
+        except Exception as error:  # the runtimes have no public base of their errors
             raise ModelLoadError(
-                f"{path.name} must be a model that onnxruntime runs; found: {str(error)[:300]}"
+                f"{path.name} must be a model that {package} runs; found: {str(error)[:300]}"
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -64,15 +88,11 @@ class ExportedModel:
 
     def encode_image(self, images: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         """Embeds prepared images ``[N, C, H, W]``; returns ``[N, J]``, not normalised."""
-        return self._run("image", images)
+        return self._runners["image"](images)
 
     def encode_text(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.floating[Any]]:
         """Embeds token ids ``[N, T]``; returns ``[N, J]``, not normalised."""
-        return self._run("text", tokens)
-
-    def _run(self, tower: str, inputs: NDArray[Any]) -> NDArray[np.floating[Any]]:
-        found: NDArray[np.floating[Any]] = self._sessions[tower].run(["embeddings"], {"inputs": inputs})[0]
-        return found
+        return self._runners["text"](tokens)
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
         """Turns a picture into ``[C, H, W]``."""
@@ -97,9 +117,11 @@ def read_deployment(folder: Path) -> dict[str, Any]:
         about = read_json(folder / DEPLOYMENT, _MOST_BYTES)
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"folder must hold {DEPLOYMENT} of an export; found in {folder}: {error}.") from error
-    if not isinstance(about, dict) or about.get("format") != "onnx" or about.get("format_version") != 1:
+    if not isinstance(about, dict) or about.get("format") not in _RUNTIMES or about.get("format_version") != 1:
         found = {key: about.get(key) for key in ("format", "format_version")} if isinstance(about, dict) else about
-        raise ModelLoadError(f"{DEPLOYMENT} must be of an ONNX export of format version 1; found {found!r:.200}.")
+        raise ModelLoadError(
+            f"{DEPLOYMENT} must be of an export as {' or '.join(_RUNTIMES)}, of format version 1; found {found!r:.200}."
+        )
     files = about.get("files")
     if not isinstance(files, dict) or not {"image", "text"} <= set(files):
         raise ModelLoadError(f"{DEPLOYMENT} must list the files image and text; found {files!r:.200}.")

@@ -20,7 +20,7 @@ from tests.unit.models import clip
 from torch_pruning_mope import DualEncoder
 from torch_pruning_mope.deploy import _export, export
 from torch_pruning_mope.deploy._programs import write_executorch
-from torch_pruning_mope.errors import ExportError
+from torch_pruning_mope.errors import ExportError, ModelLoadError
 from torch_pruning_mope.towers import Unit
 
 
@@ -83,16 +83,18 @@ def test_torch_programs_hold_the_weights_of_their_encoder_alone(tmp_path: Path) 
 
 
 def test_executorch_programs_embed_as_the_model_does(tmp_path: Path) -> None:
-    runtime = pytest.importorskip("executorch.runtime", reason="of another torch", exc_type=ImportError).Runtime.get()
+    pytest.importorskip("executorch.runtime", reason="of another torch", exc_type=ImportError)
     encoder = pruned(clip(vision={"layers": 1, "image_size": 16}, text={"layers": 1}))
     files = export(encoder, tmp_path, format="executorch")
     assert sorted(path.name for path in files) == ["deployment.json", "image.pte", "text.pte"]
-    for tower in ("image", "text"):
-        method = runtime.load_program(tmp_path / f"{tower}.pte").load_method("forward")
+    shipped = mope.load_model(str(tmp_path)).model
+    for tower, embed in (("image", shipped.encode_image), ("text", shipped.encode_text)):
         inputs = inputs_of(encoder, tower, 2)
-        found = [method.execute([one])[0].clone() for one in inputs.split(1)]
         with torch.no_grad():
-            assert_close(torch.cat(found), encoder.embed(tower, inputs), 1e-5)  # type: ignore[arg-type]
+            assert_close(embed(inputs), encoder.embed(tower, inputs), 1e-5)  # type: ignore[operator,arg-type]
+    (tmp_path / "image.pte").write_bytes(b"no program")
+    with pytest.raises(ModelLoadError, match=r"image\.pte must be the file that deployment\.json lists"):
+        mope.load_exported(tmp_path)
 
 
 def test_executorch_keeps_the_approximate_gelu(tmp_path: Path) -> None:

@@ -140,12 +140,28 @@ def test_recall_is_measured_on_the_files(pairs: tuple[Pairs, Pairs]) -> None:
     assert abs(found.cosine["image"]) < 0.2
 
 
+def test_half_precision_takes_half_the_bytes(pairs: tuple[Pairs, Pairs], tmp_path: Path) -> None:
+    model, test = clip(), pairs_for(clip(), 8)
+    whole = mope.export(model, tmp_path / "whole")
+    half = mope.export(model, tmp_path / "half", quantize="fp16", test_pairs=test)
+    sizes = [sum(file.stat().st_size for file in files if file.suffix == ".onnx") for files in (whole, half)]
+    assert sizes[1] < 0.8 * sizes[0]  # the graph is a good part of so small a model
+    expected, found = (
+        load_exported(folder).encode_image(test.images.numpy()) for folder in (whole[0].parent, half[0].parent)
+    )
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()
+    about = json.loads((half[0].parent / "deployment.json").read_text())["quantization"]
+    assert about["type"] == "fp16"
+    assert about["measured"]["pairs"] == 8
+
+
 def test_arguments(pairs: tuple[Pairs, Pairs], tmp_path: Path) -> None:
     model = mope.load_tiny_clip()
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"quantize": "int4", "pairs": pairs[0]}, "quantize must be None or one of int8; found 'int4'"),
-        ({"quantize": "int8"}, "must come with format='onnx' and calibration pairs; found no pairs"),
-        ({"quantize": "int8", "pairs": pairs[0], "format": "torch"}, "found format 'torch'"),
+        ({"quantize": "int4", "pairs": pairs[0]}, "quantize must be None or one of int8, fp16; found 'int4'"),
+        ({"quantize": "int8"}, "must come with calibration pairs; found none"),
+        ({"quantize": "int8", "pairs": pairs[0], "format": "torch"}, "must come with format='onnx'; found 'torch'"),
         ({"quantize": "int8", "pairs": pairs[0], "test_pairs": pairs[0]}, "found 64 images in both"),
     ]
     for options, message in cases:

@@ -130,7 +130,10 @@ def damaged(tiny: Path, folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "torch"}, r"must be of an ONNX export of format version 1; found \{'format': 'torch'"),
+        (
+            {"format": "torch"},
+            r"must be of an export as onnx or executorch, of format version 1; found \{'format': 'torch'",
+        ),
         ({"format_version": 2}, r"format version 1; found .*'format_version': 2"),
         ({"files": {"image": {}}}, r"must list the files image and text"),
         ({"files": {"image": {"file": "../x"}, "text": {}}}, r"must list files of its folder; found .*'\.\./x'"),
