@@ -1,20 +1,44 @@
 """``mope plan``, ``mope prune`` and ``mope reconstruct``: from scores and a budget to a smaller model."""
 
 from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ._command import Call, OptionalRun, RunArgument, command
-from ._options import Budgets, ModelInstead, OtherData, Part, QuietOption, ReconstructOption, Refit, Source
+from ._options import (
+    Budgets,
+    ModelInstead,
+    OtherData,
+    Part,
+    QuietOption,
+    ReconstructOption,
+    Refit,
+    Source,
+    budget_option,
+)
 
 if TYPE_CHECKING:
     from ..dual_encoder import DualEncoder
 
 
+Timed = StrEnum("Timed", ["eager", "onnx", "int8"])
+
+
 @command("plan")
-def plan(call: Call, run: OptionalRun = None, model: ModelInstead = None, *, budgets: Budgets) -> None:
+def plan(
+    call: Call,
+    run: OptionalRun = None,
+    model: ModelInstead = None,
+    *,
+    budgets: Budgets,
+    timed: Annotated[
+        Timed, budget_option("--timed-as", help="Form that --latency is of; onnx, int8: of exported files, in minutes.")
+    ] = Timed.eager,
+) -> None:
     """Chooses what to remove for a budget, and says what would be left. Without a budget: what budgets can be met."""
     from ..dual_encoder import DualEncoder
     from ..planning import make_plan
@@ -23,6 +47,8 @@ def plan(call: Call, run: OptionalRun = None, model: ModelInstead = None, *, bud
     if (run is None) == (model is None):
         raise ValueError("one of RUN and --model must be given; found " + ("none." if run is None else "both."))
     amounts, rules = budgets.amounts(), budgets.rules()
+    if timed is not Timed.eager and (run is None or amounts["latency"] is None):
+        raise ValueError(f"--timed-as {timed} must come with RUN and --latency; found one missing. Give both.")
     is_asked = any(amount is not None for amount in amounts.values())
     if run is None:
         _show_range(call, DualEncoder(Source(model=str(model)).load().model), amounts if is_asked else {}, rules)
@@ -34,7 +60,13 @@ def plan(call: Call, run: OptionalRun = None, model: ModelInstead = None, *, bud
         _show_range(call, DualEncoder(begun.load().model), {}, rules)
         return
     with started(call, run) as begun:
-        made = make_plan(DualEncoder(begun.load().model), begun.scores(), **amounts, **rules)
+        loaded = begun.load()
+        if timed is not Timed.eager:
+            from ..deploy import shipped_latencies
+
+            pairs = begun.parts(loaded).pairs(Part.calibration, 256) if timed is Timed.int8 else None
+            rules["timer"] = partial(shipped_latencies, quantize="int8" if pairs else None, pairs=pairs)
+        made = make_plan(DualEncoder(loaded.model), begun.scores(), **amounts, **rules)
         made.save(run / "plan.json")
     call.say(made, f"plan in {run / 'plan.json'}")
     call.answer(asdict(made))

@@ -2,5 +2,6 @@
 
 from ._export import export
 from ._fold import fold
+from ._latency import shipped_latencies
 
-__all__ = ["export", "fold"]
+__all__ = ["export", "fold", "shipped_latencies"]

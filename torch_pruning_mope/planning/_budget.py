@@ -3,11 +3,11 @@
 import copy
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..cost import TOWERS, Footprint, footprints, latencies
+from ..cost import TOWERS, Footprint, footprints
 from ..encoder import EncoderCore, TowerName
 from ..pruning import cut
 from ..towers import Unit
@@ -15,6 +15,8 @@ from ..towers import Unit
 Measure = Literal["parameters", "multiply_adds", "latency"]
 Sizes = Mapping[Measure, Mapping[TowerName, int | float]]
 """Sizes of a model, by measure and tower."""
+Timer = Callable[..., Mapping[TowerName, float]]
+"""Seconds of each tower of an encoder, which is left as it is, for ``batch_size`` inputs."""
 
 
 def sizes_of(found: Mapping[TowerName, Footprint], seconds: Mapping[TowerName, float]) -> Sizes:
@@ -34,10 +36,12 @@ def without(encoder: EncoderCore, units: Sequence[Unit], *, checked: bool = True
 
 
 class Measured:
-    """Sizes of a model without some units, measured once for each choice of units; with latencies if given a batch size."""
+    """Sizes of a model without some units, measured once for each choice of units; with latencies if given a timer."""
 
-    def __init__(self, encoder: EncoderCore, batch_size: int | None) -> None:
-        self._encoder, self._batch_size = encoder, batch_size
+    def __init__(
+        self, encoder: EncoderCore, seconds: Callable[[EncoderCore], Mapping[TowerName, float]] | None
+    ) -> None:
+        self._encoder, self._seconds = encoder, seconds
         self._found: dict[tuple[Unit, ...], tuple[Mapping[TowerName, Footprint], Sizes]] = {}
 
     def __call__(self, units: Sequence[Unit]) -> Sizes:
@@ -51,7 +55,7 @@ class Measured:
         if units not in self._found:
             # The graph of one copy is checked for all.
             smaller = without(self._encoder, units, checked=not any(self._found)) if units else self._encoder
-            seconds = {} if self._batch_size is None else latencies(smaller, batch_size=self._batch_size)
+            seconds = {} if self._seconds is None else self._seconds(smaller)
             found = footprints(smaller)
             self._found[units] = found, sizes_of(found, seconds)
         return self._found[units]

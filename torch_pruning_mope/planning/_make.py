@@ -5,10 +5,10 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
-from ..cost import freed_multiply_adds, freed_parameters
+from ..cost import freed_multiply_adds, freed_parameters, latencies
 from ..encoder import EncoderCore
 from ..scoring import ScoreTable
-from ._budget import Budget, Limit, Measure, Measured, Multiple, limits_of, multiple_of
+from ._budget import Budget, Limit, Measure, Measured, Multiple, Timer, limits_of, multiple_of
 from ._choose import allowed, put_back, shortest
 from ._layers import layer_plans
 from ._order import Freed, Step, removal_order
@@ -28,6 +28,7 @@ def make_plan(
     min_neurons: int = 0,
     refill: bool = True,
     batch_size: int = 1,
+    timer: Timer = latencies,
 ) -> Plan:
     """Chooses the units to remove so that budgets hold and the metric loses least.
 
@@ -51,6 +52,7 @@ def make_plan(
         min_neurons: Neurons that every MLP keeps.
         refill: Put back what fits, the last that went first; never for a budget of time.
         batch_size: Inputs at once, for latency.
+        timer: Measures it; by default of the model as it is. ``deploy.shipped_latencies`` measures exported files.
 
     Returns:
         The plan.
@@ -68,7 +70,7 @@ def make_plan(
     multiple = multiple_of(encoder, round_to)
     if min_heads < 0 or min_neurons < 0:
         raise ValueError(f"min_heads and min_neurons must be at least 0; found {min_heads}, {min_neurons}.")
-    counted = Measured(encoder, None if latency is None else batch_size)
+    counted = Measured(encoder, None if latency is None else partial(timer, batch_size=batch_size))
     limits = limits_of(asked, counted([]))
     weights = weights_of(encoder)
     if weights is not None:

@@ -7,7 +7,7 @@ from typing import Literal
 from ..cost import TOWERS, Footprint, footprints, freed_parameters, latencies
 from ..encoder import EncoderCore, TowerName
 from ..scoring import Score, ScoreTable, enumerate_units
-from ._budget import Budget, Measure, Multiple, Sizes, limits_of, multiple_of, sizes_of, unreachable, without
+from ._budget import Budget, Measure, Multiple, Sizes, Timer, limits_of, multiple_of, sizes_of, unreachable, without
 from ._choose import allowed, excess, units_of
 from ._order import Step, removal_order
 
@@ -76,6 +76,7 @@ def plan_range(
     min_neurons: int = 0,
     latency: bool = False,
     batch_size: int = 1,
+    timer: Timer = latencies,
 ) -> PlanRange:
     """The least that plans can leave of a model, without any scores; to know before a long run whether a budget can be met.
 
@@ -90,6 +91,7 @@ def plan_range(
         min_neurons: Neurons that every MLP keeps.
         latency: Measure time.
         batch_size: Inputs at once, for that.
+        timer: See :func:`make_plan`.
 
     Returns:
         The range.
@@ -107,9 +109,7 @@ def plan_range(
     smaller = without(encoder, units_of(allowed(encoder, order, min_heads, min_neurons)))
     seconds = None
     if latency:
-        seconds = {
-            side: latencies(of, batch_size=batch_size) for side, of in (("largest", encoder), ("smallest", smaller))
-        }
+        seconds = {side: timer(of, batch_size=batch_size) for side, of in (("largest", encoder), ("smallest", smaller))}
     return PlanRange(footprints(encoder), footprints(smaller), seconds)
 
 

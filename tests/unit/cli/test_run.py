@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,24 @@ def test_the_range_of_budgets(begun: Path, tmp_path: Path, small: Path) -> None:
     refused = mope_command("plan", "--model", small, "--parameters", "60%", "--min-heads", 4, "--latency", "1%", code=2)
     assert "the least that can be reached" in words(refused.stderr)
     assert "one of RUN and --model must be given; found none" in one_error(mope_command("plan", code=2))
+
+
+def test_the_shipped_form_may_be_what_a_budget_of_time_is_of(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Any, Any]] = []
+
+    def clock(of: Any, *, batch_size: int, quantize: str | None, pairs: Any) -> dict[str, float]:
+        given.append((quantize, pairs and pairs.num_images))
+        return {tower: batch_size * size.multiply_adds * 1e-9 for tower, size in mope.cost.footprints(of).items()}
+
+    monkeypatch.setattr("torch_pruning_mope.deploy.shipped_latencies", clock)
+    for form, expected in (("onnx", (None, None)), ("int8", ("int8", 256))):
+        mope_command("plan", begun, "--latency", "70%", "--timed-as", form)
+        assert set(given) == {expected}
+        given.clear()
+        seconds = json.loads((begun / "plan.json").read_text())["settings"]["latency"]
+        assert sum(seconds["after"].values()) <= 0.7 * sum(seconds["before"].values())
+    refused = mope_command("plan", "--model", "tiny", "--latency", "70%", "--timed-as", "int8", code=2)
+    assert "--timed-as int8 must come with RUN and --latency" in one_error(refused)
 
 
 def test_evaluation_beside_another_criterion_export_and_report(begun: Path, tmp_path: Path, small: Path) -> None:

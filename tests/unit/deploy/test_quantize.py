@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import torch_pruning_mope as mope
+from tests.asserts import unchanged
 from tests.unit.models import clip, pairs_for
 from torch_pruning_mope import Pairs, load_exported
-from torch_pruning_mope.deploy import _gate
+from torch_pruning_mope.deploy import _gate, shipped_latencies
 from torch_pruning_mope.deploy._gate import Measured, measure
 from torch_pruning_mope.deploy._programs import onnx_runner, write_onnx
 from torch_pruning_mope.deploy._quantize import quantize_onnx
@@ -154,6 +155,16 @@ def test_half_precision_takes_half_the_bytes(pairs: tuple[Pairs, Pairs], tmp_pat
     about = json.loads((half[0].parent / "deployment.json").read_text())["quantization"]
     assert about["type"] == "fp16"
     assert about["measured"]["pairs"] == 8
+
+
+def test_the_shipped_form_is_timed(pairs: tuple[Pairs, Pairs]) -> None:
+    encoder = mope.DualEncoder(clip(vision={"layers": 1}, text={"layers": 1}))
+    with unchanged(encoder.model):
+        found = shipped_latencies(encoder, batch_size=2, threads=1, repeats=2)
+    assert set(found) == {"image", "text"}
+    assert min(found.values()) > 0
+    with pytest.raises(ValueError, match="must come with calibration pairs"):
+        shipped_latencies(encoder, quantize="int8")
 
 
 def test_arguments(pairs: tuple[Pairs, Pairs], tmp_path: Path) -> None:

@@ -46,10 +46,10 @@ def test_the_range_is_what_plans_can_reach(encoder: mope.DualEncoder, kinds: Any
     assert [line.split()[0] for line in str(found).splitlines()[1:]] == ["image", "text", "both"]
 
 
-def test_ranges_know_minimums_and_time(encoder: mope.DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_know_minimums_and_time(encoder: mope.DualEncoder) -> None:
     seconds = iter([{"image": 2e-3, "text": 1e-3}, {"image": 1e-3, "text": 1e-3}])
-    monkeypatch.setattr("torch_pruning_mope.planning._range.latencies", lambda *_, **__: next(seconds))
-    found = plan_range(encoder, kinds=("head",), min_heads=2, towers=("image",), latency=True)
+    rules: dict[str, Any] = {"kinds": ("head",), "min_heads": 2, "towers": ("image",)}
+    found = plan_range(encoder, latency=True, timer=lambda *_, **__: next(seconds), **rules)
     assert found.smallest["text"] == found.largest["text"]
     assert found.largest["image"].parameters - found.smallest["image"].parameters == 3 * 2 * 10 * (4 * 40 + 3)
     found.check(latency="70%")
