@@ -23,7 +23,7 @@ FLOORS = (
     ("__init__", "__main__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-MAY_IMPORT_A_NEIGHBOUR = {("deploy", "checkpoint")}
+MAY_IMPORT_A_NEIGHBOUR = {("deploy", "checkpoint"), ("deploy", "cost")}
 
 
 def _part(module: tuple[str, ...]) -> str:
