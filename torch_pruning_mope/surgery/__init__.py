@@ -17,7 +17,7 @@ from ._graph import (
     tracing_forward,
     uncuttable,
 )
-from ._parts import FusedLinear, Parts, attach, parts_of, seal
+from ._parts import FusedLinear, Parts, attach, parts_of, seal, share
 from ._pruners import customized_pruners
 from ._record import noted_channels, record
 from ._swap import exchange, prunable_attention, register_attention, swap_attention
@@ -44,6 +44,7 @@ __all__ = [
     "register_attention",
     "removal_group",
     "seal",
+    "share",
     "swap_attention",
     "tracing_forward",
     "uncuttable",

@@ -21,7 +21,7 @@ class Parts:
         kind: What they are.
         sources: The layers that make their channels.
         output: The layer that takes them.
-        unit_size: Channels per unit.
+        unit_size: Channels per unit that the output takes; projections that heads share make fewer.
         counted: The module whose attributes hold how many there are.
         counts: These attributes, each with the channels that it counts as one.
         shown: Whether Torch-Pruning is shown that the channels of the sources reach the output, and nothing in between.
@@ -112,15 +112,58 @@ def _show(sources: Sequence[nn.Module], output: nn.Module, *, sealed: bool = Fal
         if len(made) < len(sources):
             return None
         # One number per channel: positions and heads play no part in which channels go together.
-        channels = [x.mean() if sealed else x.mean(tuple(range(x.ndim - 1))) for x in made.values()]
-        total = channels[0]
-        for more in channels[1:]:
-            total = total + more
+        channels: list[Tensor] = []
+        for place, x in made.items():
+            layer, each = sources[place], x.mean() if sealed else x.mean(tuple(range(x.ndim - 1)))
+            if isinstance(layer, SharedProjection):
+                # First: Torch-Pruning then comes upon the queries before these, and takes the size of a head from them.
+                channels.insert(0, _Spread.apply(each, layer))
+            else:
+                channels.append(each)
         made.clear()
+        total = sum(channels[1:], channels[0])
         return (total + torch.zeros_like(args[0]), *args[1:])
 
     handles = [source.register_forward_hook(keep(place)) for place, source in enumerate(sources)]
     return [*handles, output.register_forward_pre_hook(replace)]
+
+
+class SharedProjection(nn.Linear):
+    """Keys or values of heads in groups, each shared by the heads of one: to Torch-Pruning, as wide as the heads together."""
+
+    sharing: int
+    size: int
+
+    def own_channels(self, channels: Sequence[int]) -> list[int]:
+        """The channels of the layer that heads see as these; all heads of a group see the same."""
+        group = self.size * self.sharing
+        return sorted({channel // group * self.size + channel % self.size for channel in channels})
+
+
+def share(layer: Any, sharing: int, size: int) -> Callable[[], None]:
+    """Mutates a linear layer: it is one that ``sharing`` heads of ``size`` channels each share; returns what undoes it."""
+    before = type(layer)
+    layer.__class__, layer.sharing, layer.size = SharedProjection, sharing, size
+
+    def undo() -> None:
+        layer.__class__ = before
+        del layer.sharing, layer.size
+
+    return undo
+
+
+class _Spread(torch.autograd.Function):
+    """Channels as heads see them, in one node of the graph, through which Torch-Pruning follows each to itself."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor, layer: SharedProjection) -> Tensor:
+        """Repeats each group."""
+        return x.view(-1, 1, layer.size).expand(-1, layer.sharing, -1).flatten()
+
+    @staticmethod
+    def backward(_: Any, *__: Tensor) -> Any:
+        """Never runs: Torch-Pruning reads the graph alone."""
+        raise NotImplementedError
 
 
 class FusedLinear(nn.Module):

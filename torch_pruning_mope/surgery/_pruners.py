@@ -8,7 +8,8 @@ from torch import nn
 from torch_pruning.pruner import function
 
 from ._attention import HeadProjection
-from ._record import recording_pruners
+from ._parts import SharedProjection
+from ._record import RecordingPruner, recording_pruners
 
 
 class _SortedLayerNormPruner(function.LayernormPruner):  # type: ignore[misc]
@@ -43,6 +44,24 @@ class _HeadProjectionPruner(function.LinearPruner):  # type: ignore[misc]
         return layer
 
 
+class _SharedProjectionPruner(function.LinearPruner):  # type: ignore[misc]
+    """Surgery on a projection that heads share, whose channels are numbered as the heads see them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._recording = RecordingPruner()
+        self.prune_in_channels = self._recording.prune_in_channels
+
+    def prune_out_channels(self, layer: SharedProjection, idxs: Sequence[int]) -> SharedProjection:
+        """Mutates ``layer``: removes what the heads see as the channels ``idxs``, those of whole groups."""
+        self._recording.prune_out_channels(layer, layer.own_channels(idxs))
+        return layer
+
+    def get_out_channels(self, layer: SharedProjection) -> int:
+        """As many as the heads see."""
+        return layer.out_features * layer.sharing
+
+
 class _UnboundedOutputPruner(tp.ops.OutputPruner):  # type: ignore[misc]
     """Graph outputs that claim no size.
 
@@ -69,4 +88,5 @@ def customized_pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
     pruners |= dict.fromkeys(norms, _SortedLayerNormPruner())
     pruners[tp.ops._OutputOp] = _UnboundedOutputPruner()
     pruners[HeadProjection] = _HeadProjectionPruner()
+    pruners[SharedProjection] = _SharedProjectionPruner()
     return pruners

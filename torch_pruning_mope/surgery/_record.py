@@ -8,6 +8,7 @@ from torch import nn
 from torch_pruning.pruner import function
 
 from ._attention import HeadProjection
+from ._parts import SharedProjection
 
 Side = Literal["in", "out"]
 _NAME = "channels_of_original"
@@ -40,7 +41,7 @@ class _Recorded:
         return pruned
 
 
-class _RecordingPruner:
+class RecordingPruner:
     """Torch-Pruning's surgery on linear layers, with notes."""
 
     def __init__(self) -> None:
@@ -54,8 +55,9 @@ class _RecordingPruner:
 
 def recording_pruners(model: nn.Module) -> dict[type[nn.Module], Any]:
     """Pruners that note what is left, by the exact types of a model's linear layers."""
-    kinds = {type(module) for module in model.modules() if isinstance(module, nn.Linear)} - {HeadProjection}
-    return dict.fromkeys(kinds, _RecordingPruner())
+    kinds = {type(module) for module in model.modules() if isinstance(module, nn.Linear)}
+    kinds -= {HeadProjection, SharedProjection}
+    return dict.fromkeys(kinds, RecordingPruner())
 
 
 def noted_channels(layer: nn.Module, side: Side) -> list[int] | None:

@@ -36,7 +36,7 @@ class Named:
         kind: What the units would be.
         inputs: Names of the layers that make the channels; one, if they are fused.
         output: Name of the layer that takes them.
-        units: How many there are; None for neurons.
+        units: How many there are: heads, or groups of them that share keys; None for neurons.
         counted: Name of the module whose attributes hold how many.
         counts: Ways to read them, to be tried in turn: attributes, each with the channels that it counts as one.
         problem: Why they cannot be pruned, or nothing.
@@ -85,12 +85,16 @@ def _attention(name: str, module: Any, modules: dict[str, nn.Module]) -> Named |
         return Named(owner, "head", inputs, "", problem="no output layer is known by its name")
     width = int(modules[output].in_features)  # type: ignore[arg-type]
     rows = [layer.out_features for layer in layers]
-    if rows != ([3 * width] if len(rows) == 1 else [width] * 3) or width % heads:
-        keys = next((value for attr in _KEY_HEADS if (value := _number(module, attr))), heads)
-        grouped = f", in groups of {heads // keys}" if keys != heads else ""
-        return Named(owner, "head", inputs, output, problem=f"queries, keys and values are not of one width{grouped}")
-    size = width // heads
-    return Named(owner, "head", inputs, output, heads, name, _counts(module, heads, size))
+    size, rest = divmod(width, heads)
+    if not rest and rows in ([3 * width], [width] * 3):
+        return Named(owner, "head", inputs, output, heads, name, _counts(module, heads, size))
+    keys = 0 if rest or len(rows) == 1 else rows[-1] // size
+    if not keys or heads % keys or rows != [width, keys * size, keys * size]:
+        return Named(
+            owner, "head", inputs, output, problem="queries, keys and values are not of widths that go together"
+        )
+    counts = tuple((*way, *_held(module, _KEY_HEADS, keys, width // keys)) for way in _counts(module, heads, size))
+    return Named(owner, "head", inputs, output, keys, name, counts)
 
 
 def _number(module: Any, attribute: str) -> Any:
@@ -101,9 +105,14 @@ def _number(module: Any, attribute: str) -> Any:
 def _counts(module: nn.Module, heads: int, size: int) -> tuple[tuple[tuple[str, int], ...], ...]:
     """Attributes that hold the number of heads, and those that may hold that of all their channels, or the model's width."""
     own = vars(module)
-    number = [(name, size) for name in _HEADS if type(own.get(name)) is int and own[name] == heads]
+    number = _held(module, _HEADS, heads, size)
     channels = [(name, 1) for name in _ALL_HEADS if own.get(name) == heads * size]
     return tuple(dict.fromkeys((tuple(number + channels[:1]), tuple(number), tuple(number + channels))))
+
+
+def _held(module: nn.Module, names: tuple[str, ...], value: int, size: int) -> list[tuple[str, int]]:
+    """Attributes that hold a number, each with the channels that it counts as one."""
+    return [(name, size) for name in names if type(vars(module).get(name)) is int and vars(module)[name] == value]
 
 
 def _gated(name: str, module: nn.Module) -> Named | None:

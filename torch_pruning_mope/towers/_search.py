@@ -10,7 +10,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .._state import evaluation_mode, kept_modules
-from ..surgery import FusedLinear, Parts, PrunableAttention, attach, masking_is_removal, seal
+from ..surgery import FusedLinear, Parts, PrunableAttention, attach, masking_is_removal, seal, share
 from ._discover import discover, element_of
 from ._inner import inner_neurons
 from ._names import Named, named_units
@@ -108,6 +108,8 @@ class Search:
             sources = list(fused.parts)
         output: Any = root.get_submodule(named.output)
         size = 1 if named.units is None else output.in_features // named.units
+        if named.kind == "head" and (sharing := output.in_features // sources[-1].out_features) > 1:
+            undo += [share(source, sharing, size // sharing) for source in sources[1:]]
         (counts,) = named.counts
         counted = root.get_submodule(named.counted) if counts else None
         parts = Parts(named.kind, tuple(sources), output, size, counted, counts, shown=True)
