@@ -5,7 +5,8 @@
 
 Without ``--model``, the tiny CLIP. Every criterion gets the same refits on the same unlabelled pairs, none of which are test
 pairs. ``MoPE, aware`` removes what ``mope.compress`` removes: scores that know of the refit, in stages. ``MoPE, blind`` is the
-joint path of the plain metric. Rows that the file has are not made again.
+joint path of the plain metric. Rows that the file has are not made again. ``--cost`` times ``mope.compress`` and
+``mope.reconstruct`` in units of one dense pass (forward, both towers) over their own pairs.
 
 Refits: ``none``; ``bias only`` (FLAP); ``own output`` (GRAIL, CORP); ``stream`` (``mope.reconstruct``); ``stream, 1e-4`` (the
 same with a fixed ridge); ``stream and inputs`` (``mope.reconstruct(inputs=True)``).
@@ -14,6 +15,7 @@ same with a fixed ridge); ``stream and inputs`` (``mope.reconstruct(inputs=True)
 import argparse
 import copy
 import functools
+import resource
 import statistics
 import tempfile
 import time
@@ -24,6 +26,7 @@ from typing import Any
 import _baselines
 import _study
 import matplotlib as mpl
+import psutil
 import torch
 
 import torch_pruning_mope as mope
@@ -53,9 +56,14 @@ class Reconstruction:
     """
 
     def __init__(
-        self, study: _study.Study, pairs: Callable[[int], tuple[mope.Pairs, mope.Pairs]], work: Path, deepest: float
+        self,
+        study: _study.Study,
+        pairs: Callable[[int], tuple[mope.Pairs, mope.Pairs]],
+        work: Path,
+        deepest: float,
+        features: float = 1000.0,
     ) -> None:
-        self.study, self.work, self.deepest = study, work, deepest
+        self.study, self.work, self.deepest, self.features = study, work, deepest, features
         self.pairs = functools.lru_cache(1)(pairs)
         study.calibration = lambda seed: self.pairs(seed)[0]  # type: ignore[method-assign]
         self.sums = functools.lru_cache(1)(lambda seed: _baselines.dense_sums(study.dense, self.pairs(seed)[1]))
@@ -115,6 +123,37 @@ class Reconstruction:
             seconds = time.process_time() - began
             self.study.add("rows", key | {"r1": self.recall(model), "kept": kept, "seconds": seconds})
 
+    def cost(self, seed: int, share: float) -> None:
+        """A row of the time and memory of ``mope.compress`` to a share, and of one reconstruction."""
+        if self.study.has("cost", share=share):
+            return
+        scored, more = self.pairs(seed)
+        dense, process = self.study.dense, psutil.Process()
+        limit = int(self.study.allowed(share))
+        once = {name: _pass_seconds(dense, pairs) for name, pairs in (("scored", scored), ("refitted", more))}
+        began, before = time.perf_counter(), process.memory_info().rss
+        small = mope.compress(
+            dense,
+            scored,
+            parameters=limit,
+            groups=self.study.settings["groups"],
+            reconstruct_pairs=more,
+            progress=False,
+        )
+        whole, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        row = {
+            "share": share,
+            "compress_seconds": whole,
+            "compress_passes": whole / once["scored"],
+            "peak_bytes": peak,
+        }
+        for name, inputs in (("reconstruct", False), ("reconstruct_inputs", True)):
+            began = time.perf_counter()
+            mope.reconstruct(small, dense, more, inputs=inputs, progress=False)
+            row[f"{name}_seconds"] = time.perf_counter() - began
+            row[f"{name}_passes"] = row[f"{name}_seconds"] / once["refitted"]
+        self.study.add("cost", row)
+
     def recall(self, encoder: mope.DualEncoder) -> float:
         """Mean R@1 of both directions on the test pairs, in percent."""
         return _study.mean_r1(_study.recall(encoder, self.study.test))
@@ -122,16 +161,30 @@ class Reconstruction:
     def train(self, seed: int, share: float, steps: int, rate: float, *, validation: bool = False) -> None:
         """A row after distillation of the aware student, refitted with its inputs; of the dense model at a share of 1."""
         part = "rates" if validation else "trained"
-        key = {"seed": seed, "share": share, "steps": steps, "rate": rate}
+        key = {"seed": seed, "share": share, "steps": steps, "rate": rate, "features": self.features}
         if self.study.has(part, **key):
             return
         if share == 1:
             student = self.study.built(())
         else:
             student = self.refitted(self.selected(seed, share, "MoPE, aware"), seed, "stream and inputs")
-        cost = self.study.distil(student, seed, steps=steps, learning_rate=rate)
+        loss = mope.DistillationLoss(features=self.features)
+        cost = self.study.distil(student, seed, steps=steps, learning_rate=rate, loss=loss)
         pairs = mope.emoji_pairs("calibration", 2000, seed=1000) if validation else self.study.test
         self.study.add(part, key | {"r1": _study.mean_r1(_study.recall(student, pairs))} | cost)
+
+
+def _pass_seconds(encoder: mope.DualEncoder, pairs: mope.Pairs) -> float:
+    """Median seconds of a forward pass of both towers over all pairs."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        with torch.inference_mode():
+            for tower, inputs in (("image", pairs.images), ("text", pairs.tokens)):
+                for batch in inputs.split(64):
+                    encoder.embed(tower, batch)  # type: ignore[arg-type]
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
 def report(found: Mapping[str, Any]) -> str:
@@ -159,20 +212,19 @@ def report(found: Mapping[str, Any]) -> str:
         if trained:
             lines += [
                 "",
-                f"| share kept | steps | learning rate | mean R@1, {title} | of the dense model's |",
-                "|---" * 5 + "|",
+                f"| share kept | steps | learning rate | β | mean R@1, {title} | of the dense model's |",
+                "|---" * 6 + "|",
             ]
-        for share, steps, rate in dict.fromkeys((row["share"], row["steps"], row["rate"]) for row in trained):
-            mine = {r["seed"]: r["r1"] for r in trained if (r["share"], r["steps"], r["rate"]) == (share, steps, rate)}
-            dense = {r["seed"]: r["r1"] for r in trained if (r["share"], r["steps"]) == (1.0, steps)}
-            of = [value / dense[seed] for seed, value in mine.items() if seed in dense]
-            cells = (
-                f"{share:.0%}",
-                steps,
-                rate,
-                _study.spread(list(mine.values())),
-                _study.spread(of, "{:.3f}".format),
-            )
+        names = ("share", "steps", "rate", "features")
+        for key in dict.fromkeys(tuple(row[name] for name in names) for row in trained):
+            mine = {row["seed"]: row["r1"] for row in trained if tuple(row[name] for name in names) == key}
+            dense = [row for row in trained if (row["share"], row["steps"]) == (1.0, key[1])]
+            best = {
+                seed: max(row["r1"] for row in dense if row["seed"] == seed) for seed in {row["seed"] for row in dense}
+            }
+            of = [value / best[seed] for seed, value in mine.items() if seed in best]
+            shown = f"{key[0]:.0%}", *key[1:3], f"{key[3]:g}"
+            cells = (*shown, _study.spread(list(mine.values())), _study.spread(of, "{:.3f}".format))
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -261,6 +313,8 @@ def main() -> None:
     parser.add_argument(
         "--validate", action="store_true", help="measure the distilled on validation pairs, to choose a rate"
     )
+    parser.add_argument("--features", type=float, default=1000.0, help="weight of L_feat in the distillation")
+    parser.add_argument("--cost", action="store_true", help="time compress and reconstruct, on the first seed")
     parser.add_argument("--train", type=int, default=SETTINGS["train"], help="training pairs of the distillation")
     parser.add_argument("--work", type=Path, help="folder of what goes on after an interruption")
     options = parser.parse_args()
@@ -287,7 +341,9 @@ def main() -> None:
             study = _study.Study(settings | {"model": options.model}, options.json, work, dense=dense, test=test)
         if not study.has("dense"):
             study.add("dense", {"r1": _study.mean_r1(_study.recall(study.dense, study.test))})
-        cells = Reconstruction(study, pairs, work, min(options.shares))
+        cells = Reconstruction(study, pairs, work, min(options.shares), options.features)
+        for share in options.shares if options.cost else ():
+            cells.cost(options.seeds[0], share)
         for seed in options.seeds:
             for name in options.criteria:
                 for share in sorted(options.shares, reverse=True):

@@ -7,7 +7,8 @@ to 16 tokens). All heads and 16 neuron groups per MLP of both towers are scored 
 for one evaluation of the plain loop (mask one unit, encode all images and captions in full, compute the metric, unmask) and
 for matrix products of the engine's shapes. The plain loop's time per unit does not depend on the unit, so its median is
 multiplied by the number of units. ``--budgets`` runs scoring again in fresh processes, each within a stated memory budget;
-``--ranks 2`` compares two processes under torchrun with one; ``--effect bfloat16`` tells what autocast does to scores.
+``--ranks 2`` compares two processes under torchrun with one; ``--aware`` times scores that know of the refit against plain
+ones, in turn; ``--effect bfloat16`` tells what autocast does to scores.
 
 JSON keys: ``plain_over_engine`` and ``theory`` (ratio of counted multiply-adds), ``fraction_of_peak`` (of the median product
 of the engine's shapes), ``peak_bytes`` (engine, over model and pairs), ``predicted_over_measured`` (the cost model), and more.
@@ -297,6 +298,21 @@ def score_into(options: argparse.Namespace) -> None:
     table.save(Path(options.into, f"{rank}.json"))
 
 
+def aware(options: argparse.Namespace) -> dict[str, Any]:
+    """Time of scores that know of the refit over that of plain ones, in turn."""
+    encoder = build(options.model, options.layers)
+    pairs = draw(options.model, encoder, options.images, options.captions)
+    seconds: dict[str, list[float]] = {"plain": [], "aware": []}
+    for _ in range(options.repeats):
+        for name, times in seconds.items():
+            began = time.perf_counter()
+            arguments: dict[str, Any] = {"metric": "contrastive_loss", "groups": GROUPS, "progress": False}
+            mope.score(encoder, pairs, reconstruct=name == "aware", **arguments)
+            times.append(time.perf_counter() - began)
+    ratios = [found / plain for plain, found in zip(seconds["plain"], seconds["aware"], strict=True)]
+    return {"seconds": seconds, "aware_over_plain": statistics.median(ratios)}
+
+
 def effect(options: argparse.Namespace) -> dict[str, Any]:
     """What autocast does to the scores of heads, against their own standard errors, and what it saves."""
     encoder = build(options.model, options.layers)
@@ -364,7 +380,8 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=[], help="memory budgets to try, such as 512MiB")
     parser.add_argument("--towers", nargs="*", default=["image", "text"], help="for the budgets")
     parser.add_argument("--ranks", type=int, help="compare so many processes with one")
-    parser.add_argument("--repeats", type=int, default=3, help="for --ranks")
+    parser.add_argument("--aware", action="store_true", help="compare scores that know of the refit with plain ones")
+    parser.add_argument("--repeats", type=int, default=3, help="for --ranks and --aware")
     parser.add_argument("--into", help=argparse.SUPPRESS)
     parser.add_argument("--within", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
@@ -380,6 +397,9 @@ def main() -> None:
     case = {"model": options.model, "layers": options.layers, "images": options.images, "captions": options.captions}
     if options.ranks:
         row = {"what": "ranks", **case, **shared_out(options)}
+        print(json.dumps(row, indent=1))
+    elif options.aware:
+        row = {"what": "aware", **case, **aware(options)}
         print(json.dumps(row, indent=1))
     elif options.effect:
         row = {"what": "autocast", **case, **effect(options)}

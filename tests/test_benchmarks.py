@@ -55,6 +55,12 @@ def test_effect_of_autocast(run: Run, tmp_path: Path) -> None:
     assert row["effect"].keys() == {"recall_mean", "contrastive_loss"}
 
 
+def test_time_of_scores_that_know_of_the_refit(run: Run, tmp_path: Path) -> None:
+    options = ("--aware", "--repeats", 1, "--json", tmp_path / "rows.json")
+    row = run("scoring.py", "--model", "small", "--images", 4, *options)
+    assert row["aware_over_plain"] == row["seconds"]["aware"][0] / row["seconds"]["plain"][0]
+
+
 def test_scores_within_a_budget_and_by_one_of_several_ranks(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,10 +91,12 @@ SMALL = ("--pairs", 8, "--reconstruct-pairs", 12, "--test", 8, "--groups", 2, "-
 def test_reconstruction(run: Run, tmp_path: Path) -> None:
     files = ("--json", tmp_path / "rows.json", "--plot", tmp_path / "plot.png")
     options = (*SMALL, "--criteria", "MoPE, aware", "Hessian", "--train", 128, *files)
-    rows = run("reconstruction.py", *options, "--steps", 1)
+    rows = run("reconstruction.py", *options, "--steps", 1, "--cost")
     assert len(rows["rows"]) == 2 * 6
     assert {row["criterion"]: row["kept"] <= 0.51 for row in rows["rows"]} == {"MoPE, aware": True, "Hessian": True}
     assert [(row["share"], row["steps"]) for row in rows["trained"]] == [(1.0, 1), (0.5, 1)]
+    [cost] = rows["cost"]
+    assert min(cost["compress_passes"], cost["reconstruct_passes"], cost["peak_bytes"]) > 0
     assert run("reconstruction.py", *options)["rows"] == rows["rows"]
 
 
