@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from PIL import Image
 
@@ -83,6 +84,27 @@ def test_paths(run: Run, tmp_path: Path) -> None:
         "paths.py", "--seeds", 0, "--pairs", 8, "--test", 8, "--groups", 2, "--parts", "joint", "merged", *files
     )["rows"]
     assert {"joint", "merged", "L1", "Fisher, gates"} <= {row["criterion"] for row in rows}
+
+
+def test_int8(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # exporters cannot follow the checks of types
+    options = (
+        "--shares",
+        0.8,
+        "--steps",
+        1,
+        "--scored",
+        32,
+        "--test",
+        16,
+        "--seeds",
+        1,
+        "--json",
+        tmp_path / "rows.json",
+    )
+    whole, small = run("int8.py", "tiny", *options)["rows"]
+    assert [row["files"] for row in (whole, small)] == ["float32", "int8, seed 0"]
+    assert small["bytes"] < 0.5 * whole["bytes"]
 
 
 SMALL = ("--pairs", 8, "--reconstruct-pairs", 12, "--test", 8, "--groups", 2, "--shares", 0.5)
