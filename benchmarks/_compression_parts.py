@@ -57,7 +57,7 @@ def _is(row: Row, terms: str, mode: str, budget: float) -> bool:
 
 
 def _distilled(study: Study, seed: int, budget: float, weights: dict[str, float], steps: int) -> Row:
-    loss = mope.DistillationLoss(**weights)
+    loss = mope.DistillationLoss(**{"features": 1000.0, **weights})
     pairs, embeddings = study.train(seed)
     teacher: Any = (
         study.dense if "hidden" in loss.weights else embeddings if set(loss.weights) - {"contrastive"} else None
@@ -320,7 +320,7 @@ def teacher(study: Study, seeds: Sequence[int], budget: float, batches: int) -> 
         found: dict[str, tuple[float, list[float]]] = {}
         for name, make in _teachers(study, pairs).items():
             ends = [time.process_time()]
-            loss, student = mope.DistillationLoss(), study.pruned(seed, budget)[0]
+            loss, student = mope.DistillationLoss(features=1000.0), study.pruned(seed, budget)[0]
             history = mope.distill(
                 student, pairs, teacher=make(), loss=loss, steps=2 * batches, batch_size=size, seed=seed, progress=False,
                 learning_rate=study.settings["learning_rate"], on_step=lambda _, ends=ends: ends.append(time.process_time()),

@@ -202,7 +202,7 @@ class Study:
         """Mutates the student: trains it to do what the dense model does, or as told; says how long that took."""
         pairs, teacher = self.train(seed)
         options: dict[str, Any] = {name: self.settings[name] for name in ("steps", "learning_rate", "batch_size")}
-        options |= {"pairs": pairs, "teacher": teacher, "loss": mope.DistillationLoss()} | changed
+        options |= {"pairs": pairs, "teacher": teacher, "loss": mope.DistillationLoss(features=1000.0)} | changed
         began = time.process_time(), time.perf_counter()
         history = mope.distill(student, seed=seed, progress=False, **options)
         return {

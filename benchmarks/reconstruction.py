@@ -61,7 +61,7 @@ class Reconstruction:
         pairs: Callable[[int], tuple[mope.Pairs, mope.Pairs]],
         work: Path,
         deepest: float,
-        features: float = 1000.0,
+        features: float = 5000.0,
     ) -> None:
         self.study, self.work, self.deepest, self.features = study, work, deepest, features
         self.pairs = functools.lru_cache(1)(pairs)
@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument(
         "--validate", action="store_true", help="measure the distilled on validation pairs, to choose a rate"
     )
-    parser.add_argument("--features", type=float, default=1000.0, help="weight of L_feat in the distillation")
+    parser.add_argument("--features", type=float, default=5000.0, help="weight of L_feat in the distillation")
     parser.add_argument("--cost", action="store_true", help="time compress and reconstruct, on the first seed")
     parser.add_argument("--train", type=int, default=SETTINGS["train"], help="training pairs of the distillation")
     parser.add_argument("--work", type=Path, help="folder of what goes on after an interruption")

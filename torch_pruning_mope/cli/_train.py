@@ -31,7 +31,9 @@ class _Objective:
     chunks: Annotated[int, training_option(help="Parts that a batch is run in, to save memory; same gradients.")] = 1
     contrastive: Annotated[float, training_option(help="Weight of the contrastive loss.")] = 1.0
     similarity: Annotated[float, training_option(help="Weight of the teacher's similarities.")] = 1.0
-    features: Annotated[float, training_option(help="Weight of the teacher's embeddings.")] = 1000.0
+    features: Annotated[float, training_option(help="Weight of the teacher's embeddings; the paper's is 1000.")] = (
+        5000.0
+    )
     hidden: Annotated[float, training_option(help="Weight of the teacher's hidden states; the paper's is 1.")] = 0.0
     sigmoid: Annotated[bool, training_option("--sigmoid", help="SigLIP's loss.")] = False
     ema: Annotated[float | None, training_option(help="Average the weights, with this decay, such as 0.999.")] = None

@@ -72,6 +72,7 @@ def test_the_student_comes_nearer_to_the_teacher(teacher: mope.DualEncoder, trai
 def test_the_default_objective_and_the_other_spelling(teacher: mope.DualEncoder, train: mope.Pairs) -> None:
     assert distil is distill is mope.distill
     assert DistillationLoss.paper().weights == {"contrastive": 1, "similarity": 1, "features": 1000, "hidden": 1}
+    assert DistillationLoss().weights == {"contrastive": 1, "similarity": 1, "features": 5000}
     student = student_of(teacher)
     assert distill(student, train, teacher=teacher, steps=1, **QUICK)[0].terms.keys() == {
         "contrastive",
