@@ -218,11 +218,12 @@ def report(found: Mapping[str, Any]) -> str:
         names = ("share", "steps", "rate", "features")
         for key in dict.fromkeys(tuple(row[name] for name in names) for row in trained):
             mine = {row["seed"]: row["r1"] for row in trained if tuple(row[name] for name in names) == key}
-            dense = [row for row in trained if (row["share"], row["steps"]) == (1.0, key[1])]
-            best = {
-                seed: max(row["r1"] for row in dense if row["seed"] == seed) for seed in {row["seed"] for row in dense}
-            }
-            of = [value / best[seed] for seed, value in mine.items() if seed in best]
+            like = [
+                {row["seed"]: row["r1"] for row in trained if tuple(row[name] for name in names) == (1.0, *rest)}
+                for rest in (key[1:], (*key[1:3], 1000.0))
+            ]
+            equal = like[0] or like[1]
+            of = [value / equal[seed] for seed, value in mine.items() if seed in equal]
             shown = f"{key[0]:.0%}", *key[1:3], f"{key[3]:g}"
             cells = (*shown, _study.spread(list(mine.values())), _study.spread(of, "{:.3f}".format))
             lines.append("| " + " | ".join(map(str, cells)) + " |")
