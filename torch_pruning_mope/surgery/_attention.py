@@ -272,7 +272,7 @@ _RENAMED = {
     "ln_inner.": "norm.",
     "logit_scale": "query_scale",
 }
-"""How the attention of open_clip, timm and torch calls what we call otherwise."""
+"""Names that the attention of open_clip, timm and torch has for what we call otherwise."""
 
 
 def translate_names(

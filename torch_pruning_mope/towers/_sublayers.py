@@ -80,7 +80,7 @@ class Sublayer(Prunable):
     """One residual sub-layer; a subclass says how its hidden channels arise and how its output joins the stream."""
 
     mixes_tokens: bool
-    """Whether a token's output depends on other tokens."""
+    """True if a token's output depends on other tokens."""
 
     @property
     @abstractmethod

@@ -94,7 +94,7 @@ class Tower(BlockTower):
     """
 
     keeps_stream = True
-    """Whether the hidden states of a stream are the residual stream after every sub-layer, not just after every layer."""
+    """True if the hidden states of a stream are the residual stream after every sub-layer, not just after every layer."""
 
     @abstractmethod
     def stem(self, inputs: Tensor) -> Stream:
