@@ -1,18 +1,22 @@
 """Types checked at run time at little cost: jaxtyping for functions whose arrays have axes, beartype alone for the others.
 
 Import this before the package. It replaces the decorator that the import hook of jaxtyping's plugin writes before functions and
-classes, which would bind the arguments of every call twice.
+classes, which would bind the arguments of every call twice. A function is checked at its first call of each test: loops would
+spend a third of their time on one and the same check.
 """
 
 import dataclasses
 import re
 from collections.abc import Callable
 from functools import wraps
+from importlib.util import cache_from_source
 from typing import Any
 
 import jaxtyping
 
 _jaxtyped = jaxtyping.jaxtyped
+_seen: set[Any] = set()
+new_test = _seen.clear
 _ARRAY = re.compile(r"\b(Bool|Complex|Float|Inexact|Int|Integer|Num|Real|Shaped|UInt)\d*\[")
 
 
@@ -34,8 +38,9 @@ def _checked(function: Any, typechecker: Callable[[Any], Any]) -> Any:
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal slow
-        if jaxtyping.config.jaxtyping_disable:
+        if function in _seen or jaxtyping.config.jaxtyping_disable:
             return function(*args, **kwargs)
+        _seen.add(function)
         if slow is None:
             function.__annotations__ = {
                 name: _resolved(annotation, function.__globals__)
@@ -56,3 +61,11 @@ def _decorated(target: Any, typechecker: Callable[[Any], Any]) -> Any:
 
 
 jaxtyping.jaxtyped = lambda *, typechecker: lambda target: _decorated(target, typechecker)
+
+
+# While the hook runs a module, Python looks for the bytecode of all that this imports under a name of the hook's own, and so
+# compiles torchvision, timm and open_clip in every process.
+_cached = jaxtyping._import_hook._optimized_cache_from_source  # type: ignore[attr-defined]
+jaxtyping._import_hook._optimized_cache_from_source = lambda hook, path, *args, **kwargs: (  # type: ignore[attr-defined]
+    _cached(hook, path, *args, **kwargs) if "torch_pruning_mope" in path else cache_from_source(path, *args, **kwargs)
+)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from . import checked  # noqa: F401 (before the package is imported)
+from . import checked  # before the package is imported
 
 if TYPE_CHECKING:
     from torch_pruning_mope import DualEncoder, Pairs
@@ -27,6 +27,7 @@ def _seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+    checked.new_test()
 
 
 @pytest.fixture
