@@ -51,6 +51,10 @@ def pairs(encoder: "DualEncoder") -> "Pairs":
 @pytest.fixture
 def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny CLIP has two layers in each tower."""
+    make_shallow(monkeypatch)
+
+
+def make_shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch_pruning_mope.checkpoint import _open_clip
     from torch_pruning_mope.data import _tiny_clip
 

@@ -86,6 +86,7 @@ def test_paths(run: Run, tmp_path: Path) -> None:
     assert {"joint", "merged", "L1", "Fisher, gates"} <= {row["criterion"] for row in rows}
 
 
+@pytest.mark.usefixtures("_shallow")
 def test_int8(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # exporters cannot follow the checks of types
     options = (

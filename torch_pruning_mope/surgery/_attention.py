@@ -136,6 +136,11 @@ class PrunableAttention(nn.Module):
         """Head count and dimension for printing."""
         return f"heads={self.v_proj.out_features // self.head_dim}, head_dim={self.head_dim}"
 
+    @property
+    def sources(self) -> tuple[nn.Linear, ...]:
+        """The layers that make the heads' channels."""
+        return (self.q_proj, self.k_proj, self.v_proj, *(() if self.gate is None else (self.gate,)))
+
     def left_alone(self) -> list[nn.Parameter]:
         """Parameters that pruning does not touch: of the norms that all heads share, and what is per head besides."""
         shared = [*self.q_norm.parameters(), *self.k_norm.parameters()]

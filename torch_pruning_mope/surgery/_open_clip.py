@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnsupportedModelError
 from ._attention import PrunableAttention
-from ._swap import build, in_projections, register_attention
+from ._swap import build, fused, in_projections, register_attention
 
 
 class _SelfAttention(PrunableAttention):
@@ -62,6 +63,49 @@ def _from_open_clip(module: Any) -> _SelfAttention:
     if module.logit_scale is not None:
         attention.scale, attention.query_scale_max = 1.0, module.logit_scale_max
     attention.out_drop = module.out_drop
+    return attention
+
+
+class _TextAttention(PrunableAttention):
+    """Stands in for ``ModernTextAttention`` of open_clip 4."""
+
+    @property
+    def qkv(self) -> nn.Linear:
+        """A projection, of which the layer around reads the type of the weights."""
+        return self.v_proj
+
+    def rotated(self, x: Tensor, rope: Tensor | None) -> Tensor:
+        """Queries or keys with their positions turned in, where there are any: each two channels by one angle."""
+        if rope is None:
+            return x
+        cos, sin = (part[..., None] for part in rope.chunk(2, -1))
+        pairs = x.unflatten(-1, (-1, 2))
+        turned = torch.stack((-pairs[..., 1], pairs[..., 0]), -1)
+        rotated: Tensor = (pairs * cos + turned * sin).flatten(-2)
+        return rotated
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        rope_embed: Tensor | None = None,
+        key_bias: Tensor | None = None,
+        is_causal: bool = False,
+        v_first: None = None,
+    ) -> tuple[Tensor, None]:
+        """Self-attention over ``[N, T, D]``."""
+        out: Tensor = self.out_proj(self.heads(x, x, x, key_bias, causal=is_causal, rope=rope_embed))
+        return out, v_first
+
+
+@register_attention("open_clip.transformer.ModernTextAttention")
+def _from_modern_text(module: Any) -> _TextAttention:
+    if module.value_residual:
+        raise UnsupportedModelError(
+            "attention must have values of its own to be pruned by heads; found value_residual, which mixes every layer's "
+            "heads with the first layer's. Its neurons can be pruned."
+        )
+    attention = build(_TextAttention, module, fused(module.qkv.weight, module.qkv.bias), module.proj, module.heads)
+    attention.q_norm, attention.k_norm, attention.gate = module.q_norm, module.k_norm, module.gate
     return attention
 
 

@@ -112,8 +112,8 @@ class AttentionSublayer(Sublayer):
 
     @property
     def sources(self) -> Sequence[nn.Module]:
-        """The three input projections."""
-        return (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
+        """The input projections, and the gate if there is one."""
+        return self.attention.sources
 
     @property
     def output(self) -> nn.Linear:

@@ -1,8 +1,6 @@
-"""A user's script that knows nothing of ranks; run alone or under torchrun."""
+"""A user's script that knows nothing of ranks; run alone or in each of several."""
 
 import copy
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -12,7 +10,7 @@ from tests.unit.models import clip, pairs_for
 from tests.unit.reconstruction.oracle import cut
 
 
-def main(out: Path) -> None:
+def main(rank: int, out: Path) -> None:
     torch.set_num_threads(1)
     dense = mope.DualEncoder(clip().double())
     student = mope.DualEncoder(copy.deepcopy(dense.model))
@@ -20,8 +18,4 @@ def main(out: Path) -> None:
     pairs = pairs_for(dense.model, 30)
     pairs = mope.Pairs(pairs.images.double(), pairs.tokens)
     mope.reconstruct(student, dense, pairs, batch_size=4, progress=False)
-    torch.save(student.model.state_dict(), out / f"rank{os.environ.get('RANK', '0')}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.save(student.model.state_dict(), out / f"rank{rank}.pt")

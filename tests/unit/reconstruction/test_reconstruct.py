@@ -3,9 +3,6 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 import torch_pruning_mope as mope
 from tests.asserts import assert_close, unchanged, unchecked
 from tests.unit.models import VISION, clip, pairs_for
+from tests.unit.ranks import run_ranks
 from tests.unit.zoo import build, pairs_of
 from torch_pruning_mope import DualEncoder, Pairs
 from torch_pruning_mope.errors import NonFiniteError, WrongModelError
@@ -352,22 +350,10 @@ def test_interrupted_half_way(
 
 
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        reconstruct_in_ranks.__name__,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run([sys.executable, *command, str(tmp_path)], check=False, **run)  # type: ignore[call-overload]
-    assert done.returncode == 0, done.stderr
+    assert run_ranks(reconstruct_in_ranks.main, tmp_path) == [0, 0]
     alone = tmp_path / "alone"
     alone.mkdir()
-    reconstruct_in_ranks.main(alone)
+    reconstruct_in_ranks.main(0, alone)
     one, first, second = (
         torch.load(path) for path in (alone / "rank0.pt", tmp_path / "rank0.pt", tmp_path / "rank1.pt")
     )

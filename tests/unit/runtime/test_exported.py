@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import torch_pruning_mope as mope
+from tests.conftest import make_shallow
 from tests.unit.checkpoint.cases import CONFIG, clip_folder_at, register
 from torch_pruning_mope import load_exported
 from torch_pruning_mope.deploy._deployment import _describe_preprocessing, _write_tokenizer
@@ -36,10 +37,10 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "tiny"
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    mope.export(mope.load_model("tiny"), folder)
-    jaxtyping.config.update("jaxtyping_disable", before)
+    with pytest.MonkeyPatch.context() as patch:
+        make_shallow(patch)
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        mope.export(mope.load_model("tiny"), folder)
     return folder
 
 
@@ -47,6 +48,7 @@ def picture(width: int = 90, height: int = 70) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+@pytest.mark.usefixtures("_shallow")
 def test_the_tiny_clip_with_its_inputs(tiny: Path) -> None:
     found, loaded = load_exported(tiny, threads=1), mope.load_model("tiny")
     images = [found.preprocess(image) for image in (picture(), picture(64, 64))]

@@ -61,3 +61,57 @@ def test_calls_masks_and_widths_of_their_own(key_dim: int | None) -> None:
     assert type(model["attn"]) is not Attention
     for call, expected in zip(calls, before, strict=True):
         torch.testing.assert_close(model["attn"](x, **call), expected)
+
+
+class TextAttention(nn.Module):
+    """A stand-in for the attention of its ``ModernTextTransformer``; angles turn channels as complex numbers do."""
+
+    def __init__(self, dim: int, heads: int, *, value_residual: bool = False) -> None:
+        super().__init__()
+        self.heads, self.value_residual = heads, value_residual
+        self.qkv, self.proj, self.gate = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)
+        self.q_norm, self.k_norm = nn.RMSNorm(dim // heads), nn.RMSNorm(dim // heads)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope_embed: Tensor | None = None,
+        key_bias: Tensor | None = None,
+        is_causal: bool = False,
+        v_first: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope_embed is not None:
+            angles = torch.complex(*rope_embed.chunk(2, -1))
+            q, k = (
+                torch.view_as_real(torch.view_as_complex(each.unflatten(-1, (-1, 2)).contiguous()) * angles).flatten(-2)
+                for each in (q, k)
+            )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_bias, is_causal=is_causal).transpose(1, 2)
+        return self.proj(out.flatten(2) * self.gate(x).sigmoid()), None
+
+
+TextAttention.__module__, TextAttention.__qualname__ = "open_clip.transformer", "ModernTextAttention"
+
+
+def test_texts_with_angles_and_a_gate() -> None:
+    model = nn.ModuleDict({"attn": TextAttention(16, 4)}).eval()
+    x, angles = torch.randn(2, 5, 16), torch.randn(5, 2)
+    bias = torch.zeros(2, 1, 1, 5)
+    bias[0, ..., 3:] = float("-inf")
+    calls: list[dict[str, Any]] = [
+        {},
+        {"rope_embed": torch.cat([angles.cos(), angles.sin()], -1), "is_causal": True},
+        {"key_bias": bias},
+    ]
+    before = [model["attn"](x, **call) for call in calls]
+    assert swap_attention(model) == 1
+    assert model["attn"].sources[-1] is model["attn"].gate
+    for call, (expected, _) in zip(calls, before, strict=True):
+        torch.testing.assert_close(model["attn"](x, **call)[0], expected)
+
+
+def test_texts_whose_layers_share_values_keep_their_heads() -> None:
+    model = nn.ModuleDict({"attn": TextAttention(16, 4, value_residual=True)})
+    assert swap_attention(model) == 0
