@@ -20,7 +20,10 @@ from ._walk import Point, Walk
 
 @dataclass(frozen=True)
 class Replay:
-    """The state of a tower between layers: its inputs, and outputs of the layers before, all but the last in shape alone."""
+    """The state of a tower between layers: its inputs, and outputs of the layers before.
+
+    Where each layer takes what the one before it puts out and nothing else does, all but the last in shape alone.
+    """
 
     inputs: Tensor
     before: tuple[Any, ...] = ()
@@ -33,6 +36,7 @@ class LayerWalk(Walk):
         super().__init__(*args)
         self._in_order = not isinstance(self.view, OpaqueTower) or self.view.in_order
         self.depths = len(_modules(self.encoder, self.tower)) if self._in_order else 0
+        self._in_chain = not isinstance(self.view, OpaqueTower) or self.view.in_chain
 
     def step_of(self, layer: int, part: str) -> int:  # noqa: ARG002
         return _modules(self.encoder, self.tower).index(self.blocks[layer].module) if self._in_order else 0
@@ -51,12 +55,14 @@ class LayerWalk(Walk):
         return int(first.shape[1] if first.ndim == 3 else first.shape[2:].numel())
 
     def kept(self, state: Replay) -> Sequence[Tensor]:
-        return [leaf for leaf in tree_leaves(state.before[-1:]) if isinstance(leaf, Tensor)]
+        held = state.before[-1:] if self._in_chain else state.before
+        return [leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)]
 
     def step(self, depth: int, state: Replay) -> Any:
         if depth == self.depths:
             return self._play(state)
-        return Replay(state.inputs, (*map(shape_alone, state.before), self._play(state, stop=depth)))
+        before = map(shape_alone, state.before) if self._in_chain else state.before
+        return Replay(state.inputs, (*before, self._play(state, stop=depth)))
 
     def run(self, depth: int, state: Replay) -> Float[Tensor, "N J"]:  # noqa: ARG002 (the state knows)
         embeddings: Tensor = self._play(state)

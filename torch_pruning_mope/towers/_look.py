@@ -1,13 +1,14 @@
 """Looks at a run of an encoder: which modules run, and which dimension of a bare parameter is the residual width."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os.path import commonprefix
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from .._state import evaluation_mode, hooked, trainable
+from .._state import evaluation_mode, forwards, hooked, trainable
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -47,6 +48,53 @@ def common_root(model: nn.Module, run: Callable[[], Any]) -> nn.Module:
 def common_owner(paths: Iterable[list[str]]) -> str:
     """Name of the smallest module that all paths, lists of parts of names, lead through."""
     return ".".join(commonprefix(list(paths)))  # noqa: RUF071 (part by part, these are no strings)
+
+
+def in_chain(root: nn.Module, modules: Sequence[nn.Module], run: Callable[[], Any]) -> bool:
+    """True if what a layer puts out reaches the embedding through the next layer alone; each must run once, in this order."""
+    outputs: dict[nn.Module, Any] = {}
+    leaves: dict[Tensor, int] = {}
+    reached: list[tuple[int, Any]] = []
+
+    def stand_in(place: int, output: Any) -> Callable[..., Any]:
+        def leaf(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            made = value.detach().clone().requires_grad_()
+            leaves[made] = place
+            return made.clone()
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            reached.append((place - 1, (args, kwargs)))
+            return tree_map(leaf, output)
+
+        return forward
+
+    with torch.inference_mode(False), evaluation_mode(root):
+        with torch.no_grad(), hooked(modules, lambda module, _args, _kwargs, output: outputs.update({module: output})):
+            run()
+        with torch.enable_grad(), forwards((m, stand_in(place, outputs[m])) for place, m in enumerate(modules)):
+            reached.append((len(modules) - 1, run()))
+    return all(
+        leaves.get(source, before) == before
+        for before, values in reached
+        for value in tree_leaves(values)
+        if isinstance(value, Tensor)
+        for source in _variables(value)
+    )
+
+
+def _variables(value: Tensor) -> Iterator[Tensor]:
+    """The leaves of autograd's graph that a tensor is computed from."""
+    stack: list[Any] = [value.grad_fn]
+    seen = set(stack)
+    while stack:
+        function = stack.pop()
+        if hasattr(function, "variable"):
+            yield function.variable
+        following = {each for each, _ in getattr(function, "next_functions", ())} - seen
+        seen |= following
+        stack += following
 
 
 def vocabulary_of(root: nn.Module, run: Callable[[], Any], tokens: Tensor) -> int:

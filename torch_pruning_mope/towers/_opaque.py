@@ -12,7 +12,7 @@ from .._state import evaluation_mode, hooked
 from ..errors import UnsupportedModelError
 from ..surgery import PrunableAttention
 from ._discover import FoundLayer, discover
-from ._look import called_modules, common_root, first_tensor, summed_dimensions, vocabulary_of
+from ._look import called_modules, common_root, first_tensor, in_chain, summed_dimensions, vocabulary_of
 from ._tower import Block, BlockTower
 
 
@@ -54,6 +54,7 @@ class OpaqueTower(BlockTower):
         self._fixed = fixed
         self._check = check
         self._seen: tuple[object, dict[nn.Module, _Call]] = (None, {})
+        self._chain: tuple[list[nn.Module], bool] = ([], True)
         self._summed: dict[str, int] | None = None
         self._vocabulary: int | None = None
 
@@ -90,6 +91,14 @@ class OpaqueTower(BlockTower):
     def in_order(self) -> bool:
         """True if each layer runs once, so that a run can be resumed between layers."""
         return all(call.count == 1 for _, call in self._layers())
+
+    @property
+    def in_chain(self) -> bool:
+        """True if, besides, a layer's output is of no use behind the next layer."""
+        modules = list(dict.fromkeys(layer.module for layer, _ in self._layers()))
+        if self._chain[0] != modules:
+            self._chain = (modules, self.in_order and in_chain(self.root, modules, self.run))
+        return self._chain[1]
 
     @property
     def streams(self) -> Sequence[nn.Module]:

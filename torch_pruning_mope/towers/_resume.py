@@ -25,7 +25,7 @@ def resume(
     stop: int | None = None,
 ) -> Any:
     """Runs an encoder, some of whose first layers put out what was recorded."""
-    given = [(module, returning(out)) for module, out in zip(modules, before, strict=False)]
+    given = [(module, _giving(out)) for module, out in zip(modules, before, strict=False)]
     with forwards(given), hooked([] if stop is None else [modules[stop]], _reached):
         try:
             return encode(inputs)
@@ -41,6 +41,13 @@ def shape_alone(value: Any) -> Any:
 def returning(value: Any) -> Callable[..., Any]:
     """A forward that puts out a value, whatever it is given."""
     return lambda *_, **__: value
+
+
+def _giving(value: Any) -> Callable[..., Any]:
+    """The same with copies of what has memory of its own: what follows may change it in place."""
+    return lambda *_, **__: tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and 0 not in leaf.stride() else leaf, value
+    )
 
 
 def _reached(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:

@@ -1,0 +1,57 @@
+"""Towers resumed at a layer, whose layers are no plain chain."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_pruning_mope as mope
+from tests.asserts import assert_close
+from tests.unit.makes import CONTEXT, JOINT, SIZE, TorchTexts
+from torch_pruning_mope.scoring import PlainEngine, PrefixEngine, enumerate_units, single_ablation
+
+
+class Layer(nn.Module):
+    def __init__(self, width: int, *, in_place: bool = False) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 24), nn.Linear(24, width)
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(torch.relu(self.up(self.norm(x))))
+        return x.add_(out) if self.in_place else x + out
+
+
+class Images(nn.Module):
+    """Four layers: one after another, with a way around two of them, or in two branches."""
+
+    def __init__(self, kind: str, width: int = 16) -> None:
+        super().__init__()
+        self.kind, self.patches, self.head = kind, nn.Conv2d(3, width, 8, 8), nn.Linear(width, JOINT)
+        self.layers = nn.ModuleList(Layer(width, in_place=kind == "in place") for _ in range(4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).mT
+        first, second, third, fourth = self.layers
+        if self.kind == "in place":
+            x = fourth(third(second(first(x))))
+        elif self.kind == "around":
+            early = first(x)
+            x = fourth(third(second(early).flip(1)) + early)
+        else:
+            one, other = first(x), second(x.flip(1))
+            x = third(one + 1) + fourth(other * 2)
+        out: Tensor = self.head(x.mean(1))
+        return out
+
+
+@pytest.mark.parametrize("kind", ["in place", "around", "branches"])
+def test_scores_of_layers_that_are_no_chain(kind: str) -> None:
+    encoder = mope.DualEncoder.of(Images(kind), TorchTexts(), image_size=SIZE, context_length=CONTEXT)
+    assert "layer by layer" in repr(encoder).splitlines()[1]
+    images = torch.randn(5, 3, SIZE, SIZE)
+    ablations = [single_ablation(unit) for unit in enumerate_units(encoder, ("neurons",), {}, 2, ("image",))]
+    plain, prefix = PlainEngine(encoder), PrefixEngine(encoder)
+    expected = [plain.embeddings("image", images, [ablation]) for ablation in ablations]
+    for places, batch in prefix.ablations("image", images, ablations):
+        for place, found in zip(places, batch, strict=True):
+            assert_close(found, expected[place], 1e-6)
