@@ -43,6 +43,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def without_tables(model: nn.Module) -> Iterator[None]:
+    """Drops afterwards what some of timm's models keep of a run, its autograd graph included, until they are trained."""
+    flags = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        model.train()
+        for module, flag in flags.items():
+            module.training = flag
+
+
+@contextmanager
 def trainable(model: nn.Module) -> Iterator[None]:
     """``requires_grad`` on for all parameters and autograd on inside; the flags as they were afterwards."""
     with exclusive(model):

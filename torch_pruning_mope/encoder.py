@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._state import exclusive
-from .errors import NonFiniteError, UnsupportedModelError
+from .errors import MopeError, NonFiniteError, UnsupportedModelError
 from .surgery import (
     exchange,
     prunable_attention,
@@ -26,6 +26,7 @@ from .towers import (
     Prunable,
     Search,
     TowerName,
+    Towers,
     TwoEncoders,
     searching,
     summary,
@@ -98,7 +99,7 @@ class EncoderCore(GraphMixin):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Towers are made anew for the model that came along, so that a copy computes with its own weights."""
         vars(self).update(state)
-        self._towers = towers_of(self.model)
+        self._towers = self._new_towers()
         self._take_apart()
 
     def _take_apart(self) -> None:
@@ -133,25 +134,48 @@ class EncoderCore(GraphMixin):
                 "copy of them (copy.deepcopy)."
             )
 
+    def _new_towers(self) -> Towers:
+        towers = towers_of(self.model)
+        for name in self._untraced:
+            tower = getattr(towers, name)
+            if isinstance(tower, OpaqueTower):
+                tower.stays = True
+        return towers
+
     def _find(self) -> None:
+        """Finds the units of both towers; leaves one of them whole if Torch-Pruning cannot trace it."""
+        self._untraced = {}
+        before = dict(self.unprunable)
+        try:
+            self._find_units()
+        except MopeError:
+            raise
+        except Exception:
+            if not self._leave_out() or not isinstance(getattr(self._towers, next(iter(self._untraced))), OpaqueTower):
+                raise
+            self.unprunable = before
+            self._find_units()
+
+    def _find_units(self) -> None:
         """Finds the units of both towers, by structure where no handler knows the layers."""
-        self._towers = towers_of(self.model)
+        self._towers = self._new_towers()
         opaque = [tower for tower in (self._towers.image, self._towers.text) if isinstance(tower, OpaqueTower)]
 
         def graph() -> tuple[tp.DependencyGraph, list[Any], list[nn.Module]]:
             found, groups = self.checked_graph()
             return found, groups, uncuttable(found, groups)
 
-        search = Search(self.model, opaque, graph)
+        search = Search(self.model, [tower for tower in opaque if not tower.stays], graph)
         with searching(search):
             search.run()
             self.unprunable |= search.problems
             if search.found:
-                self._towers = towers_of(self.model)
+                self._towers = self._new_towers()
             bare = [tower for tower in opaque if not tower.blocks]
             for tower in bare:
                 name = next(name for name, module in self.model.named_modules() if module is tower.root)
-                self.unprunable[name] = "it has no layers of known types and none with channels of its own"
+                reason = "it has no layers of known types and none with channels of its own"
+                self.unprunable[name] = next(iter(self._untraced.values())) if tower.stays else reason
             if len(bare) == 2:
                 raise UnsupportedModelError(
                     "a dual encoder must have layers of known types, or channels that can be cut, in one of its towers; found "

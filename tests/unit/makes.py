@@ -284,15 +284,6 @@ IMAGES: dict[str, Callable[[], nn.Module]] = {
     "timm ResNet": lambda: _timm("resnet18", channels=(8, 12, 16, 24), stem_width=8, layers=(1, 1, 1, 1)),
     "timm MobileNet V3": lambda: _timm("mobilenetv3_small_050"),
     "timm DINOv2 with registers": lambda: _timm("vit_giant_patch14_reg4_dinov2", **_VIT),
-    "timm NaFlexViT, gated": lambda: _timm(
-        "naflexvit_base_patch16_gap",
-        attn_gated=True,
-        patch_size=8,
-        embed_dim=48,
-        depth=2,
-        num_heads=4,
-        pos_embed_grid_size=(4, 4),
-    ),
     "DINOv2": lambda: _hf("dinov2", texts=False, mlp_ratio=2, **_VISION),
     "DINOv2 with registers": lambda: _hf("dinov2_with_registers", texts=False, mlp_ratio=2, **_VISION),
     "DINOv3": lambda: _hf("dinov3_vit", width=32, texts=False, **{**_VISION, "hidden_size": 32}),
@@ -302,6 +293,15 @@ IMAGES: dict[str, Callable[[], nn.Module]] = {
     "ConvNeXt": lambda: _hf("convnext", texts=False, **_CONVNEXT),
     "Swin": lambda: _hf("swin", "mean", texts=False, **_SWIN),
     "ResNet": lambda: _hf("resnet", texts=False, hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], embedding_size=8),
+    "timm NaFlexViT, gated": lambda: _timm(
+        "naflexvit_base_patch16_gap",
+        attn_gated=True,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+        pos_embed_grid_size=(4, 4),
+    ),
 }
 _CLIP_TEXT = {
     **_TEXT,

@@ -38,8 +38,10 @@ class LayerWalk(Walk):
         self.depths = len(_modules(self.encoder, self.tower)) if self._in_order else 0
         self._in_chain = not isinstance(self.view, OpaqueTower) or self.view.in_chain
 
-    def step_of(self, layer: int, part: str) -> int:  # noqa: ARG002
-        return _modules(self.encoder, self.tower).index(self.blocks[layer].module) if self._in_order else 0
+    def step_of(self, layer: int, part: str) -> int:
+        if isinstance(self.view, OpaqueTower):
+            return self.view.begins(self.blocks[layer], part) if self._in_order else 0
+        return _modules(self.encoder, self.tower).index(self.blocks[layer].module)
 
     def resumes(self, ablation: Ablation) -> int:
         return self.step_of(ablation.layer, ablation.part)

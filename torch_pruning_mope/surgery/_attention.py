@@ -136,8 +136,7 @@ class PrunableAttention(nn.Module):
         """Head count and dimension for printing."""
         return f"heads={self.v_proj.out_features // self.head_dim}, head_dim={self.head_dim}"
 
-    @property
-    def sources(self) -> tuple[nn.Linear, ...]:
+    def makers(self) -> tuple[nn.Linear, ...]:
         """The layers that make the heads' channels."""
         return (self.q_proj, self.k_proj, self.v_proj, *(() if self.gate is None else (self.gate,)))
 

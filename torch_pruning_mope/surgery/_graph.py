@@ -3,14 +3,15 @@
 Torch-Pruning 1.6.1 is used unmodified; every correction travels in the arguments of its own constructors.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from .._state import exclusive, trainable
+from .._state import exclusive, trainable, without_tables
 from ..errors import UnsupportedModelError, WrongModelError
 from ._attention import tracing
 from ._pruners import customized_pruners
@@ -25,12 +26,11 @@ _OPERATIONS = {
 
 
 def tracing_forward(
-    encode_image: Callable[[Tensor], Tensor],
-    encode_text: Callable[[Tensor], Tensor],
+    encoders: dict[str, Callable[[Tensor], Tensor]],
     model: nn.Module,
     decode: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Callable[[nn.Module, dict[str, Tensor]], list[Tensor]]:
-    """A ``forward_fn`` that keeps the towers apart and the model as it was."""
+    """A ``forward_fn`` of encoders by the name of their inputs, which keeps them apart and the model as it was."""
     # It returns the two features rather than logits, which would couple the towers (trap L); it turns gradients on for
     # the trace, because frozen parameters vanish from the graph (trap M); it gives back the training modes that the
     # model has *now*, because Torch-Pruning has already left it in eval mode when the function runs (trap V); and if
@@ -44,8 +44,8 @@ def tracing_forward(
                     "a pruner must be given the model that its arguments were made for; found another, such as a copy. Wrap "
                     "that one and call its pruner_arguments."
                 )
-            with trainable(traced), tracing(traced):
-                outputs = [encode_image(inputs["images"]), encode_text(inputs["tokens"])]
+            with without_tables(traced), trainable(traced), tracing(traced):
+                outputs = [encode(inputs[name]) for name, encode in encoders.items()]
                 return outputs if decode is None else [*outputs, decode(inputs["images"], inputs["tokens"])]
         except BaseException:
             for module in traced.modules():
@@ -60,6 +60,30 @@ def tracing_forward(
     return forward
 
 
+class _Graph(tp.DependencyGraph):  # type: ignore[misc]
+    """A graph that gives up a group that grows without end, as those of relative positions and of folded places may."""
+
+    def get_pruning_group(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Torch-Pruning; raises RuntimeError instead of running on for ever."""
+        self.left = 10 * len(self.module2node) + 500  # DenseNets take 2.6 times the nodes, others under 1
+        return super().get_pruning_group(*args, **kwargs)
+
+
+class _Dependencies(list[Any]):
+    """A node's dependencies, which count how often they are gone through, and for how many channels."""
+
+    def __init__(self, graph: _Graph, items: Iterable[Any]) -> None:
+        super().__init__(items)
+        self._graph = graph
+
+    def __iter__(self) -> Iterator[Any]:
+        # Channels that are counted again at every round are the other way to grow; only the caller knows of them.
+        self._graph.left -= 1 + len(sys._getframe(1).f_locals.get("idxs", ())) // 4096
+        if self._graph.left < 0:
+            raise RuntimeError("Torch-Pruning's search for channels that go together does not end")
+        return super().__iter__()
+
+
 def build_graph(
     model: nn.Module,
     example_inputs: dict[str, Tensor],
@@ -68,13 +92,17 @@ def build_graph(
 ) -> tp.DependencyGraph:
     """The dependency graph, corrected."""
     with exclusive(model), torch.inference_mode(False), torch.enable_grad():
-        return tp.DependencyGraph().build_dependency(
+        graph = _Graph()
+        graph.build_dependency(
             model,
             example_inputs=example_inputs,
             forward_fn=forward_fn,
             unwrapped_parameters=list(unwrapped_parameters),
             customized_pruners=customized_pruners(model),
         )
+    for node in graph.module2node.values():
+        node.dependencies = _Dependencies(graph, node.dependencies)
+    return graph
 
 
 def removal_group(graph: tp.DependencyGraph, output: nn.Module, channels: Sequence[int] | None = None) -> Any:

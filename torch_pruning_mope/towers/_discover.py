@@ -57,7 +57,7 @@ def discover(root: nn.Module) -> list[FoundLayer]:
         if any(name.startswith(prefix) for prefix in hidden):
             continue
         if isinstance(module, PrunableAttention):
-            units[name] = [("head", Channels(module.sources, module.out_proj, module.head_dim))]
+            units[name] = [("head", Channels(module.makers(), module.out_proj, module.head_dim))]
             hidden += [f"{name}.{part}." for part in module.unlisted]
         elif (handler := handlers[type(module)]) is not None:
             units[name] = handler(module)

@@ -33,6 +33,8 @@ class GraphMixin:
     """Parts that stay as they are, by name, and why."""
     _towers: Towers
     _unread: dict[TowerName, list[str]]
+    _untraced: dict[TowerName, str]
+    """Towers that Torch-Pruning cannot trace, and why: they stay whole, and out of the graph."""
 
     @property
     def towers(self) -> dict[TowerName, BlockTower]:
@@ -57,13 +59,17 @@ class GraphMixin:
 
     def graph_arguments(self) -> dict[str, Any]:
         """Inputs, forward function and bare parameters, as Torch-Pruning's constructors take them."""
-        unwrapped = [pair for tower in self.towers.values() for pair in tower.joint_parameters]
+        traced = {name: tower for name, tower in self.towers.items() if name not in self._untraced}
+        encoders = {"images": ("image", self._towers.encode_image), "tokens": ("text", self._towers.encode_text)}
+        unwrapped = [pair for tower in traced.values() for pair in tower.joint_parameters]
         # Torch-Pruning warns about every bare parameter it is not told of; these are in no graph.
         unwrapped += [(parameter, 0) for parameter in self._left_alone()]
         return {
             "example_inputs": self.example_inputs,
             "forward_fn": tracing_forward(
-                self._towers.encode_image, self._towers.encode_text, self.model, self._towers.decode
+                {inputs: encode for inputs, (name, encode) in encoders.items() if name in traced},
+                self.model,
+                self._towers.decode,
             ),
             "unwrapped_parameters": unwrapped,
         }
@@ -92,8 +98,11 @@ class GraphMixin:
 
     def _note_ungrouped(self, missed: Mapping[nn.Parameter, str]) -> None:
         """Notes layers that the graph does not understand in towers that it need not; refuses others."""
-        tried = [module for module in self.model.modules() if any(parts.shown for parts in parts_of(module))]
-        left = {id(parameter) for module in tried for parameter in module.parameters()}
+        known = [module for module in self.model.modules() if any(parts.shown for parts in parts_of(module))]
+        for name in self._untraced:
+            tower = self.towers[name]
+            known += tower.own_modules() if isinstance(tower, OpaqueTower) else ()
+        left = {id(parameter) for module in known for parameter in module.parameters()}
         missed = {parameter: name for parameter, name in missed.items() if id(parameter) not in left}
         self._unread = {}
         for name, tower in self.towers.items():
@@ -112,6 +121,19 @@ class GraphMixin:
                 f"{list(missed.values())}. If the model computes with them outside its layers, name them in the tower's "
                 "joint_parameters."
             )
+
+    def _leave_out(self) -> bool:
+        """Notes the towers that Torch-Pruning cannot trace, each tried alone; returns whether there is one, and another."""
+        names: tuple[TowerName, ...] = ("image", "text")
+        found: dict[TowerName, str] = {}
+        for name, other in zip(names, reversed(names), strict=True):
+            self._untraced = {other: ""}
+            try:
+                all_groups(build_graph(self.model, **self.graph_arguments()))
+            except Exception as error:  # noqa: BLE001 (Torch-Pruning's own, of whatever it does not know)
+                found[name] = f"Torch-Pruning cannot follow its channels ({type(error).__name__}: {str(error)[:100]})"
+        self._untraced = found
+        return len(found) == 1
 
     def uncuttable(self, graph: tp.DependencyGraph, groups: Sequence[Any]) -> list[nn.Module]:
         """Layers whose output channels must stay, one per group: as ``ignored_layers`` they spare it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .._state import evaluation_mode, forwards, hooked, trainable
+from .._state import evaluation_mode, forwards, hooked, trainable, without_tables
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -70,7 +70,7 @@ def in_chain(root: nn.Module, modules: Sequence[nn.Module], run: Callable[[], An
 
         return forward
 
-    with torch.inference_mode(False), evaluation_mode(root):
+    with torch.inference_mode(False), without_tables(root), evaluation_mode(root):
         with torch.no_grad(), hooked(modules, lambda module, _args, _kwargs, output: outputs.update({module: output})):
             run()
         with torch.enable_grad(), forwards((m, stand_in(place, outputs[m])) for place, m in enumerate(modules)):

@@ -8,7 +8,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from .._state import evaluation_mode, hooked
+from .._state import evaluation_mode, hooked, without_tables
 from ..errors import UnsupportedModelError
 from ..surgery import PrunableAttention
 from ._discover import FoundLayer, discover
@@ -34,6 +34,9 @@ class _Call:
 class OpaqueTower(BlockTower):
     """One encoder of a dual encoder, run by the model's own code and known by the types of its modules."""
 
+    stays = False
+    """True if it is left whole, whatever layers it has."""
+
     def __init__(
         self,
         root: nn.Module,
@@ -54,6 +57,7 @@ class OpaqueTower(BlockTower):
         self._fixed = fixed
         self._check = check
         self._seen: tuple[object, dict[nn.Module, _Call]] = (None, {})
+        self._ran: dict[nn.Module, int] = {}
         self._chain: tuple[list[nn.Module], bool] = ([], True)
         self._summed: dict[str, int] | None = None
         self._vocabulary: int | None = None
@@ -100,6 +104,15 @@ class OpaqueTower(BlockTower):
             self._chain = (modules, self.in_order and in_chain(self.root, modules, self.run))
         return self._chain[1]
 
+    def begins(self, block: Block, part: str) -> int:
+        """Place of the first layer that runs otherwise once units of a block have gone, or all of it."""
+        self._layers()
+        units = block.attention if part == "head" else block.feed_forward
+        if part != "block" and units is not None and units.output in self._ran:
+            return self._ran[units.output]
+        inside = set(block.module.modules())
+        return min(call.place for module, call in self._seen[1].items() if module in inside)
+
     @property
     def streams(self) -> Sequence[nn.Module]:
         """For each list of layers, the output of its first."""
@@ -119,7 +132,8 @@ class OpaqueTower(BlockTower):
         bare = {name: parameter for name, parameter in _bare_parameters(self.root) if id(parameter) not in alone}
         if self._summed is None:
             unknown = {name: each for name, each in bare.items() if each.ndim == 2 and name not in self._dimensions}
-            self._summed = summed_dimensions(unknown, self.run) if unknown else {}
+            with without_tables(self.root):
+                self._summed = summed_dimensions(unknown, self.run) if unknown else {}
         dimensions = self._summed | self._dimensions
         found = [(parameter, dimensions.get(name, _last(parameter))) for name, parameter in bare.items()]
         return found + list(self._more_parameters())
@@ -156,24 +170,34 @@ class OpaqueTower(BlockTower):
 
     def _layers(self) -> list[tuple[FoundLayer, _Call]]:
         """The layers that run, in order."""
-        found = discover(self.root)
+        found = [] if self.stays else discover(self.root)
         key = tuple(id(layer.module) for layer in found)
         if self._seen[0] != key:
-            self._seen = (key, self._watch([layer.module for layer in found]))
+            self._seen = (key, self._watch(found))
         calls = self._seen[1]
         ran = [(layer, calls[layer.module]) for layer in found if layer.module in calls]
         return sorted(ran, key=lambda entry: entry[1].place)
 
-    def _watch(self, modules: Sequence[nn.Module]) -> dict[nn.Module, _Call]:
-        """Runs the encoder once and watches its layers."""
+    def _watch(self, layers: Sequence[FoundLayer]) -> dict[nn.Module, _Call]:
+        """Runs the encoder once and watches its layers, and between which of their ends the units' outputs run."""
         calls: dict[nn.Module, _Call] = {}
+        self._ran = {}
 
         def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             call = calls.setdefault(module, _Call(len(calls)))
             call.count += 1
             call.residual &= first_tensor((args, kwargs)).shape == first_tensor(output).shape
 
-        with torch.no_grad(), evaluation_mode(self.root), hooked(modules, called):
+        def begun(module: nn.Module, *_: Any) -> None:
+            self._ran.setdefault(module, len(calls))
+
+        outputs = {units.output for layer in layers for _, units in layer.found}
+        with (
+            torch.no_grad(),
+            evaluation_mode(self.root),
+            hooked(outputs, begun, before=True),
+            hooked([layer.module for layer in layers], called),
+        ):
             output = self.run()
         self.check_output(output)
         return calls

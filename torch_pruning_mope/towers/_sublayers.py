@@ -113,7 +113,7 @@ class AttentionSublayer(Sublayer):
     @property
     def sources(self) -> Sequence[nn.Module]:
         """The input projections, and the gate if there is one."""
-        return self.attention.sources
+        return self.attention.makers()
 
     @property
     def output(self) -> nn.Linear:

@@ -21,22 +21,40 @@ class Layer(nn.Module):
         return x.add_(out) if self.in_place else x + out
 
 
+class Stage(nn.Module):
+    """Layers with one before them that stands in no list."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.before, self.layers = Layer(width), nn.ModuleList(Layer(width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 class Images(nn.Module):
-    """Four layers: one after another, with a way around two of them, or in two branches."""
+    """Four layers: one after another, with a way around two of them, in two branches, or within a fifth that begins first."""
 
     def __init__(self, kind: str, width: int = 16) -> None:
         super().__init__()
         self.kind, self.patches, self.head = kind, nn.Conv2d(3, width, 8, 8), nn.Linear(width, JOINT)
         self.layers = nn.ModuleList(Layer(width, in_place=kind == "in place") for _ in range(4))
+        if kind == "within":
+            self.layers, self.stages = nn.ModuleList(), nn.ModuleList([Stage(width)])
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.patches(images).flatten(2).mT
-        first, second, third, fourth = self.layers
+        first, second, third, fourth = self.layers or self.stages[0].layers
         if self.kind == "in place":
             x = fourth(third(second(first(x))))
         elif self.kind == "around":
             early = first(x)
             x = fourth(third(second(early).flip(1)) + early)
+        elif self.kind == "within":
+            x = self.stages[0](x)
         else:
             one, other = first(x), second(x.flip(1))
             x = third(one + 1) + fourth(other * 2)
@@ -44,7 +62,7 @@ class Images(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("kind", ["in place", "around", "branches"])
+@pytest.mark.parametrize("kind", ["in place", "around", "branches", "within"])
 def test_scores_of_layers_that_are_no_chain(kind: str) -> None:
     encoder = mope.DualEncoder.of(Images(kind), TorchTexts(), image_size=SIZE, context_length=CONTEXT)
     assert "layer by layer" in repr(encoder).splitlines()[1]

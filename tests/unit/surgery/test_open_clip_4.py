@@ -107,7 +107,7 @@ def test_texts_with_angles_and_a_gate() -> None:
     ]
     before = [model["attn"](x, **call) for call in calls]
     assert swap_attention(model) == 1
-    assert model["attn"].sources[-1] is model["attn"].gate
+    assert model["attn"].makers()[-1] is model["attn"].gate
     for call, (expected, _) in zip(calls, before, strict=True):
         torch.testing.assert_close(model["attn"](x, **call)[0], expected)
 

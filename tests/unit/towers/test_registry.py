@@ -288,7 +288,7 @@ def test_a_bare_import_registers_everything() -> None:
     assert loaded == set()
 
 
-NAMED_AFTER = {"torch": "2.6", "open_clip": "3.3.0", "timm": "1.0.31", "transformers": "5.23.0"}
+NAMED_AFTER = {"torch": "2.6", "open_clip": "4.2.0.dev0", "timm": "1.0.31", "transformers": "5.23.0"}
 """Versions that have all types; older ones may lack some."""
 
 

@@ -1,0 +1,101 @@
+"""Encoders whose channels Torch-Pruning cannot follow stay whole; the other one is pruned."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_pruning_mope as mope
+from tests.unit.makes import CONTEXT, JOINT, SIZE, VOCABULARY, TorchTexts
+from tests.unit.models import tokens_for
+
+
+class Frozen(nn.Module):
+    """Code that does not run on one image while autograd records it, as Torch-Pruning has it do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, JOINT)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(2))
+
+    def between(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and len(x) == 1:
+            raise NotImplementedError
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.between(self.first(x).mean((2, 3)))
+        for layer in self.layers:
+            x = x + layer(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+class Relative(nn.Module):
+    """Attention over a map with relative positions, in whose groups Torch-Pruning counts channels again and again."""
+
+    def __init__(self) -> None:
+        from timm.layers.bottleneck_attn import BottleneckAttn
+
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, JOINT)
+        self.layers = nn.ModuleList([BottleneckAttn(16, feat_size=(4, 4), stride=1, num_heads=2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize(("images", "reason"), [(Frozen, "NotImplementedError"), (Relative, "does not end")])
+def test_the_other_encoder_is_pruned(images: type[nn.Module], reason: str, tmp_path: Path) -> None:
+    encoder = mope.DualEncoder.of(images().eval(), TorchTexts().eval(), image_size=SIZE, context_length=CONTEXT)
+    assert reason in encoder.unprunable["image_encoder"]
+    assert "stays: image_encoder: Torch-Pruning cannot follow its channels" in repr(encoder)
+    x, tokens = torch.randn(2, 3, SIZE, SIZE), tokens_for(2, context=CONTEXT, vocabulary=VOCABULARY)
+
+    def embedded(same: mope.DualEncoder, tower: Literal["image", "text"]) -> Tensor:
+        with torch.no_grad():
+            return same.embed(tower, x if tower == "image" else tokens)
+
+    before = embedded(encoder, "image")
+    for same in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert not same.image.blocks
+        assert torch.equal(embedded(same, "image"), before)
+    removed = mope.prune(encoder, mope.MoPEImportance(encoder, mope.Pairs(x, tokens), progress=False), ffn_ratio=0.5)
+    assert removed.neurons == encoder.counts().neurons
+    assert torch.equal(embedded(encoder, "image"), before)
+    encoder.save_pretrained(tmp_path)
+    whole = mope.towers.TwoEncoders(
+        copy.deepcopy(encoder.model.image_encoder), TorchTexts(), image_size=SIZE, context_length=CONTEXT
+    )
+    again = mope.DualEncoder.from_pretrained(tmp_path, model=whole.eval())
+    assert torch.equal(embedded(again, "text"), embedded(encoder, "text"))
+
+
+def test_a_trace_leaves_no_tables_behind() -> None:
+    """Some of timm's attention keeps a table of its positions, with autograd's graph, which could not be copied."""
+
+    class Tabled(Frozen):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions, self.table = nn.Parameter(torch.randn(8)), None
+
+        def train(self, mode: bool = True) -> "Tabled":
+            self.table = None if mode else self.table
+            return super().train(mode)
+
+        def between(self, x: Tensor) -> Tensor:
+            if self.table is None:
+                self.table = self.positions * 1
+            return x + self.table
+
+    encoder = mope.DualEncoder.of(Tabled().eval(), TorchTexts(), image_size=SIZE, context_length=CONTEXT)
+    encoder.dependency_graph()
+    copy.deepcopy(encoder)
