@@ -121,9 +121,6 @@ def solve_positive(system: Float[Tensor, "V V"], right: Float[Tensor, "V D"]) ->
 
 def inverse_positive(system: Float[Tensor, "V V"]) -> Float[Tensor, "V V"]:
     """``A⁻¹`` of a positive system."""
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if not failed:
-        return torch.cholesky_inverse(factor)
     return solve_positive(system, torch.eye(len(system), dtype=system.dtype, device=system.device))
 
 
