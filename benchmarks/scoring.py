@@ -2,13 +2,14 @@
 
     python benchmarks/scoring.py --model ViT-B-32 --captions 5 [--images 16] [--layers 6] --json FILE --plot FILE
 
-``--model`` is ``tiny`` (the CLIP that ships, emoji scenes) or any open_clip name (random weights, random pixels, captions of 8
-to 16 tokens). All heads and 16 neuron groups per MLP of both towers are scored once by the engine; every few seconds it pauses
-for one evaluation of the plain loop (mask one unit, encode all images and captions in full, compute the metric, unmask) and
-for matrix products of the engine's shapes. The plain loop's time per unit does not depend on the unit, so its median is
-multiplied by the number of units. ``--budgets`` runs scoring again in fresh processes, each within a stated memory budget;
-``--ranks 2`` compares two processes under torchrun with one; ``--aware`` times scores that know of the refit against plain
-ones, in turn; ``--effect bfloat16`` tells what autocast does to scores.
+``--model`` is ``tiny`` (the CLIP that ships, emoji scenes), any open_clip name, or ``transformers-clip``, its ``CLIPModel`` of
+ViT-B-32's size (random weights, random pixels, captions of 8 to 16 tokens). All heads and 16 neuron groups per MLP of both
+towers are scored once by the engine; every few seconds it pauses for one evaluation of the plain loop (mask one unit, encode
+all images and captions in full, compute the metric, unmask) and for matrix products of the engine's shapes. The plain loop's
+time per unit does not depend on the unit, so its median is multiplied by the number of units. ``--budgets`` runs scoring again
+in fresh processes, each within a stated memory budget; ``--ranks 2`` compares two processes under torchrun with one;
+``--aware`` times scores that know of the refit against plain ones, in turn; ``--effect bfloat16`` tells what autocast does to
+scores.
 
 JSON keys: ``plain_over_engine`` and ``theory`` (ratio of counted multiply-adds), ``fraction_of_peak`` (of the median product
 of the engine's shapes), ``peak_bytes`` (engine, over model and pairs), ``predicted_over_measured`` (the cost model), and more.
@@ -53,6 +54,11 @@ def build(name: str, layers: int | None) -> mope.DualEncoder:
     torch.manual_seed(0)
     if name == "tiny":
         return mope.DualEncoder(mope.load_tiny_clip())
+    if name == "transformers-clip":
+        from transformers import CLIPConfig, CLIPModel
+
+        size = {} if layers is None else {"num_hidden_layers": layers}
+        return mope.DualEncoder(CLIPModel(CLIPConfig(vision_config=size, text_config=size)).eval())
     config = open_clip.get_model_config(name)
     if layers:
         config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = layers
@@ -73,7 +79,7 @@ def draw(name: str, encoder: mope.DualEncoder, images: int, captions: int) -> mo
     shape = encoder.example_inputs["images"].shape[1:]
     pixels = torch.randn(images, *shape, generator=generator)
     count, context = images * captions, encoder.example_inputs["tokens"].shape[1]
-    end = encoder.model.vocab_size - 1
+    end = encoder.model.config.text_config.vocab_size - 1 if "transformers" in name else encoder.model.vocab_size - 1
     lengths = torch.randint(8, 17, (count, 1), generator=generator)
     place = torch.arange(context)
     tokens = torch.randint(1, end - 1, (count, context), generator=generator)
