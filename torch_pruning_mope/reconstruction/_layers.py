@@ -78,7 +78,8 @@ def groups_of(student: Walk, dense: Walk, alone: dict[str, str], *, inputs: bool
                     groups.append(group)
     if not groups:
         raise _wrong(student, f"no layer to refit: {alone}")
-    return groups
+    # What a layer around others does in the step of one of them, it does before that one.
+    return sorted(groups, key=lambda group: (group[0].step, -sum(1 for _ in group[0].student_owner.modules())))
 
 
 def _hindrance(refit: Refit, sources: Sequence[tuple[Any, Any]]) -> str | None:

@@ -26,7 +26,7 @@ class TwoEncoders(nn.Module):
         self.image_shape = (channels, *size)
         self.context_length = context_length
         weight = next(self.parameters())
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale), device=weight.device))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale), device=weight.device, dtype=weight.dtype))
 
     def encode_image(self, images: Tensor) -> Any:
         """Image embeddings, not normalised."""

@@ -1,12 +1,16 @@
 """Towers resumed at a layer, whose layers are no plain chain."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import torch_pruning_mope as mope
 from tests.asserts import assert_close
-from tests.unit.makes import CONTEXT, JOINT, SIZE, TorchTexts
+from tests.unit.makes import CONTEXT, JOINT, SIZE, VOCABULARY, TorchTexts
+from tests.unit.models import tokens_for
+from tests.unit.reconstruction.oracle import cut, reconstruct_slowly
 from torch_pruning_mope.scoring import PlainEngine, PrefixEngine, enumerate_units, single_ablation
 
 
@@ -73,3 +77,20 @@ def test_scores_of_layers_that_are_no_chain(kind: str) -> None:
     for places, batch in prefix.ablations("image", images, ablations):
         for place, found in zip(places, batch, strict=True):
             assert_close(found, expected[place], 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["around", "branches", "within"])
+def test_they_are_refitted_as_by_whole_passes(kind: str) -> None:
+    dense = mope.DualEncoder.of(Images(kind).double(), TorchTexts().double(), image_size=SIZE, context_length=CONTEXT)
+    student = mope.DualEncoder(copy.deepcopy(dense.model))
+    cut(student)
+    slow = mope.DualEncoder(copy.deepcopy(student.model))
+    tokens = tokens_for(12, context=CONTEXT, vocabulary=VOCABULARY)
+    pairs = mope.Pairs(torch.randn(12, 3, SIZE, SIZE, dtype=torch.double), tokens)
+    report = mope.reconstruct(
+        student, dense, pairs, ridge=1e-2, inputs=False, projection=False, batch_size=5, progress=False
+    )
+    reconstruct_slowly(slow, dense, pairs, 1e-2)
+    assert any(layer.refitted for layer in report.layers if layer.tower == "image")
+    for key, value in slow.model.state_dict().items():
+        torch.testing.assert_close(student.model.state_dict()[key], value, rtol=1e-8, atol=1e-8, msg=key)
