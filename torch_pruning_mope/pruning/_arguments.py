@@ -8,7 +8,7 @@ import torch_pruning as tp
 from torch import nn
 
 from ..encoder import EncoderCore, TowerName
-from ..surgery import customized_pruners, kept_whole
+from ..surgery import customized_pruners, kept_whole, scalars
 from ._request import PruningRequest, Ratios, note_round_to
 
 
@@ -100,12 +100,12 @@ class PrunerMixin(EncoderCore):
         self._check_widths(graph, firm, request)
         self._check_between(whole, request)
         asked = request.arguments()
-        pruners = customized_pruners(self.model)
+        pruners, traced = customized_pruners(self.model), self.graph_arguments()
         note_round_to(pruners, round_to)
         return {
             **asked,
-            "ignored_layers": [*asked["ignored_layers"], *firm],
-            **self.graph_arguments(),
+            "ignored_layers": [*asked["ignored_layers"], *firm, *scalars(traced["unwrapped_parameters"])],
+            **traced,
             "customized_pruners": pruners,
         }
 

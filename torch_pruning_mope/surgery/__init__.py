@@ -14,6 +14,7 @@ from ._graph import (
     kept_whole,
     masking_is_removal,
     removal_group,
+    scalars,
     tracing_forward,
     uncuttable,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "record",
     "register_attention",
     "removal_group",
+    "scalars",
     "seal",
     "share",
     "swap_attention",

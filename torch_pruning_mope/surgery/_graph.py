@@ -99,10 +99,16 @@ def build_graph(
             forward_fn=forward_fn,
             unwrapped_parameters=list(unwrapped_parameters),
             customized_pruners=customized_pruners(model),
+            ignored_params=scalars(unwrapped_parameters),
         )
     for node in graph.module2node.values():
         node.dependencies = _Dependencies(graph, node.dependencies)
     return graph
+
+
+def scalars(unwrapped_parameters: UnwrappedParameters) -> list[nn.Parameter]:
+    """Bare parameters of a single number, which all channels share and none takes along."""
+    return [parameter for parameter, _ in unwrapped_parameters if parameter.numel() == 1]
 
 
 def removal_group(graph: tp.DependencyGraph, output: nn.Module, channels: Sequence[int] | None = None) -> Any:

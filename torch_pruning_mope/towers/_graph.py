@@ -8,6 +8,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from .._state import evaluation_mode
 from ..errors import UngroupedParametersError
 from ..surgery import (
     PrunableAttention,
@@ -15,6 +16,7 @@ from ..surgery import (
     build_graph,
     check_untied,
     parts_of,
+    scalars,
     tracing_forward,
     uncuttable,
     ungrouped,
@@ -93,7 +95,8 @@ class GraphMixin:
         groups = all_groups(graph)
         joint = [parameter for parameter, _ in arguments["unwrapped_parameters"]]
         run = partial(arguments["forward_fn"], self.model, arguments["example_inputs"])
-        self._note_ungrouped(ungrouped(graph, groups, self.model, joint, self._left_alone(), run))
+        alone = self._left_alone() + scalars(arguments["unwrapped_parameters"])
+        self._note_ungrouped(ungrouped(graph, groups, self.model, joint, alone, run))
         return graph, groups
 
     def _note_ungrouped(self, missed: Mapping[nn.Parameter, str]) -> None:
@@ -126,6 +129,10 @@ class GraphMixin:
         """Notes the towers that Torch-Pruning cannot trace, each tried alone; returns whether there is one, and another."""
         names: tuple[TowerName, ...] = ("image", "text")
         found: dict[TowerName, str] = {}
+        for tower in self.towers.values():
+            if isinstance(tower, OpaqueTower):
+                with torch.no_grad(), evaluation_mode(tower.root):
+                    tower.run()  # raises what is wrong with the encoder itself
         for name, other in zip(names, reversed(names), strict=True):
             self._untraced = {other: ""}
             try:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
 
 import torch_pruning_mope as mope
@@ -99,3 +100,40 @@ def test_a_trace_leaves_no_tables_behind() -> None:
     encoder = mope.DualEncoder.of(Tabled().eval(), TorchTexts(), image_size=SIZE, context_length=CONTEXT)
     encoder.dependency_graph()
     copy.deepcopy(encoder)
+
+
+def test_an_encoder_that_does_not_run_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="to have 3 channels, but got 1"):
+        mope.DualEncoder(
+            mope.towers.TwoEncoders(Frozen(), TorchTexts(), image_size=SIZE, context_length=CONTEXT, channels=1)
+        )
+
+
+class StarReLU(nn.Module):
+    """Two numbers for all channels, as in timm's MetaFormers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.full((1,), 0.9)), nn.Parameter(torch.full((1,), -0.4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * torch.relu(x) ** 2 + self.bias
+
+
+def test_numbers_that_all_channels_share_are_not_cut() -> None:
+    images = Frozen()
+    images.between = lambda x: x  # type: ignore[method-assign]
+    for layer in images.layers:
+        layer[1] = StarReLU()  # type: ignore[index]
+    encoder = mope.DualEncoder.of(images.eval(), TorchTexts(), image_size=SIZE, context_length=CONTEXT)
+    x = torch.randn(2, 3, SIZE, SIZE)
+    first = tp.importance.GroupMagnitudeImportance(p=1)
+    with torch.no_grad():
+        for layer in images.layers:  # the first neurons go
+            layer[0].weight[:8] = layer[0].bias[:8] = 0  # type: ignore[index]
+            layer[2].weight[:, :8] = 0  # type: ignore[index]
+        before = encoder.embed("image", x)
+    removed = mope.prune(encoder, first, ffn_ratio=0.5, towers=("image",))
+    assert removed.neurons == 16
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.embed("image", x), before)
