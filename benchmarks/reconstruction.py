@@ -1,6 +1,7 @@
 """Recall without training: what criteria leave, refitted in closed form in several ways, by share of the blocks kept.
 
     python benchmarks/reconstruction.py --json benchmarks/figures/reconstruction.json --seeds 0 1 2
+    python benchmarks/reconstruction.py --json FILE --siglip tiny_siglip.safetensors --shares 0.5 0.3 0.2
     python benchmarks/reconstruction.py --json FILE --model ViT-B-32@laion2b_s34b_b79k --data captions_val2017.json --root PATH
 
 Without ``--model``, the tiny CLIP. Every criterion gets the same refits on the same unlabelled pairs, none of which are test
@@ -16,6 +17,7 @@ import argparse
 import copy
 import functools
 import resource
+import runpy
 import statistics
 import tempfile
 import time
@@ -28,6 +30,7 @@ import _study
 import matplotlib as mpl
 import psutil
 import torch
+from safetensors.torch import load_file
 
 import torch_pruning_mope as mope
 from torch_pruning_mope.cost import footprints
@@ -293,6 +296,14 @@ def users_pairs(
     return mope.gather_pairs(first.test), of_seed
 
 
+def tiny_siglip(weights: Path) -> mope.DualEncoder:
+    """The second model, whose weights do not ship."""
+    script = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "train_tiny_clip.py"))
+    model = script["build_tiny_siglip"]()
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
+    return mope.DualEncoder(model.eval())
+
+
 def main() -> None:
     """Makes the rows that are missing and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -301,6 +312,7 @@ def main() -> None:
     parser.add_argument("--model", help="a name that mope.load_model takes; the tiny CLIP by default")
     parser.add_argument("--data", help="with --model, what mope.open_pairs takes")
     parser.add_argument("--root", help="with --data, folder of the images")
+    parser.add_argument("--siglip", type=Path, help="weights of examples/train_tiny_clip.py --architecture siglip")
     parser.add_argument("--shares", type=float, nargs="+", choices=STAGES, default=[0.5, 0.3, 0.2, 0.1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
@@ -327,7 +339,9 @@ def main() -> None:
         work = options.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
         if options.model is None:
-            study = _study.Study(settings, options.json, work)
+            dense = None if options.siglip is None else tiny_siglip(options.siglip)
+            settings |= {} if dense is None else {"model": "tiny SigLIP"}
+            study = _study.Study(settings, options.json, work, dense=dense)
 
             def pairs(seed: int) -> tuple[mope.Pairs, mope.Pairs]:
                 count = options.reconstruct_pairs

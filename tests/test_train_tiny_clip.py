@@ -1,5 +1,6 @@
 """The training script takes a few steps with either architecture."""
 
+import importlib
 import json
 import runpy
 import sys
@@ -38,3 +39,8 @@ def test_a_few_steps(
     assert figures["steps"] == 2
     assert 0 <= figures["recall_mean"] <= 100
     assert sum(tensor.numel() for tensor in load_file(out).values()) == parameters
+    if architecture == "siglip":
+        monkeypatch.syspath_prepend(str(SCRIPT.parent.parent / "benchmarks"))
+        dense = importlib.import_module("reconstruction").tiny_siglip(out)
+        assert sum(parameter.numel() for parameter in dense.model.parameters()) == parameters
+        assert not dense.unprunable
