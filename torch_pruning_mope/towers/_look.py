@@ -51,7 +51,7 @@ def common_owner(paths: Iterable[list[str]]) -> str:
 
 
 def in_chain(root: nn.Module, modules: Sequence[nn.Module], run: Callable[[], Any]) -> bool:
-    """True if what a layer puts out reaches the embedding through the next layer alone; each must run once, in this order."""
+    """True if what a layer puts out is known to reach the embedding through the next one alone; each runs once, in order."""
     outputs: dict[nn.Module, Any] = {}
     leaves: dict[Tensor, int] = {}
     reached: list[tuple[int, Any]] = []
@@ -73,8 +73,11 @@ def in_chain(root: nn.Module, modules: Sequence[nn.Module], run: Callable[[], An
     with torch.inference_mode(False), without_tables(root), evaluation_mode(root):
         with torch.no_grad(), hooked(modules, lambda module, _args, _kwargs, output: outputs.update({module: output})):
             run()
-        with torch.enable_grad(), forwards((m, stand_in(place, outputs[m])) for place, m in enumerate(modules)):
-            reached.append((len(modules) - 1, run()))
+        try:
+            with torch.enable_grad(), forwards((m, stand_in(place, outputs[m])) for place, m in enumerate(modules)):
+                reached.append((len(modules) - 1, run()))
+        except Exception:  # noqa: BLE001 (the model's own code, which need not run under autograd)
+            return False
     return all(
         leaves.get(source, before) == before
         for before, values in reached
