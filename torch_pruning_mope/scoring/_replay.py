@@ -81,6 +81,7 @@ class LayerWalk(Walk):
             torch.inference_mode(False),
             self._without(*more) as encoder,
             torch.inference_mode(inference),
+            torch.no_grad(),  # which leaving inference mode turns off
             evaluation_mode(encoder.model),
         ):
             encode = partial(encoder.embed, self.tower)

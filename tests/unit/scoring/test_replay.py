@@ -12,6 +12,7 @@ from tests.unit.makes import CONTEXT, JOINT, SIZE, VOCABULARY, TorchTexts
 from tests.unit.models import tokens_for
 from tests.unit.reconstruction.oracle import cut, reconstruct_slowly
 from torch_pruning_mope.scoring import PlainEngine, PrefixEngine, enumerate_units, single_ablation
+from torch_pruning_mope.scoring._replay import LayerWalk
 
 
 class Layer(nn.Module):
@@ -94,3 +95,13 @@ def test_they_are_refitted_as_by_whole_passes(kind: str) -> None:
     assert any(layer.refitted for layer in report.layers if layer.tower == "image")
     for key, value in slow.model.state_dict().items():
         torch.testing.assert_close(student.model.state_dict()[key], value, rtol=1e-8, atol=1e-8, msg=key)
+
+
+def test_states_hold_no_graph() -> None:
+    encoder = mope.DualEncoder.of(Images("around"), TorchTexts(), image_size=SIZE, context_length=CONTEXT)
+    walk = LayerWalk(encoder, "image")
+    with torch.no_grad():
+        state = walk.step(1, walk.step(0, walk.stem(torch.randn(2, 3, SIZE, SIZE))))
+    held = walk.kept(state)
+    assert len(held) == 2
+    assert not any(tensor.requires_grad for tensor in held)
