@@ -30,28 +30,32 @@ def exclusive(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _kept_training(model: nn.Module) -> Iterator[None]:
+    """Every module's own training flag again afterwards."""
+    flags = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+@contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; every module's own training flag again afterwards."""
-    with exclusive(model):
-        flags = {module: module.training for module in model.modules()}
+    with exclusive(model), _kept_training(model):
         model.eval()
-        try:
-            yield
-        finally:
-            for module, flag in flags.items():
-                module.training = flag
+        yield
 
 
 @contextmanager
 def without_tables(model: nn.Module) -> Iterator[None]:
     """Drops afterwards what some of timm's models keep of a run, its autograd graph included, until they are trained."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        model.train()
-        for module, flag in flags.items():
-            module.training = flag
+    with _kept_training(model):
+        try:
+            yield
+        finally:
+            model.train()
 
 
 @contextmanager
