@@ -123,6 +123,13 @@ def test_reconstruction(run: Run, tmp_path: Path) -> None:
     assert run("reconstruction.py", *options)["rows"] == rows["rows"]
 
 
+def test_depth(run: Run, tmp_path: Path) -> None:
+    options = (*SMALL, "--orders", "width, then depth", "joint", "--json", tmp_path / "rows.json")
+    rows = run("depth.py", *options)["rows"]
+    assert [(row["order"], row["kept"] <= 0.51) for row in rows] == [("width, then depth", True), ("joint", True)]
+    assert run("depth.py", *options)["rows"] == rows
+
+
 @pytest.mark.filterwarnings("ignore:.*has no weights")
 def test_reconstruction_of_a_users_model_and_data(run: Run, tmp_path: Path) -> None:
     lines = ["filepath\ttitle"]

@@ -1,36 +1,27 @@
 """The core of a dual encoder made prunable: towers, embeddings, counts, the dependency graph. Everything above uses it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-import torch_pruning as tp
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ._state import exclusive
-from .errors import MopeError, NonFiniteError, UnsupportedModelError
+from .errors import NonFiniteError
 from .surgery import (
     exchange,
     prunable_attention,
-    uncuttable,
 )
 from .towers import (
     BlockTower,
     Counts,
-    GraphMixin,
-    Layer,
-    OpaqueTower,
+    FindMixin,
     Part,
     Prunable,
-    Search,
     TowerName,
-    Towers,
     TwoEncoders,
-    searching,
     summary,
-    take_apart,
     towers_of,
 )
 
@@ -38,11 +29,9 @@ __all__ = ["EncoderCore", "TowerName"]
 EncoderT = TypeVar("EncoderT", bound="EncoderCore")
 
 
-class EncoderCore(GraphMixin):
+class EncoderCore(FindMixin):
     """A dual encoder with what everything else needs; see :class:`torch_pruning_mope.DualEncoder`, which adds the rest."""
 
-    _pending = False
-    _in_one: dict[str, str]
     origin: Any = None
     """The base of the model before pruning, if it came from a checkpoint."""
 
@@ -55,7 +44,6 @@ class EncoderCore(GraphMixin):
             before = exchange(model, swapped)
             try:
                 self._find()
-                self._check_apart()
                 self._original = self._unit_counts()
                 self._take_apart()
             except BaseException:
@@ -102,87 +90,6 @@ class EncoderCore(GraphMixin):
         self._towers = self._new_towers()
         self._take_apart()
 
-    def _take_apart(self) -> None:
-        """Encoders that are run by their own code, in parts where these make up the whole; once there are weights."""
-        self._pending = any(parameter.is_meta for parameter in self.model.parameters())
-        self._in_one = {}
-        if self._pending:
-            return
-        changed: dict[str, BlockTower] = {}
-        for name in ("image", "text"):
-            tower = getattr(self._towers, name)
-            if type(tower) is OpaqueTower and tower.blocks:
-                with exclusive(self.model):
-                    found = take_apart(tower)
-                if isinstance(found, str):
-                    self._in_one[name] = found
-                else:
-                    changed[name] = found
-        self._towers = replace(self._towers, **changed)  # type: ignore[arg-type]
-
-    def _check_apart(self) -> None:
-        """Raises if towers share layers whose units could go: each unit would be counted and scored once for either."""
-        owners: dict[nn.Module, set[str]] = {}
-        for layer in self.layers:
-            for units in layer.block.prunables:
-                for module in (*units.sources, units.output):
-                    owners.setdefault(module, set()).add(layer.tower)
-        names = [name for name, module in self.model.named_modules() if len(owners.get(module, ())) > 1]
-        if names:
-            raise UnsupportedModelError(
-                f"towers must have layers of their own; found {names[:5]} ({len(names)} in all) in several. Give each tower a "
-                "copy of them (copy.deepcopy)."
-            )
-
-    def _new_towers(self) -> Towers:
-        towers = towers_of(self.model)
-        for name in self._untraced:
-            tower = getattr(towers, name)
-            if isinstance(tower, OpaqueTower):
-                tower.stays = True
-        return towers
-
-    def _find(self) -> None:
-        """Finds the units of both towers; leaves one of them whole if Torch-Pruning cannot trace it."""
-        self._untraced = {}
-        before = dict(self.unprunable)
-        try:
-            self._find_units()
-        except MopeError:
-            raise
-        except Exception:
-            if not self._leave_out() or not isinstance(getattr(self._towers, next(iter(self._untraced))), OpaqueTower):
-                raise
-            self.unprunable = before
-            self._find_units()
-
-    def _find_units(self) -> None:
-        """Finds the units of both towers, by structure where no handler knows the layers."""
-        self._towers = self._new_towers()
-        opaque = [tower for tower in (self._towers.image, self._towers.text) if isinstance(tower, OpaqueTower)]
-
-        def graph() -> tuple[tp.DependencyGraph, list[Any], list[nn.Module]]:
-            found, groups = self.checked_graph()
-            return found, groups, uncuttable(found, groups)
-
-        search = Search(self.model, [tower for tower in opaque if not tower.stays], graph)
-        with searching(search):
-            search.run()
-            self.unprunable |= search.problems
-            if search.found:
-                self._towers = self._new_towers()
-            bare = [tower for tower in opaque if not tower.blocks]
-            for tower in bare:
-                name = next(name for name, module in self.model.named_modules() if module is tower.root)
-                reason = "it has no layers of known types and none with channels of its own"
-                self.unprunable[name] = next(iter(self._untraced.values())) if tower.stays else reason
-            if len(bare) == 2:
-                raise UnsupportedModelError(
-                    "a dual encoder must have layers of known types, or channels that can be cut, in one of its towers; found "
-                    f"neither in {type(self.model).__qualname__}. {self.unprunable} Register its layers with "
-                    "torch_pruning_mope.register_channels."
-                )
-
     @property
     def image(self) -> BlockTower:
         """The image tower."""
@@ -192,19 +99,6 @@ class EncoderCore(GraphMixin):
     def text(self) -> BlockTower:
         """The text tower."""
         return self.towers["text"]
-
-    @property
-    def towers(self) -> dict[TowerName, BlockTower]:
-        """The towers by name: ``image``, ``text``, and ``decoder`` if there is one (CoCa)."""
-        if self._pending and not any(parameter.is_meta for parameter in self.model.parameters()):
-            self._take_apart()
-        towers: dict[TowerName, BlockTower] = {"image": self._towers.image, "text": self._towers.text}
-        return towers if self._towers.decoder is None else towers | {"decoder": self._towers.decoder}
-
-    @property
-    def layers(self) -> list[Layer]:
-        """All blocks of both towers, the image tower's first, as they are now."""
-        return [Layer(name, i, block) for name, tower in self.towers.items() for i, block in enumerate(tower.blocks)]
 
     def sublayer(self, tower: TowerName, layer: int, part: Part) -> Prunable | None:
         """The attention of a block for ``head``, its MLP for ``neurons``."""

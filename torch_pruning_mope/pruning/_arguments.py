@@ -113,7 +113,7 @@ class PrunerMixin(EncoderCore):
         """Raises if a residual width is to be cut that cannot."""
         names = {module: name for name, module in self.model.named_modules()}
         bad = (
-            [output for output, _ in request.widths if _group_of(graph, output) & set(firm)]
+            [output for output, _ in request.widths if output in firm or _group_of(graph, output) & set(firm)]
             if request.width_ratio
             else []
         )

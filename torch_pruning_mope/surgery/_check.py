@@ -7,6 +7,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .._state import trainable
+from ._graph import group_or_none
 
 
 def ungrouped(
@@ -19,13 +20,13 @@ def ungrouped(
 ) -> dict[nn.Parameter, str]:
     """Parameters that the outputs depend on, in no pruning group and not knowingly left alone."""
     known = set(left_alone)
-    own = [  # a pool's learnt queries, say, which no layer makes
-        graph.get_pruning_group(parameter, tp.prune_parameter_out_channels, [0])
+    own = (  # a pool's learnt queries, say, which no layer makes
+        group_or_none(graph, parameter, tp.prune_parameter_out_channels, [0])
         for parameter in joint
         if parameter in graph.module2node
-    ]
+    )
     for group in [*groups, *own]:
-        for dep, _ in group:
+        for dep, _ in group or ():
             target = dep.target.module
             known.update([target] if isinstance(target, nn.Parameter) else target.parameters())
     known -= {parameter for parameter, _ in graph.unwrapped_parameters} - set(joint) - set(left_alone)

@@ -61,7 +61,12 @@ def tracing_forward(
 
 
 class _Graph(tp.DependencyGraph):  # type: ignore[misc]
-    """A graph that gives up a group that grows without end, as those of relative positions and of folded places may."""
+    """A graph that gives up a group that grows without end, as those of relative positions and of folded places may.
+
+    ``unread`` holds layers whose output channels Torch-Pruning cannot follow, as :func:`all_groups` found them.
+    """
+
+    unread: tuple[nn.Module, ...] = ()
 
     def get_pruning_group(self, *args: Any, **kwargs: Any) -> Any:
         """As in Torch-Pruning; raises RuntimeError instead of running on for ever."""
@@ -133,8 +138,28 @@ def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
 
 
 def all_groups(graph: tp.DependencyGraph) -> list[Any]:
-    """Every group of channels that would have to be cut together, in full."""
-    return list(graph.get_all_groups(root_module_types=[tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, nn.Embedding]))
+    """Every group of channels that would have to be cut together, in full; notes layers without one as ``graph.unread``."""
+    groups, seen, unread = [], set[nn.Module](), list[nn.Module]()
+    for module in list(graph.module2node):
+        if not isinstance(module, tp.ops.TORCH_CONV | tp.ops.TORCH_LINEAR | nn.Embedding) or module in seen:
+            continue
+        pruner = graph.get_pruner_of_module(module)
+        group = group_or_none(graph, module, pruner.prune_out_channels, range(pruner.get_out_channels(module)))
+        if group is None:
+            unread.append(module)
+            continue
+        groups.append(group)
+        seen.update(dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler))
+    graph.unread = tuple(unread)
+    return groups
+
+
+def group_or_none(graph: tp.DependencyGraph, module: Any, cut: Callable[..., Any], channels: Iterable[int]) -> Any:
+    """A group that goes with some channels; None where Torch-Pruning cannot follow them."""
+    try:
+        return graph.get_pruning_group(module, cut, list(channels))
+    except Exception:  # noqa: BLE001 (Torch-Pruning's own, of whatever it does not know)
+        return None
 
 
 def check_untied(graph: tp.DependencyGraph, model: nn.Module) -> None:
@@ -161,7 +186,7 @@ def kept_whole(groups: Sequence[Any], ignored: Iterable[nn.Module]) -> list[nn.M
 
 def uncuttable(graph: tp.DependencyGraph, groups: Sequence[Any]) -> list[nn.Module]:
     """Layers whose output channels cannot be cut, one per group of layers that would have to be cut together."""
-    return [group[0].dep.target.module for group in groups if not _is_whole(graph, group)]
+    return [*graph.unread, *(group[0].dep.target.module for group in groups if not _is_whole(graph, group))]
 
 
 def _is_whole(graph: tp.DependencyGraph, group: Any) -> bool:

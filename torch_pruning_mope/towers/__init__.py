@@ -6,7 +6,7 @@ from . import _torch as _torch
 from . import _transformers as _transformers
 from ._apart import ApartTower
 from ._discover import register_channels
-from ._graph import GraphMixin
+from ._find import FindMixin
 from ._layer import Counts, Layer, TowerName
 from ._look import first_tensor
 from ._opaque import OpaqueTower
@@ -14,11 +14,9 @@ from ._pair import TwoEncoders
 from ._prunable import Channels, Prunable
 from ._reach import Reaching, patches, reaching_rows, rows
 from ._registry import Towers, register_towers
-from ._search import Search, searching
 from ._structure import is_known, towers_of
 from ._sublayers import AttentionSublayer, FeedForwardSublayer, Stream, Sublayer
 from ._summary import summary
-from ._take_apart import take_apart
 from ._tower import Block, BlockTower, Tower
 from ._unit import KINDS, Part, Unit, UnitKind
 
@@ -31,13 +29,12 @@ __all__ = [
     "Channels",
     "Counts",
     "FeedForwardSublayer",
-    "GraphMixin",
+    "FindMixin",
     "Layer",
     "OpaqueTower",
     "Part",
     "Prunable",
     "Reaching",
-    "Search",
     "Stream",
     "Sublayer",
     "Tower",
@@ -53,8 +50,6 @@ __all__ = [
     "register_channels",
     "register_towers",
     "rows",
-    "searching",
     "summary",
-    "take_apart",
     "towers_of",
 ]

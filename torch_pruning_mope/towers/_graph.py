@@ -8,7 +8,6 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from .._state import evaluation_mode
 from ..errors import UngroupedParametersError
 from ..surgery import (
     PrunableAttention,
@@ -124,23 +123,6 @@ class GraphMixin:
                 f"{list(missed.values())}. If the model computes with them outside its layers, name them in the tower's "
                 "joint_parameters."
             )
-
-    def _leave_out(self) -> bool:
-        """Notes the towers that Torch-Pruning cannot trace, each tried alone; returns whether there is one, and another."""
-        names: tuple[TowerName, ...] = ("image", "text")
-        found: dict[TowerName, str] = {}
-        for tower in self.towers.values():
-            if isinstance(tower, OpaqueTower):
-                with torch.no_grad(), evaluation_mode(tower.root):
-                    tower.run()  # raises what is wrong with the encoder itself
-        for name, other in zip(names, reversed(names), strict=True):
-            self._untraced = {other: ""}
-            try:
-                all_groups(build_graph(self.model, **self.graph_arguments()))
-            except Exception as error:  # noqa: BLE001 (Torch-Pruning's own, of whatever it does not know)
-                found[name] = f"Torch-Pruning cannot follow its channels ({type(error).__name__}: {str(error)[:100]})"
-        self._untraced = found
-        return len(found) == 1
 
     def uncuttable(self, graph: tp.DependencyGraph, groups: Sequence[Any]) -> list[nn.Module]:
         """Layers whose output channels must stay, one per group: as ``ignored_layers`` they spare it."""

@@ -23,7 +23,7 @@ class _Call:
     Attributes:
         place: Its place among the layers, by their first call.
         count: How often it is called.
-        residual: Whether what comes out has the shape of what goes in.
+        residual: Whether what comes out has the shape of what goes in, and no other layer is inside.
     """
 
     place: int
@@ -200,6 +200,8 @@ class OpaqueTower(BlockTower):
         ):
             output = self.run()
         self.check_output(output)
+        for module, call in calls.items():
+            call.residual &= calls.keys() & set(module.modules()) == {module}
         return calls
 
 

@@ -1,4 +1,4 @@
-"""Encoders whose channels Torch-Pruning cannot follow stay whole; the other one is pruned."""
+"""What Torch-Pruning cannot follow stays: single channels, or an encoder; the rest is pruned."""
 
 import copy
 import pickle
@@ -36,28 +36,30 @@ class Frozen(nn.Module):
         return out
 
 
-class Relative(nn.Module):
+class Relative(Frozen):
     """Attention over a map with relative positions, in whose groups Torch-Pruning counts channels again and again."""
 
     def __init__(self) -> None:
         from timm.layers.bottleneck_attn import BottleneckAttn
 
         super().__init__()
-        self.first, self.head = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, JOINT)
-        self.layers = nn.ModuleList([BottleneckAttn(16, feat_size=(4, 4), stride=1, num_heads=2)])
+        self.attention = BottleneckAttn(8, feat_size=(4, 4), stride=1, num_heads=2)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
+        x = (x + self.attention(x)).mean((2, 3))
         for layer in self.layers:
             x = x + layer(x)
-        out: Tensor = self.head(x.mean((2, 3)))
+        out: Tensor = self.head(x)
         return out
 
 
-@pytest.mark.parametrize(("images", "reason"), [(Frozen, "NotImplementedError"), (Relative, "does not end")])
-def test_the_other_encoder_is_pruned(images: type[nn.Module], reason: str, tmp_path: Path) -> None:
-    encoder = mope.DualEncoder.of(images().eval(), TorchTexts().eval(), image_size=SIZE, context_length=CONTEXT)
-    assert reason in encoder.unprunable["image_encoder"]
+def test_the_other_encoder_is_pruned(tmp_path: Path) -> None:
+    encoder = mope.DualEncoder.of(Frozen().eval(), TorchTexts().eval(), image_size=SIZE, context_length=CONTEXT)
+    assert "NotImplementedError" in encoder.unprunable["image_encoder"]
     assert "stays: image_encoder: Torch-Pruning cannot follow its channels" in repr(encoder)
     x, tokens = torch.randn(2, 3, SIZE, SIZE), tokens_for(2, context=CONTEXT, vocabulary=VOCABULARY)
 
@@ -78,6 +80,56 @@ def test_the_other_encoder_is_pruned(images: type[nn.Module], reason: str, tmp_p
     )
     again = mope.DualEncoder.from_pretrained(tmp_path, model=whole.eval())
     assert torch.equal(embedded(again, "text"), embedded(encoder, "text"))
+
+
+def test_neurons_beside_channels_that_are_not_followed_are_pruned() -> None:
+    encoder = mope.DualEncoder.of(Relative().eval(), TorchTexts().eval(), image_size=SIZE, context_length=CONTEXT)
+    assert [block.feed_forward.num_units for block in encoder.image.blocks] == [16, 16]  # type: ignore[union-attr]
+    assert "image_encoder.attention.pos_embed" in encoder.unprunable
+    images = encoder.model.image_encoder
+    x = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        for layer in images.layers:
+            layer[0].weight[:8] = layer[0].bias[:8] = 0
+            layer[2].weight[:, :8] = 0
+        before = encoder.embed("image", x)
+    with pytest.raises(ValueError, match="width_ratio must be 0 for towers whose residual width cannot be cut"):
+        encoder.pruner_arguments(width_ratio=0.3, towers=("image",))
+    removed = mope.prune(encoder, tp.importance.GroupMagnitudeImportance(p=1), ffn_ratio=0.5, towers=("image",))
+    assert removed.neurons == 16
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.embed("image", x), before)
+
+
+def test_a_layer_that_holds_other_layers_is_none_to_remove() -> None:
+    """Removing it would remove them; a stage of EfficientViM, whose first output is not the state besides."""
+
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp, self.blocks = mlp(), nn.ModuleList([mlp(), mlp()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = x + block(x)
+            out: Tensor = x + self.mlp(x)
+            return out
+
+    def mlp() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    images = Frozen()
+    images.between = lambda x: x  # type: ignore[method-assign]
+    images.layers = nn.ModuleList([Stage(), Stage()])
+    encoder = mope.DualEncoder.of(images.eval(), TorchTexts().eval(), image_size=SIZE, context_length=CONTEXT)
+    blocks = encoder.image.blocks
+    assert [(type(block.module), block.siblings is None) for block in blocks] == [
+        (nn.Sequential, False),
+        (nn.Sequential, False),
+        (Stage, True),
+    ] * 2
+    with pytest.raises(NotImplementedError, match="indices must be of layers that stand in a list"):
+        encoder.remove_blocks("image", [2])
 
 
 def test_a_trace_leaves_no_tables_behind() -> None:
