@@ -2,13 +2,15 @@
 
     python benchmarks/families.py
 
-One small random model of every family (``tests/unit/zoo.py``): largest relative differences of embeddings, of both towers.
+One small random model of every family (``tests/unit/zoo.py``): largest relative differences of embeddings, of both towers; and
+mean cosines of what exported int8 files embed (image / text) to float files.
 Writes ``torch_pruning_mope/data/assets/families.json``; tests assert the bounds, this says how far below them things are.
 """
 
 import copy
 import json
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,18 @@ def pruned(family: str, ratio: float) -> tuple[float, list[str]]:
     return max(difference(a, b) for a, b in zip(found, expected, strict=True)), firm
 
 
+def quantized(family: str) -> str:
+    """Mean cosines of the embeddings of int8 files to those of float files, on inputs that are not calibrated on."""
+    encoder = mope.DualEncoder(zoo.build(family))
+    pairs = zoo.pairs_of(encoder, 96)
+    parts = [mope.Pairs(pairs.images[part], pairs.tokens[part]) for part in (slice(64), slice(64, None))]
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"quantize": "int8", "pairs": parts[0], "test_pairs": parts[1], "max_drop": 100}
+        mope.export(encoder, Path(folder) / "int8", **options)
+        about = json.loads((Path(folder) / "int8" / "deployment.json").read_text())["quantization"]
+    return " / ".join(f"{about['measured']['cosine'][tower]:.3f}" for tower in TOWERS)
+
+
 def row(family: str) -> dict[str, Any]:
     """All of it."""
     encoder = mope.DualEncoder(zoo.build(family))
@@ -118,6 +132,7 @@ def row(family: str) -> dict[str, Any]:
         "scored = removed": removal,
         "pruned 0.3 = emulated": low,
         "pruned 0.7 = emulated": high,
+        "int8 ~ float": quantized(family),
     }
 
 

@@ -1,12 +1,12 @@
 """Smaller numbers in ONNX encoders by onnxruntime's own tools: static int8, or half precision.
 
-int8: every product with a constant and the token table are quantised, in QDQ form, weights signed and per channel, activations
-unsigned. Of each, the error in its output on calibration inputs is measured, and those over the bound stay in float. The patch
-embedding, norms, softmax and products of two activations stay in float.
+int8: every product and convolution with a constant and the token table are quantised, in QDQ form, weights signed and per
+channel, activations unsigned. Of each, the error in its output on calibration inputs is measured, and those over the bound stay
+in float. Norms, softmax and products of two activations stay in float.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ BOUND = 0.05
 """Largest root mean square error of a layer's output, relative to the output, that int8 may cause by itself."""
 CALIBRATION = 256
 _BATCH = 32
-_KINDS = ("MatMul", "Gemm", "Gather")
+_KINDS = ("MatMul", "Gemm", "Conv", "Gather")
 
 
 @dataclass
@@ -32,17 +32,6 @@ class Quantized:
 
     int8: dict[str, float] = field(default_factory=dict)
     kept_in_float: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A product with a constant, or a table."""
-
-    name: str
-    kind: str
-    inputs: str
-    weight: str
-    transposed: bool = False
 
 
 def halve_onnx(path: Path) -> None:
@@ -75,7 +64,7 @@ def quantize_onnx(path: Path, inputs: Tensor, bound: float = BOUND) -> Quantized
             quant_pre_process(path, prepared, skip_symbolic_shape=True, save_as_external_data=external.exists())
             external.unlink(missing_ok=True)
             graph = onnx.load(prepared).graph
-            layers = list(_layers(graph))
+            layers = _layers(graph)
             _quantize(prepared, path, batches, [layer.name for layer in layers], graph)
             errors = _errors(prepared, path, layers, batches[0])
             rest = [name for name, error in errors.items() if error <= bound]
@@ -90,15 +79,15 @@ def quantize_onnx(path: Path, inputs: Tensor, bound: float = BOUND) -> Quantized
     return found
 
 
-def _layers(graph: Any) -> Iterator[_Layer]:
-    """Products with a constant matrix, and tables of floats."""
-    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == 1 and len(tensor.dims) == 2}
-    for node in graph.node:
-        if node.op_type == "Gather" and node.input[0] in weights:
-            yield _Layer(node.name, node.op_type, node.input[1], node.input[0])
-        elif node.op_type in {"MatMul", "Gemm"} and node.input[1] in weights:
-            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-            yield _Layer(node.name, node.op_type, node.input[0], node.input[1], transposed)
+def _layers(graph: Any) -> list[Any]:
+    """Nodes that multiply with a constant, and tables of floats."""
+    constants = {tensor.name for tensor in graph.initializer if tensor.data_type == 1 and len(tensor.dims) >= 2}
+    return [node for node in graph.node if node.op_type in _KINDS and node.input[_constant(node)] in constants]
+
+
+def _constant(node: Any) -> int:
+    """Place of a layer's weights among its inputs."""
+    return int(node.op_type != "Gather")
 
 
 def _quantize(source: Path, target: Path, batches: Sequence[NDArray[Any]], names: Sequence[str], graph: Any) -> None:
@@ -130,31 +119,50 @@ def _quantize(source: Path, target: Path, batches: Sequence[NDArray[Any]], names
     logging.root.setLevel(before)
 
 
-def _errors(source: Path, quantized: Path, layers: Sequence[_Layer], batch: NDArray[Any]) -> dict[str, float]:
+def _errors(source: Path, quantized: Path, layers: Sequence[Any], batch: NDArray[Any]) -> dict[str, float]:
     """Error of each layer's output by its own rounding of inputs and weights, on float inputs."""
     import onnx
     from onnx import numpy_helper
 
-    wanted = sorted({layer.inputs for layer in layers if layer.kind != "Gather"})
+    wanted = sorted({layer.input[0] for layer in layers if _constant(layer)})
     seen = dict(zip(wanted, _values(source, wanted, batch), strict=True))
     floats = {tensor.name: tensor for tensor in onnx.load(source).graph.initializer}
     graph = onnx.load(quantized).graph
     own = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     nodes = {node.name: node for node in graph.node}
     makers = {name: node for node in graph.node for name in node.output}
-    constants = [nodes[layer.name].input[0 if layer.kind == "Gather" else 1] for layer in layers]
+    constants = [nodes[layer.name].input[_constant(layer)] for layer in layers]
     found = {}
     for layer, rounded in zip(layers, _values(quantized, constants, batch), strict=True):
-        weight = numpy_helper.to_array(floats[layer.weight])
-        if layer.kind == "Gather":
+        weight = numpy_helper.to_array(floats[layer.input[_constant(layer)]])
+        if layer.op_type == "Gather":
             found[layer.name] = _relative(rounded, weight)
             continue
-        if layer.transposed:
-            weight, rounded = weight.T, rounded.T
-        rounding = makers[makers[nodes[layer.name].input[0]].input[0]]  # what precedes the product: round, and back
-        inputs = seen[layer.inputs].reshape(-1, weight.shape[0])
-        found[layer.name] = _relative(_rounded(inputs, rounding, own) @ rounded, inputs @ weight)
+        rounding = makers[makers[nodes[layer.name].input[0]].input[0]]  # what precedes the layer: round, and back
+        inputs = seen[layer.input[0]]
+        alone = _alone(layer, inputs, weight)
+        found[layer.name] = _relative(alone(_rounded(inputs, rounding, own), rounded), alone(inputs, weight))
     return found
+
+
+def _alone(layer: Any, *like: NDArray[Any]) -> Callable[..., NDArray[Any]]:
+    """A layer without its bias, as a function of inputs and weights."""
+    import onnx
+    import onnxruntime
+
+    names = list(layer.input[:2])
+    node = onnx.helper.make_node(layer.op_type, names, ["out"])
+    node.attribute.extend(layer.attribute)
+    takes = [onnx.helper.make_tensor_value_info(name, 1, value.shape) for name, value in zip(names, like, strict=True)]
+    graph = onnx.helper.make_graph([node], "layer", takes, [onnx.helper.make_empty_tensor_value_info("out")])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def run(*values: NDArray[Any]) -> NDArray[Any]:
+        out: NDArray[Any] = session.run(None, dict(zip(names, values, strict=True)))[0]
+        return out
+
+    return run
 
 
 def _values(path: Path, names: Sequence[str], batch: NDArray[Any]) -> list[NDArray[Any]]:

@@ -85,9 +85,7 @@ def test_what_was_measured_is_on_record(exported: Path) -> None:
     assert measured["recall_float"] - measured["recall"] <= measured["max_drop"] == 1.0
     assert measured["recall"] > 95
     assert min(measured["cosine"].values()) > 0.995
-    assert (
-        len(layers["image"]["int8"]) == 6 * 4 + 2
-    )  # two products in place of one where the last layer narrows, and the joint
+    assert len(layers["image"]["int8"]) == 6 * 4 + 3  # two in place of one where the last layer narrows; patches, the joint
     assert all(0 < error <= about["error_bound"] for tower in layers.values() for error in tower["int8"].values())
 
 
