@@ -115,8 +115,9 @@ def test_the_table_of_compression_is_the_measured_one() -> None:
 def test_the_tables_of_reconstruction_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     report = importlib.import_module("reconstruction").report
-    found = json.loads((ROOT / "benchmarks" / "figures" / "reconstruction.json").read_text())
-    assert between("reconstruction") == report(found)
+    for name, file in (("reconstruction", "reconstruction"), ("siglip", "reconstruction_siglip")):
+        found = json.loads((ROOT / "benchmarks" / "figures" / f"{file}.json").read_text())
+        assert between(name) == report(found)
 
 
 @pytest.mark.usefixtures("_shallow")
