@@ -118,6 +118,8 @@ def test_the_tables_of_reconstruction_are_the_measured_ones(monkeypatch: pytest.
     for name, file in (("reconstruction", "reconstruction"), ("siglip", "reconstruction_siglip")):
         found = json.loads((ROOT / "benchmarks" / "figures" / f"{file}.json").read_text())
         assert between(name) == report(found)
+    found = json.loads((ROOT / "benchmarks" / "figures" / "depth.json").read_text())
+    assert between("depth") == importlib.import_module("depth").report(found["rows"])
 
 
 @pytest.mark.usefixtures("_shallow")
