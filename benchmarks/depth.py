@@ -65,7 +65,7 @@ def speed(study: _study.Study, small: mope.DualEncoder) -> float:
 
 
 def report(rows: list[Any]) -> str:
-    """A line per order: R@1, share of the blocks' parameters kept, time of the dense model's, layers of both towers."""
+    """A line per order: R@1, share of the blocks' parameters kept, of the time under a budget of it, layers of both towers."""
     cells = list(dict.fromkeys((row["measure"], row["share"]) for row in rows))
     head = " | ".join(f"{share:.0%} of the {measure}" for measure, share in cells)
     lines = [f"| | {head} |", "|---" * (len(cells) + 1) + "|"]
@@ -80,9 +80,10 @@ def report(rows: list[Any]) -> str:
 def _cell(rows: list[Any]) -> str:
     if not rows:
         return "–"
-    kept, time = (_study.spread([100 * row[name] for row in rows], "{:.0f}".format) for name in ("kept", "time"))
+    names = [name for name in ("kept", "time") if name in rows[0]]
+    shares = [f"{_study.spread([100 * row[name] for row in rows], '{:.0f}'.format)} %" for name in names]
     layers = ", ".join(dict.fromkeys("+".join(map(str, row["layers"])) for row in rows))
-    return f"{_study.spread([row['r1'] for row in rows])} ({kept} %, {time} %, {layers})"
+    return f"{_study.spread([row['r1'] for row in rows])} ({', '.join([*shares, layers])})"
 
 
 def main() -> None:
@@ -113,8 +114,8 @@ def main() -> None:
                     _study.blocks_size(small) / study.size,
                     [len(tower.blocks) for tower in small.towers.values()],
                 )
-                r1 = _study.mean_r1(_study.recall(small, study.test))
-                study.add("rows", key | {"r1": r1, "kept": kept, "time": speed(study, small), "layers": layers})
+                row = key | {"r1": _study.mean_r1(_study.recall(small, study.test)), "kept": kept, "layers": layers}
+                study.add("rows", row | ({"time": speed(study, small)} if options.measure == "latency" else {}))
     print(report(study.rows("rows")))
 
 
