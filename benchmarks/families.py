@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 import torch_pruning_mope as mope  # noqa: E402
 from tests.unit import zoo  # noqa: E402
 from tests.unit.emulate import cuts_of, emulated  # noqa: E402
+from tests.unit.models import tokens_for  # noqa: E402
 from tests.unit.scoring.oracle import physically_without  # noqa: E402
 from torch_pruning_mope.scoring import PlainEngine, PrefixEngine, enumerate_units, single_ablation  # noqa: E402
 from torch_pruning_mope.towers import towers_of  # noqa: E402
@@ -95,7 +96,9 @@ def pruned(family: str, ratio: float) -> tuple[float, list[str]]:
 def quantized(family: str) -> str:
     """Mean cosines of the embeddings of int8 files to those of float files, on inputs that are not calibrated on."""
     encoder = mope.DualEncoder(zoo.build(family))
-    pairs = zoo.pairs_of(encoder, 96)
+    images = zoo.pairs_of(encoder, 96).images
+    context = encoder.example_inputs["tokens"].shape[1]  # RoBERTa's is longer than the zoo's captions
+    pairs = mope.Pairs(images, tokens_for(96, context=context, vocabulary=zoo.VOCABULARY))
     parts = [mope.Pairs(pairs.images[part], pairs.tokens[part]) for part in (slice(64), slice(64, None))]
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"quantize": "int8", "pairs": parts[0], "test_pairs": parts[1], "max_drop": 100}

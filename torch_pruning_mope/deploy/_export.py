@@ -72,9 +72,9 @@ def export(
     layers that all kept the same widths, and as many heads as the width is wide: both libraries derive one from the other.
     Written files are loaded and run before they are put in place.
 
-    With ``quantize="int8"``, onnxruntime quantises matrix products and token tables statically, signed and per channel in the
-    weights. Layers whose output it changes by more than 5 % stay in float; `deployment.json` lists the error of each layer.
-    ``quantize="fp16"`` halves the bytes; CPUs compute such files in float32.
+    With ``quantize="int8"``, onnxruntime quantises matrix products, convolutions and token tables statically, signed and per
+    channel in the weights. Layers whose output it changes by more than 5 % stay in float; `deployment.json` lists the error of
+    each layer. ``quantize="fp16"`` halves the bytes; CPUs compute such files in float32.
 
     Args:
         model: A CLIP-like model, pruned or not, wrapped or not, with or without its inputs; left as it is.
@@ -90,8 +90,8 @@ def export(
         The files.
 
     Raises:
-        ValueError: If ``format`` or ``quantize`` is unknown, an argument does not go with the format, or ``test_pairs`` are
-            among ``pairs``.
+        ValueError: If ``format`` or ``quantize`` is unknown, an argument does not go with the format, ``test_pairs`` are
+            among ``pairs``, or pairs are of other shapes than the files take.
         ExportError: If the format cannot express the model, a package is missing, the exporter fails, the files embed
             otherwise, or quantisation costs more than ``max_drop``. Nothing is then left in the folder.
     """
@@ -101,7 +101,7 @@ def export(
     encoder = EncoderCore(copy.deepcopy(given).eval())
     encoder.check_has_weights()
     encoder.model.cpu()
-    gate = None if quantize is None else Gate(quantize, pairs, test_pairs, max_drop)
+    gate = None if quantize is None else Gate(quantize, pairs, test_pairs, max_drop, encoder)
     target = Path(folder)
     with write_folder(target) as partial:
         if format in _PROGRAMS:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data import Pairs
-from ..encoder import TowerName
+from ..encoder import EncoderCore, TowerName
 from ..errors import ExportError
 from ..metrics import Recall, normalised
 from ._programs import Runner, onnx_runner
@@ -38,9 +38,13 @@ class Gate:
         pairs: Pairs | Iterable[object] | None,
         test: Pairs | Iterable[object] | None,
         max_drop: float,
+        encoder: EncoderCore,
     ) -> None:
         self._pairs = None if pairs is None or numbers == "fp16" else Pairs.coerce(pairs)
         self._test, self._max_drop = None if test is None else Pairs.coerce(test), max_drop
+        for name, given in (("pairs", self._pairs), ("test_pairs", self._test)):
+            if given is not None:
+                _check_shapes(encoder, name, given)
         if self._pairs and self._test and (shared := len(_digests(self._pairs) & _digests(self._test))):
             raise ValueError(
                 f"test_pairs must not be calibration pairs; found {shared} images in both. Calibrate on pairs that are not "
@@ -79,6 +83,19 @@ class Gate:
             "layers": {tower: asdict(found) for tower, found in layers.items()},
             "measured": None,
         }
+
+
+def _check_shapes(encoder: EncoderCore, name: str, pairs: Pairs) -> None:
+    """Raises ValueError unless pairs are as the exported files take them, which is of one size."""
+    example = encoder.example_inputs
+    for tower, key, inputs in (("image", "images", pairs.images), ("text", "tokens", pairs.tokens)):
+        asked, found = list(example[key].shape[1:]), list(inputs.shape[1:])
+        if found != asked:
+            raise ValueError(
+                f"{name} must hold {key} of shape {asked}, which the exported {tower} encoder takes; found {found}. Make them "
+                "with the model's own preprocessing and tokenizer, which pads captions."
+            )
+        encoder.towers[tower].check_inputs(inputs)  # type: ignore[index]
 
 
 def measure(before: Runners, after: Runners, test: Pairs) -> Measured:

@@ -85,7 +85,9 @@ def test_what_was_measured_is_on_record(exported: Path) -> None:
     assert measured["recall_float"] - measured["recall"] <= measured["max_drop"] == 1.0
     assert measured["recall"] > 95
     assert min(measured["cosine"].values()) > 0.995
-    assert len(layers["image"]["int8"]) == 6 * 4 + 3  # two in place of one where the last layer narrows; patches, the joint
+    assert (
+        len(layers["image"]["int8"]) == 6 * 4 + 3
+    )  # two in place of one where the last layer narrows; patches, the joint
     assert all(0 < error <= about["error_bound"] for tower in layers.values() for error in tower["int8"].values())
 
 
@@ -172,6 +174,14 @@ def test_arguments(pairs: tuple[Pairs, Pairs], tmp_path: Path) -> None:
         ({"quantize": "int8"}, "must come with calibration pairs; found none"),
         ({"quantize": "int8", "pairs": pairs[0], "format": "torch"}, "must come with format='onnx'; found 'torch'"),
         ({"quantize": "int8", "pairs": pairs[0], "test_pairs": pairs[0]}, "found 64 images in both"),
+        (
+            {"quantize": "int8", "pairs": Pairs(pairs[0].images, pairs[0].tokens[:, :9])},
+            r"pairs must hold tokens of shape \[24\], which the exported text encoder takes; found \[9\]",
+        ),
+        (
+            {"quantize": "int8", "pairs": pairs[0], "test_pairs": Pairs(pairs[1].images[..., 1:], pairs[1].tokens)},
+            r"test_pairs must hold images of shape \[3, 64, 64\]",
+        ),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
