@@ -8,6 +8,7 @@ in float. Norms, softmax and products of two activations stay in float.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,15 +62,25 @@ def quantize_onnx(path: Path, inputs: Tensor, bound: float = BOUND) -> Quantized
     try:
         with quiet():
             external = path.with_name(f"{path.name}.data")
-            quant_pre_process(path, prepared, skip_symbolic_shape=True, save_as_external_data=external.exists())
+            is_large = external.exists()
+            quant_pre_process(
+                path,
+                prepared,
+                skip_symbolic_shape=True,
+                save_as_external_data=is_large,
+                all_tensors_to_one_file=True,
+                external_data_location=f"{prepared.name}.data",
+            )
             external.unlink(missing_ok=True)
             graph = onnx.load(prepared).graph
             layers = _layers(graph)
-            _quantize(prepared, path, batches, [layer.name for layer in layers], graph)
+            quantize = partial(_quantize, prepared, path, batches, graph=graph, is_large=is_large)
+            quantize([layer.name for layer in layers])
             errors = _errors(prepared, path, layers, batches[0])
             rest = [name for name, error in errors.items() if error <= bound]
             if len(rest) < len(layers):
-                _quantize(prepared, path, batches, rest, graph)
+                external.unlink(missing_ok=True)
+                quantize(rest)
     finally:
         for left in path.parent.glob(f"{prepared.name}*"):
             left.unlink()
@@ -90,7 +101,9 @@ def _constant(node: Any) -> int:
     return int(node.op_type != "Gather")
 
 
-def _quantize(source: Path, target: Path, batches: Sequence[NDArray[Any]], names: Sequence[str], graph: Any) -> None:
+def _quantize(
+    source: Path, target: Path, batches: Sequence[NDArray[Any]], names: Sequence[str], *, graph: Any, is_large: bool
+) -> None:
     """Quantises some layers."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -114,6 +127,7 @@ def _quantize(source: Path, target: Path, batches: Sequence[NDArray[Any]], names
         activation_type=QuantType.QUInt8,  # kernels of x86 take unsigned activations
         op_types_to_quantize=list(_KINDS),
         nodes_to_exclude=others,
+        use_external_data_format=is_large,
         extra_options={"MatMulConstBOnly": True},
     )
     logging.root.setLevel(before)
@@ -170,10 +184,15 @@ def _values(path: Path, names: Sequence[str], batch: NDArray[Any]) -> list[NDArr
     import onnx
     import onnxruntime
 
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     outputs = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in outputs)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    probe = path.with_suffix(".probe.onnx")  # beside the weights, which may be too large for one message
+    try:
+        onnx.save(model, probe)
+        session = onnxruntime.InferenceSession(probe, providers=["CPUExecutionProvider"])
+    finally:
+        probe.unlink(missing_ok=True)
     values: list[NDArray[Any]] = session.run(list(names), {"inputs": batch})
     return values
 

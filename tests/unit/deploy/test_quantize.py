@@ -17,7 +17,7 @@ from torch_pruning_mope import Pairs, load_exported
 from torch_pruning_mope.deploy import _gate, shipped_latencies
 from torch_pruning_mope.deploy._gate import Measured, measure
 from torch_pruning_mope.deploy._programs import onnx_runner, write_onnx
-from torch_pruning_mope.deploy._quantize import quantize_onnx
+from torch_pruning_mope.deploy._quantize import halve_onnx, quantize_onnx
 from torch_pruning_mope.errors import ExportError
 
 
@@ -155,6 +155,24 @@ def test_half_precision_takes_half_the_bytes(pairs: tuple[Pairs, Pairs], tmp_pat
     about = json.loads((half[0].parent / "deployment.json").read_text())["quantization"]
     assert about["type"] == "fp16"
     assert about["measured"]["pairs"] == 8
+
+
+@pytest.mark.parametrize("quantize", ["int8", "fp16"])
+def test_weights_beside_the_file_stay_in_one_whole(quantize: str, tmp_path: Path) -> None:
+    """As exporters write models of over 2 GB."""
+    import onnx
+
+    inputs, path = torch.randn(64, 16), tmp_path / "two.onnx"
+    expected = write_onnx(Two().eval(), inputs, path, None)(inputs)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="two.onnx.data", size_threshold=256)
+    assert (tmp_path / "two.onnx.data").exists()
+    if quantize == "fp16":
+        halve_onnx(path)
+    else:
+        quantize_onnx(path, inputs)
+    difference = onnx_runner(path)(inputs) - expected
+    assert 0 < float(difference.norm() / expected.norm()) < 0.03
+    assert {file.name for file in tmp_path.iterdir()} <= {"two.onnx", "two.onnx.data"}
 
 
 def test_the_shipped_form_is_timed(pairs: tuple[Pairs, Pairs]) -> None:
