@@ -101,7 +101,7 @@ def quantized(family: str) -> str:
     pairs = mope.Pairs(images, tokens_for(96, context=context, vocabulary=zoo.VOCABULARY))
     parts = [mope.Pairs(pairs.images[part], pairs.tokens[part]) for part in (slice(64), slice(64, None))]
     with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {"quantize": "int8", "pairs": parts[0], "test_pairs": parts[1], "max_drop": 100}
+        options: dict[str, Any] = {"quantize": "int8", "pairs": parts[0], "test_pairs": parts[1], "max_drop": 100.0}
         mope.export(encoder, Path(folder) / "int8", **options)
         about = json.loads((Path(folder) / "int8" / "deployment.json").read_text())["quantization"]
     return " / ".join(f"{about['measured']['cosine'][tower]:.3f}" for tower in TOWERS)

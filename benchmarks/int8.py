@@ -101,7 +101,7 @@ def tiny(shares: Sequence[float], steps: int, scored: int, tested: int, seeds: i
             for seed in range(seeds):
                 folders[f"int8, seed {seed}"] = folder = Path(root) / str(seed)
                 pairs = mope.emoji_pairs("calibration", CALIBRATION, seed)
-                mope.export(model, folder, quantize="int8", pairs=pairs, test_pairs=test, max_drop=100)
+                mope.export(model, folder, quantize="int8", pairs=pairs, test_pairs=test, max_drop=100.0)
                 about = json.loads((folder / "deployment.json").read_text())["quantization"]
                 measured.append(about["measured"])
             one = [test.images[:1].numpy(), test.tokens[:1].numpy()]
@@ -134,7 +134,7 @@ def speed(names: Sequence[str], threads: int, file: Path) -> None:
             mope.export(encoder, folders["dense"])
             mope.remove_units(encoder, drawn(encoder, 0.5, 16, 0))
             mope.export(encoder, folders["pruned"])
-            mope.export(encoder, folders["int8"], quantize="int8", pairs=pairs, test_pairs=test, max_drop=100)
+            mope.export(encoder, folders["int8"], quantize="int8", pairs=pairs, test_pairs=test, max_drop=100.0)
             about = json.loads((folders["int8"] / "deployment.json").read_text())["quantization"]
             row: dict[str, Any] = {"model": name, "cosine": about["measured"]["cosine"]}
             row |= {f"bytes_{part}": size(folder) for part, folder in folders.items()}

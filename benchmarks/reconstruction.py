@@ -225,7 +225,7 @@ def report(found: Mapping[str, Any]) -> str:
                 {row["seed"]: row["r1"] for row in trained if tuple(row[name] for name in names) == (1.0, *rest)}
                 for rest in (key[1:], (*key[1:3], 1000.0))
             ]
-            equal = like[0] or like[1]
+            equal = like[1] | like[0]
             of = [value / equal[seed] for seed, value in mine.items() if seed in equal]
             shown = f"{key[0]:.0%}", *key[1:3], f"{key[3]:g}"
             cells = (*shown, _study.spread(list(mine.values())), _study.spread(of, "{:.3f}".format))

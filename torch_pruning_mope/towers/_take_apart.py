@@ -45,6 +45,9 @@ def _found(tower: OpaqueTower) -> Found:
     modules = [block.module for block in in_list]
     if not tower.in_order or list(blocks[: len(in_list)]) != in_list or len(set(modules)) < len(modules):
         raise NotInPartsError("its layers do not run one after another, each once")
+    others = [(block, part) for block in blocks[len(in_list) :] for part in kinds_of(block)]
+    if any(tower.begins(block, part) < len(in_list) for block, part in others):
+        raise NotInPartsError("other units run before the end of its layers")
     outputs = [units.output for block in in_list for units in block.prunables]
     if len({len(block.prunables) for block in in_list}) > 1 or not all(isinstance(o, nn.Linear) for o in outputs):
         raise NotInPartsError("its layers differ, or end in convolutions")
