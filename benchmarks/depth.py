@@ -31,10 +31,8 @@ ORDERS = {
 
 def compressed(study: _study.Study, seed: int, share: float, measure: str, order: str, work: Path) -> mope.DualEncoder:
     """The dense model without what an order removes, refitted."""
-    scored, more = (
-        study.calibration(seed),
-        mope.emoji_pairs("calibration", study.settings["reconstruct_pairs"], seed=seed),
-    )
+    scored = study.calibration(seed)
+    more = mope.emoji_pairs("calibration", study.settings["reconstruct_pairs"], seed=seed)
     calls, plans = ORDERS[order], list[Plan]()
     for place, kinds in enumerate(calls):
         goal = share ** ((place + 1) / len(calls))
@@ -110,10 +108,8 @@ def main() -> None:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     small = compressed(study, seed, share, options.measure, order, Path(folder))
-                kept, layers = (
-                    _study.blocks_size(small) / study.size,
-                    [len(tower.blocks) for tower in small.towers.values()],
-                )
+                kept = _study.blocks_size(small) / study.size
+                layers = [len(tower.blocks) for tower in small.towers.values()]
                 row = key | {"r1": _study.mean_r1(_study.recall(small, study.test)), "kept": kept, "layers": layers}
                 study.add("rows", row | ({"time": speed(study, small)} if options.measure == "latency" else {}))
     print(report(study.rows("rows")))

@@ -76,7 +76,7 @@ def quantize_onnx(path: Path, inputs: Tensor, bound: float = BOUND) -> Quantized
             layers = _layers(graph)
             quantize = partial(_quantize, prepared, path, batches, graph=graph, is_large=is_large)
             quantize([layer.name for layer in layers])
-            errors = _errors(prepared, path, layers, batches[0])
+            errors = _errors(prepared, path, graph, batches[0])
             rest = [name for name, error in errors.items() if error <= bound]
             if len(rest) < len(layers):
                 external.unlink(missing_ok=True)
@@ -133,14 +133,15 @@ def _quantize(
     logging.root.setLevel(before)
 
 
-def _errors(source: Path, quantized: Path, layers: Sequence[Any], batch: NDArray[Any]) -> dict[str, float]:
+def _errors(source: Path, quantized: Path, floats: Any, batch: NDArray[Any]) -> dict[str, float]:
     """Error of each layer's output by its own rounding of inputs and weights, on float inputs."""
     import onnx
     from onnx import numpy_helper
 
+    layers = _layers(floats)
     wanted = sorted({layer.input[0] for layer in layers if _constant(layer)})
     seen = dict(zip(wanted, _values(source, wanted, batch), strict=True))
-    floats = {tensor.name: tensor for tensor in onnx.load(source).graph.initializer}
+    weights = {tensor.name: tensor for tensor in floats.initializer}
     graph = onnx.load(quantized).graph
     own = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     nodes = {node.name: node for node in graph.node}
@@ -148,7 +149,7 @@ def _errors(source: Path, quantized: Path, layers: Sequence[Any], batch: NDArray
     constants = [nodes[layer.name].input[_constant(layer)] for layer in layers]
     found = {}
     for layer, rounded in zip(layers, _values(quantized, constants, batch), strict=True):
-        weight = numpy_helper.to_array(floats[layer.input[_constant(layer)]])
+        weight = numpy_helper.to_array(weights[layer.input[_constant(layer)]])
         if layer.op_type == "Gather":
             found[layer.name] = _relative(rounded, weight)
             continue

@@ -139,6 +139,7 @@ def masking_is_removal(graph: tp.DependencyGraph, output: nn.Module) -> bool:
 
 def all_groups(graph: tp.DependencyGraph) -> list[Any]:
     """Every group of channels that would have to be cut together, in full; notes layers without one as ``graph.unread``."""
+    # Torch-Pruning's own get_all_groups is a generator, which the first layer that it cannot follow ends for all others.
     groups, seen, unread = [], set[nn.Module](), list[nn.Module]()
     for module in list(graph.module2node):
         if not isinstance(module, tp.ops.TORCH_CONV | tp.ops.TORCH_LINEAR | nn.Embedding) or module in seen:
